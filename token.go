@@ -1,0 +1,172 @@
+package ganbauth
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Token is what the bank's token endpoint issued for one user (RFC 6749 section 5.1).
+//
+// A Token is a plain value: copy it freely. It is not safe to write to one Token from several goroutines.
+// Formatting a Token with fmt or log/slog shows no secret, and encoding/json refuses it; a [TokenStore] uses the
+// fields, or [Token.MarshalBinary].
+type Token struct {
+	// AccessToken goes to the bank's API in the header x-access-token. At most 4,096 bytes of visible ASCII.
+	AccessToken string
+	// RefreshToken buys the next Token, once. It is empty when the bank granted none (the scope offline_access
+	// was not asked for), and in every Token that the Kit gives to handlers. At most 4,096 bytes.
+	RefreshToken string
+	// TokenType is "Bearer".
+	TokenType string
+	// Scope holds the granted scopes, separated by single spaces.
+	Scope string
+	// IDToken is the verified ID token of the login. One that comes with a refresh is checked against it
+	// (OpenID Connect Core section 12.2) and not kept. It is empty in plain OAuth 2.0.
+	IDToken string
+	// Subject identifies the user at the bank. It is set from a verified ID token only.
+	Subject string
+	// ExpiresAt is when AccessToken ends, and IssuedAt when it was asked for, both in UTC and whole seconds.
+	ExpiresAt, IssuedAt time.Time
+}
+
+// Valid reports whether the access token is there and not past its expiry.
+func (t *Token) Valid() bool {
+	return t != nil && t.AccessToken != "" && time.Now().Before(t.ExpiresAt)
+}
+
+// HasScope reports whether the bank granted scope. Scopes are compared exactly.
+func (t *Token) HasScope(scope string) bool {
+	return t != nil && scope != "" && slices.Contains(strings.Fields(t.Scope), scope)
+}
+
+// withoutRefresh is the copy that leaves the gate: nobody can spend the refresh token past it.
+func (t *Token) withoutRefresh() *Token {
+	c := *t
+	c.RefreshToken = ""
+	return &c
+}
+
+func (t Token) redacted() string {
+	return fmt.Sprintf("ganbauth.Token{Scope:%q ExpiresAt:%s [redacted]}", t.Scope, t.ExpiresAt.Format(time.RFC3339))
+}
+
+// Format implements [fmt.Formatter] and shows the scope and the expiry only, whatever the verb.
+func (t Token) Format(f fmt.State, _ rune) { fmt.Fprint(f, t.redacted()) }
+
+// LogValue implements [slog.LogValuer] and shows the scope and the expiry only.
+func (t Token) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("scope", t.Scope), slog.Time("expires_at", t.ExpiresAt))
+}
+
+// MarshalJSON always fails: JSON of a Token ends up in logs and browsers. Stores use [Token.MarshalBinary].
+func (t Token) MarshalJSON() ([]byte, error) {
+	return nil, errors.New("ganbauth: a Token is not for JSON, use MarshalBinary")
+}
+
+var (
+	_                  fmt.Formatter  = Token{}
+	_                  slog.LogValuer = Token{}
+	_                  json.Marshaler = Token{}
+	errUnreadable                     = errors.New("record cannot be read")
+	errRecordTruncated                = fmt.Errorf("%w: truncated", errUnreadable)
+)
+
+const tokenVersion = 1
+
+func (t *Token) strings() [6]*string {
+	return [6]*string{&t.AccessToken, &t.RefreshToken, &t.TokenType, &t.Scope, &t.IDToken, &t.Subject}
+}
+
+// MarshalBinary implements [encoding.BinaryMarshaler] with a compact, versioned record, secrets included: it is
+// for stores. The error is always nil.
+func (t *Token) MarshalBinary() ([]byte, error) {
+	b := []byte{tokenVersion}
+	b = binary.AppendVarint(b, t.ExpiresAt.Unix())
+	b = binary.AppendVarint(b, t.IssuedAt.Unix())
+	for _, s := range t.strings() {
+		b = appendString(b, *s)
+	}
+	return b, nil
+}
+
+// UnmarshalBinary implements [encoding.BinaryUnmarshaler]. It fails on a record that is truncated, has bytes left
+// over, or is of another version, and then leaves t as it was.
+func (t *Token) UnmarshalBinary(data []byte) error {
+	r := recordReader{rest: string(data)}
+	if v := r.byte(); v != tokenVersion && r.err == nil {
+		return fmt.Errorf("ganbauth: token: %w: version %d", errUnreadable, v)
+	}
+	var u Token
+	u.ExpiresAt, u.IssuedAt = r.time(), r.time()
+	for _, s := range u.strings() {
+		*s = r.string()
+	}
+	if err := r.end(); err != nil {
+		return fmt.Errorf("ganbauth: token: %w", err)
+	}
+	*t = u
+	return nil
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+// recordReader reads what appendString and encoding/binary wrote. After the first fault everything reads as zero.
+// Its strings share one allocation.
+type recordReader struct {
+	rest string
+	err  error
+}
+
+func (r *recordReader) byte() byte {
+	if r.rest == "" {
+		r.err = errRecordTruncated
+		return 0
+	}
+	c := r.rest[0]
+	r.rest = r.rest[1:]
+	return c
+}
+
+func (r *recordReader) uvarint() (v uint64) {
+	for shift := 0; shift < 64; shift += 7 {
+		c := r.byte()
+		v |= uint64(c&0x7f) << shift
+		if c < 0x80 {
+			return v
+		}
+	}
+	r.err = fmt.Errorf("%w: number out of range", errUnreadable)
+	return 0
+}
+
+// time reads seconds since 1970, zigzag-coded as by [binary.AppendVarint].
+func (r *recordReader) time() time.Time {
+	u := r.uvarint()
+	return time.Unix(int64(u>>1)^-int64(u&1), 0).UTC()
+}
+
+func (r *recordReader) string() string {
+	n := r.uvarint()
+	if n > uint64(len(r.rest)) {
+		r.err, r.rest = errRecordTruncated, ""
+		return ""
+	}
+	s := r.rest[:n]
+	r.rest = r.rest[n:]
+	return s
+}
+
+func (r *recordReader) end() error {
+	if r.err == nil && r.rest != "" {
+		r.err = fmt.Errorf("%w: %d bytes left over", errUnreadable, len(r.rest))
+	}
+	return r.err
+}
