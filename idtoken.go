@@ -1,0 +1,235 @@
+package ganbauth
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+const (
+	maxClockSkew  = 30 * time.Second // for iat and nbf ahead of our clock; exp has none
+	maxIDTokenAge = 10 * time.Minute // as the bank's Java SDK
+)
+
+// idClaims are the claims of an ID token that the kit judges by.
+type idClaims struct {
+	Issuer, Subject, Nonce, AZP string
+	Audience                    []string
+	IssuedAt, AuthTime          int64
+}
+
+func invalidIDToken(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrInvalidIDToken, fmt.Errorf(format, args...))
+}
+
+// verifyIDToken checks what every ID token must hold, from a login or a refresh: OpenID Connect Core section
+// 3.1.3.7 and RFC 8725, HS256 only, keyed with the client secret. accessToken is the one it came with.
+func (c *Connector) verifyIDToken(raw, accessToken string, now time.Time) (*idClaims, error) {
+	if raw == "" {
+		return nil, fmt.Errorf("%w: id_token is missing", ErrTokenFormat)
+	}
+	payload, err := c.signedPayload(raw)
+	if err != nil {
+		return nil, err
+	}
+	o, err := parseObject(payload)
+	if err != nil {
+		return nil, invalidIDToken("claims: %w", err)
+	}
+	claims, err := readClaims(o)
+	if err != nil {
+		return nil, invalidIDToken("%w", err)
+	}
+	if c.issuer == "" {
+		return nil, errNoIssuer
+	}
+	if claims.Issuer != c.issuer {
+		return nil, invalidIDToken("%s", gotWant("iss", claims.Issuer, c.issuer))
+	}
+	if len(claims.Audience) == 0 {
+		return nil, invalidIDToken("aud is missing")
+	}
+	for _, aud := range claims.Audience {
+		if aud != c.clientID {
+			return nil, invalidIDToken("aud names another client")
+		}
+	}
+	if _, ok := o["azp"]; ok && claims.AZP != c.clientID {
+		return nil, invalidIDToken("azp is another client")
+	}
+	if n := len(claims.Subject); n == 0 || n > 255 || !isVisible(claims.Subject, true) {
+		return nil, invalidIDToken("sub must be 1 to 255 ASCII characters")
+	}
+	if err := checkTimes(o, now); err != nil {
+		return nil, invalidIDToken("%w", err)
+	}
+	hash, ok, err := member[string](o, "at_hash")
+	if err != nil || ok && hash != accessTokenHash(accessToken) {
+		return nil, invalidIDToken("at_hash is not the access token's")
+	}
+	return claims, nil
+}
+
+// signedPayload returns the payload of a compact JWS whose header and MAC are right. golang-jwt computes the MAC.
+// Its parser is not used: it lets pass crit, b64, any typ, duplicate names, line breaks inside and other spellings
+// of the same signature.
+func (c *Connector) signedPayload(raw string) ([]byte, error) {
+	if len(raw) > maxIDToken {
+		return nil, invalidIDToken("longer than %d bytes", maxIDToken)
+	}
+	if strings.Count(raw, ".") != 2 {
+		return nil, invalidIDToken("not a compact JWS")
+	}
+	signed, signature := raw[:strings.LastIndexByte(raw, '.')], raw[strings.LastIndexByte(raw, '.')+1:]
+	header64, payload64, _ := strings.Cut(signed, ".")
+	header, err1 := decodeSegment(header64)
+	payload, err2 := decodeSegment(payload64)
+	mac, err3 := decodeSegment(signature)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, invalidIDToken("not base64url")
+	}
+	h, err := parseObject(header)
+	if err != nil {
+		return nil, invalidIDToken("header: %w", err)
+	}
+	if alg, _, err := member[string](h, "alg"); err != nil || alg != jwt.SigningMethodHS256.Alg() {
+		return nil, invalidIDToken("alg is not HS256")
+	}
+	switch typ, ok, err := member[string](h, "typ"); {
+	case err != nil, ok && !strings.EqualFold(strings.TrimPrefix(strings.ToLower(typ), "application/"), "jwt"):
+		return nil, invalidIDToken("typ is not JWT")
+	}
+	for _, name := range []string{"crit", "b64"} {
+		if _, ok := h[name]; ok {
+			return nil, invalidIDToken("header has %s", name)
+		}
+	}
+	if err := jwt.SigningMethodHS256.Verify(signed, mac, []byte(c.clientSecret)); err != nil {
+		return nil, invalidIDToken("wrong signature")
+	}
+	return payload, nil
+}
+
+// decodeSegment decodes base64url in its one canonical spelling. encoding/base64 skips line breaks even when strict.
+func decodeSegment(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") {
+		return nil, base64.CorruptInputError(0)
+	}
+	return base64.RawURLEncoding.Strict().DecodeString(s)
+}
+
+func readClaims(o object) (*idClaims, error) {
+	var c idClaims
+	var errs []error
+	for name, field := range map[string]*string{"iss": &c.Issuer, "sub": &c.Subject, "nonce": &c.Nonce, "azp": &c.AZP} {
+		var err error
+		*field, _, err = member[string](o, name)
+		errs = append(errs, err)
+	}
+	if raw := o["aud"]; len(raw) > 0 && raw[0] == '[' {
+		// Pointers tell null from the empty string.
+		list, _, err := member[[]*string](o, "aud")
+		errs = append(errs, err)
+		for _, aud := range list {
+			if aud == nil {
+				return nil, errors.New("aud has the wrong type")
+			}
+			c.Audience = append(c.Audience, *aud)
+		}
+	} else if aud, ok, err := member[string](o, "aud"); ok || err != nil {
+		c.Audience, errs = []string{aud}, append(errs, err)
+	}
+	iat, _, err1 := numericDate(o, "iat")
+	auth, _, err2 := numericDate(o, "auth_time")
+	c.IssuedAt, c.AuthTime = iat.Unix(), auth.Unix()
+	return &c, errors.Join(append(errs, err1, err2)...)
+}
+
+func checkTimes(o object, now time.Time) error {
+	exp, hasExp, err1 := numericDate(o, "exp")
+	iat, hasIat, err2 := numericDate(o, "iat")
+	nbf, _, err3 := numericDate(o, "nbf")
+	switch {
+	case errors.Join(err1, err2, err3) != nil:
+		return errors.Join(err1, err2, err3)
+	case !hasExp || !hasIat:
+		return errors.New("exp or iat is missing")
+	case !now.Before(exp):
+		return errors.New("expired")
+	case iat.After(now.Add(maxClockSkew)) || nbf.After(now.Add(maxClockSkew)):
+		return errors.New("not valid yet")
+	case now.Sub(iat) > maxIDTokenAge:
+		return fmt.Errorf("issued more than %s ago", maxIDTokenAge)
+	}
+	return nil
+}
+
+// numericDate reads a NumericDate (RFC 7519 section 2), up to the year 9999.
+func numericDate(o object, name string) (time.Time, bool, error) {
+	n, ok, err := member[json.Number](o, name)
+	if raw := o[name]; ok && raw[0] == '"' { // json.Number takes strings too
+		return time.Time{}, false, fmt.Errorf("%s has the wrong type", name)
+	}
+	if !ok || err != nil {
+		return time.Time{}, false, err
+	}
+	f, err := n.Float64()
+	if err != nil || f < 0 || f > 253402300799 {
+		return time.Time{}, false, fmt.Errorf("%s is out of range", name)
+	}
+	seconds, fraction := math.Modf(f)
+	return time.Unix(int64(seconds), int64(fraction*1e9)), true, nil
+}
+
+// accessTokenHash is at_hash for HS256 (OpenID Connect Core section 3.1.3.6).
+func accessTokenHash(accessToken string) string {
+	sum := sha256.Sum256([]byte(accessToken))
+	return base64.RawURLEncoding.EncodeToString(sum[:len(sum)/2])
+}
+
+// checkLogin checks what ties an ID token to one login: its nonce, and max_age where that was asked for.
+func (c *idClaims) checkLogin(nonce string, maxAge time.Duration, now time.Time) error {
+	if nonce == "" || subtle.ConstantTimeCompare([]byte(c.Nonce), []byte(nonce)) != 1 {
+		return invalidIDToken("nonce is not this login's")
+	}
+	if maxAge > 0 && now.Sub(time.Unix(c.AuthTime, 0)) > maxAge+maxClockSkew {
+		return invalidIDToken("auth_time is missing or longer ago than max_age")
+	}
+	return nil
+}
+
+// checkRefresh compares with the login's ID token (OpenID Connect Core section 12.2), which was verified then.
+func (c *idClaims) checkRefresh(login string) error {
+	parts := strings.Split(login, ".")
+	if len(parts) != 3 {
+		return invalidIDToken("the login's cannot be read")
+	}
+	payload, err1 := decodeSegment(parts[1])
+	o, err2 := parseObject(payload)
+	first, err3 := readClaims(o)
+	switch {
+	case errors.Join(err1, err2, err3) != nil:
+		return invalidIDToken("the login's cannot be read")
+	case c.Issuer != first.Issuer:
+		return invalidIDToken("iss is not the login's")
+	case c.Subject != first.Subject:
+		return invalidIDToken("sub is not the login's")
+	case c.AZP != first.AZP:
+		return invalidIDToken("azp is not the login's")
+	case c.AuthTime != first.AuthTime && c.AuthTime != (time.Time{}).Unix():
+		return invalidIDToken("auth_time is not the login's")
+	case c.Nonce != "" && c.Nonce != first.Nonce:
+		return invalidIDToken("nonce is not the login's")
+	case c.IssuedAt < first.IssuedAt:
+		return invalidIDToken("iat is before the login's")
+	}
+	return nil
+}
