@@ -1,0 +1,425 @@
+package ganbauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+const (
+	minCoolDown = time.Second
+	maxCoolDown = time.Minute
+
+	lockTimeout   = 30 * time.Second
+	saveTimeout   = 30 * time.Second
+	changeTimeout = lockTimeout + exchangeTimeout + saveTimeout // shorter than Locker's two minutes
+
+	// Without a Locker, the process that won a refresh may not have saved it yet when the loser looks again.
+	secondLook = time.Second
+)
+
+// keeper keeps the tokens live: one refresh per key, whoever asks, and every change of a key's record through one
+// gate.
+type keeper struct {
+	connector *Connector
+	store     TokenStore
+	locker    Locker
+	leeway    time.Duration
+	lifetime  time.Duration
+	observer  observer
+
+	refreshes flights[*Token]
+	gate      keyedMutex
+	coolDowns coolDowns
+}
+
+// live returns key's token, refreshed if it is about to end.
+func (k *keeper) live(ctx context.Context, key string) (*Token, error) {
+	t, err := k.load(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if !k.due(t) {
+		return t, nil
+	}
+	return k.refresh(ctx, key, t, "")
+}
+
+// replace returns another token than the one whose access token the bank's API has refused.
+func (k *keeper) replace(ctx context.Context, key, refused string) (*Token, error) {
+	t, err := k.load(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if t.AccessToken != refused && !k.due(t) {
+		return t, nil // somebody else has rotated it
+	}
+	return k.refresh(ctx, key, t, refused)
+}
+
+// load tells a token that is not there from a store that does not work.
+func (k *keeper) load(ctx context.Context, key string) (*Token, error) {
+	t, err := k.store.Load(ctx, key)
+	switch {
+	case errors.Is(err, ErrTokenNotFound):
+		if errors.Is(err, errUnreadable) {
+			k.observer.log.WarnContext(ctx, "ganbauth: a stored token cannot be read and counts as none", "error", err)
+		}
+		return nil, fmt.Errorf("%w: %w", ErrLoginRequired, err)
+	case err != nil:
+		return nil, &unavailableError{err: fmt.Errorf("ganbauth: load token: %w", err), retryAfter: minCoolDown}
+	case t == nil || t.AccessToken == "":
+		return nil, fmt.Errorf("%w: the stored token is empty", ErrLoginRequired)
+	}
+	return t, nil
+}
+
+// due reports whether t ends within the leeway, which is at most a quarter of its life: a token of five seconds
+// is not refreshed on every request.
+func (k *keeper) due(t *Token) bool {
+	leeway := min(k.leeway, t.ExpiresAt.Sub(t.IssuedAt)/4)
+	return time.Until(t.ExpiresAt) <= max(leeway, 0)
+}
+
+// refresh joins or begins the refresh of key. The token t is what the caller has; refused is its access token if
+// the bank's API has refused it, and t serves on while nothing better is to be had if not.
+func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused string) (*Token, error) {
+	usable := t.Valid() && t.AccessToken != refused
+	if t.RefreshToken == "" {
+		if usable {
+			return t, nil
+		}
+		return nil, fmt.Errorf("%w: the token is past its expiry and there is no refresh token", ErrLoginRequired)
+	}
+	for range 2 {
+		if err := k.coolDowns.check(key); err != nil {
+			if usable {
+				return t, nil
+			}
+			return nil, err
+		}
+		next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (*Token, error) {
+			return k.refreshOnce(ctx, key, refused)
+		})
+		switch {
+		case err == nil && next.AccessToken == refused:
+			continue // a refresh that began before the refusal and found nothing due
+		case err == nil:
+			return next, nil
+		case errors.Is(err, ErrLoginRequired) || !usable:
+			return nil, err
+		}
+		return t, nil
+	}
+	return nil, &unavailableError{err: errors.New("ganbauth: the bank's API refuses the token"), retryAfter: minCoolDown}
+}
+
+// refreshOnce runs in one goroutine per key, on a context that no request can cancel.
+func (k *keeper) refreshOnce(ctx context.Context, key, refused string) (*Token, error) {
+	unlock, err := k.lock(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	// Between the caller's look and the lock, another flight or another process may have done it.
+	old, err := k.load(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	if !k.due(old) && old.AccessToken != refused {
+		return old, nil
+	}
+	if old.RefreshToken == "" {
+		return nil, fmt.Errorf("%w: there is no refresh token", ErrLoginRequired)
+	}
+	start := time.Now()
+	t, err := k.connector.renew(ctx, old, k.lifetime)
+	if err != nil {
+		return k.refreshFailed(ctx, key, old, err, start)
+	}
+	k.coolDowns.clear(key)
+	if err := k.save(ctx, key, t); err != nil {
+		k.observer.event(ctx, EventRefreshFailed, start, err)
+		return t, nil // the old one is dead: those who wait are served, and the log is loud
+	}
+	k.observer.event(ctx, EventTokenRefreshed, start, nil)
+	return t, nil
+}
+
+// refreshFailed decides what a failed refresh means: the end of the connection only when the bank says that the
+// grant is dead and nobody else has rotated the token.
+func (k *keeper) refreshFailed(ctx context.Context, key string, old *Token, err error, start time.Time) (*Token, error) {
+	var e *TokenError
+	isTokenError := errors.As(err, &e)
+	if !(isTokenError && e.grantLost()) && !errors.Is(err, ErrInvalidIDToken) {
+		var hint time.Duration
+		if isTokenError {
+			hint = e.RetryAfter
+		}
+		k.observer.event(ctx, EventRefreshFailed, start, err)
+		return nil, k.coolDowns.begin(key, err, hint)
+	}
+	if isTokenError {
+		t, loadErr := k.rotatedByOther(ctx, key, old)
+		if t != nil || loadErr != nil {
+			return t, loadErr
+		}
+	}
+	k.observer.event(ctx, EventTokenLost, start, err)
+	if err := k.store.Delete(ctx, key); err != nil {
+		k.observer.log.ErrorContext(ctx, "ganbauth: a dead token could not be deleted", "error", err)
+	}
+	return nil, fmt.Errorf("%w: %w", ErrLoginRequired, err)
+}
+
+// rotatedByOther looks again for a token that another process has put in old's place, and returns nil if none has.
+func (k *keeper) rotatedByOther(ctx context.Context, key string, old *Token) (*Token, error) {
+	deadline := time.Now().Add(secondLook)
+	for wait := 50 * time.Millisecond; ; wait *= 2 {
+		t, err := k.load(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		if t.RefreshToken != old.RefreshToken {
+			return t, nil
+		}
+		if k.locker != nil || time.Now().Add(wait).After(deadline) {
+			return nil, nil
+		}
+		time.Sleep(wait)
+	}
+}
+
+// lock takes the gate of key: in this process, then across processes. The unlock ends what lock's ctx has begun.
+func (k *keeper) lock(ctx context.Context, key string) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	leave, err := k.gate.lock(ctx, key)
+	if err == nil && k.locker != nil {
+		var unlockOthers func()
+		if unlockOthers, err = k.locker.Lock(ctx, key); err != nil {
+			leave()
+		} else {
+			return func() { unlockOthers(); leave() }, nil
+		}
+	}
+	if err != nil {
+		return nil, &unavailableError{err: fmt.Errorf("ganbauth: lock: %w", err), retryAfter: minCoolDown}
+	}
+	return leave, nil
+}
+
+// save tries for a bounded time: a token that the bank has issued must not be lost to a hiccup of the store.
+func (k *keeper) save(ctx context.Context, key string, t *Token) error {
+	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
+	defer cancel()
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		err := k.store.Save(ctx, key, t)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			err = fmt.Errorf("ganbauth: save token: %w", err)
+			k.observer.log.ErrorContext(ctx, "ganbauth: a token could not be saved and will be lost", "error", err)
+			return &unavailableError{err: err, retryAfter: minCoolDown}
+		}
+	}
+}
+
+// put saves the token of a login.
+func (k *keeper) put(ctx context.Context, key string, t *Token) error {
+	return k.change(ctx, key, func(ctx context.Context) error {
+		k.coolDowns.clear(key)
+		return k.save(ctx, key, t)
+	})
+}
+
+// drop deletes key's token.
+func (k *keeper) drop(ctx context.Context, key string) error {
+	return k.change(ctx, key, func(ctx context.Context) error {
+		k.coolDowns.clear(key)
+		if err := k.store.Delete(ctx, key); err != nil {
+			return &unavailableError{err: fmt.Errorf("ganbauth: delete token: %w", err), retryAfter: minCoolDown}
+		}
+		return nil
+	})
+}
+
+// change runs fn behind the gate of key, whether or not the request that asked for it goes away.
+func (k *keeper) change(ctx context.Context, key string, fn func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	defer cancel()
+	unlock, err := k.lock(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return fn(ctx)
+}
+
+// flights runs at most one call per key at a time and hands its outcome to everybody who asks meanwhile, or until
+// keep after its end.
+type flights[V any] struct {
+	keep time.Duration
+	mu   sync.Mutex
+	m    map[string]*flight[V]
+}
+
+type flight[V any] struct {
+	done  chan struct{}
+	value V
+	err   error
+}
+
+// do runs fn detached: it ends with a timeout of its own, while every caller leaves when its own ctx ends.
+func (f *flights[V]) do(ctx context.Context, key string, fn func(context.Context) (V, error)) (V, error) {
+	f.mu.Lock()
+	c, ok := f.m[key]
+	if !ok {
+		if f.m == nil {
+			f.m = map[string]*flight[V]{}
+		}
+		c = &flight[V]{done: make(chan struct{})}
+		f.m[key] = c
+		go f.run(context.WithoutCancel(ctx), key, c, fn)
+	}
+	f.mu.Unlock()
+	select {
+	case <-c.done:
+		return c.value, c.err
+	case <-ctx.Done():
+		var zero V
+		return zero, &unavailableError{err: fmt.Errorf("ganbauth: %w", ctx.Err()), retryAfter: minCoolDown}
+	}
+}
+
+func (f *flights[V]) run(ctx context.Context, key string, c *flight[V], fn func(context.Context) (V, error)) {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	defer func() {
+		// No request stands above this goroutine: a panic in a store would end the process.
+		if p := recover(); p != nil {
+			c.err = fmt.Errorf("ganbauth: panic: %v", p)
+		}
+		close(c.done)
+		if f.keep > 0 {
+			time.AfterFunc(f.keep, func() { f.forget(key) })
+		} else {
+			f.forget(key)
+		}
+	}()
+	c.value, c.err = fn(ctx)
+}
+
+func (f *flights[V]) forget(key string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.m, key)
+}
+
+// keyedMutex is a mutex per key that can be waited for with a context, and takes no room when nobody holds it.
+type keyedMutex struct {
+	mu sync.Mutex
+	m  map[string]*keyedLock
+}
+
+type keyedLock struct {
+	held  chan struct{} // full while held
+	users int
+}
+
+func (k *keyedMutex) lock(ctx context.Context, key string) (unlock func(), err error) {
+	k.mu.Lock()
+	if k.m == nil {
+		k.m = map[string]*keyedLock{}
+	}
+	l, ok := k.m[key]
+	if !ok {
+		l = &keyedLock{held: make(chan struct{}, 1)}
+		k.m[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	leave := func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.m, key)
+		}
+	}
+	select {
+	case l.held <- struct{}{}:
+		return func() { <-l.held; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}
+
+// coolDowns keep a sick bank from being hammered: after a failed refresh of a key the next one waits, longer each
+// time.
+type coolDowns struct {
+	mu sync.Mutex
+	m  map[string]*coolDown
+}
+
+type coolDown struct {
+	failures int
+	until    time.Time
+	err      error
+}
+
+// check returns the last failure, with the time to wait, while key cools down.
+func (c *coolDowns) check(key string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.m[key]
+	if d == nil {
+		return nil
+	}
+	wait := time.Until(d.until)
+	if wait <= 0 {
+		return nil
+	}
+	return &unavailableError{err: d.err, retryAfter: wait}
+}
+
+// begin starts or prolongs key's cool-down, to at least hint, and returns what check will.
+func (c *coolDowns) begin(key string, err error, hint time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m == nil {
+		c.m = map[string]*coolDown{}
+	}
+	d := c.m[key]
+	if d == nil {
+		d = &coolDown{}
+		c.m[key] = d
+	}
+	wait := min(minCoolDown<<min(d.failures, 10), maxCoolDown)
+	wait += time.Duration(rand.Int64N(int64(wait) / 4)) // machines that failed together come back apart
+	wait = max(wait, hint)
+	d.failures++
+	d.until = time.Now().Add(wait)
+	d.err = err
+	failures := d.failures
+	time.AfterFunc(wait+maxCoolDown, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.m[key] == d && d.failures == failures {
+			delete(c.m, key)
+		}
+	})
+	return &unavailableError{err: err, retryAfter: wait}
+}
+
+func (c *coolDowns) clear(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.m, key)
+}
