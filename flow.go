@@ -1,0 +1,244 @@
+package ganbauth
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+)
+
+const (
+	attemptLifetime = 10 * time.Minute
+	// The cookie outlives the attempt, so that a late callback hears "expired" and not "unknown".
+	attemptCookieAge = 3 * attemptLifetime
+	maxAttempts      = 5
+	maxReturnPath    = 2048
+	maxRetryPath     = 256
+
+	attemptVersion = 1
+)
+
+// attempt is one login that this browser has begun. It travels in a sealed cookie of its own, named after its
+// state: nothing is kept on the server, and tabs do not overwrite each other's.
+type attempt struct {
+	begun time.Time
+	done  time.Time // of the callback; zero before
+	// nonce and verifier are empty where the login is not OpenID Connect or has no PKCE.
+	nonce, verifier string
+	returnTo        string
+	retry           string // what to request to begin the login again
+	scope           string
+	owner           string // whose attempt it is: a hash of the session's token or of the key, empty for anybody
+}
+
+func (a *attempt) strings() [6]*string {
+	return [6]*string{&a.nonce, &a.verifier, &a.returnTo, &a.retry, &a.scope, &a.owner}
+}
+
+func (a *attempt) marshal() string {
+	b := []byte{attemptVersion}
+	b = binary.AppendVarint(b, a.begun.Unix())
+	b = binary.AppendVarint(b, a.done.Unix())
+	for _, s := range a.strings() {
+		b = appendString(b, *s)
+	}
+	return string(b)
+}
+
+func unmarshalAttempt(data string) (*attempt, error) {
+	r := recordReader{rest: data}
+	if v := r.byte(); v != attemptVersion {
+		return nil, fmt.Errorf("%w: version %d", errUnreadable, v)
+	}
+	a := &attempt{}
+	a.begun, a.done = r.time(), r.time()
+	for _, s := range a.strings() {
+		*s = r.string()
+	}
+	if err := r.end(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *attempt) expired() bool { return time.Since(a.begun) > attemptLifetime }
+
+// finished is what stays of an attempt after its callback: enough to know a second delivery, and a login that came
+// straight back.
+func (a *attempt) finished() *attempt {
+	return &attempt{begun: a.begun, done: time.Now(), retry: a.retry, scope: a.scope}
+}
+
+// attempts reads and writes the cookies.
+type attempts struct {
+	prefix string // of the cookies' names
+	secure bool
+	sealer sealer
+}
+
+func newAttempts(c *Connector, name string, secure bool) (attempts, error) {
+	key, err := c.deriveKey("ganbauth attempt cookie")
+	if err != nil {
+		return attempts{}, fmt.Errorf("ganbauth: attempt cookie: %w", err)
+	}
+	s, err := newSealer(key)
+	prefix := "ganb." + name + "."
+	if secure {
+		prefix = "__Host-" + prefix
+	}
+	return attempts{prefix, secure, s}, err
+}
+
+// cookieName names an attempt after its state without telling it.
+func (as attempts) cookieName(state string) string {
+	sum := sha256.Sum256([]byte(state))
+	return as.prefix + base64.RawURLEncoding.EncodeToString(sum[:16])
+}
+
+func (as attempts) write(w http.ResponseWriter, cookieName string, a *attempt) {
+	value := as.sealer.seal(a.marshal(), cookieName)
+	as.setCookie(w, cookieName, value, int(attemptCookieAge/time.Second))
+}
+
+func (as attempts) remove(w http.ResponseWriter, cookieName string) {
+	as.setCookie(w, cookieName, "", -1)
+}
+
+func (as attempts) setCookie(w http.ResponseWriter, name, value string, maxAge int) {
+	http.SetCookie(w, &http.Cookie{
+		Name:     name,
+		Value:    value,
+		Path:     "/",
+		MaxAge:   maxAge,
+		Secure:   as.secure,
+		HttpOnly: true,
+		SameSite: http.SameSiteLaxMode,
+	})
+}
+
+// find returns this browser's attempt of that name, or nil. Of several cookies with the name, one that somebody
+// planted does not open.
+func (as attempts) find(r *http.Request, cookieName string) *attempt {
+	for _, c := range r.CookiesNamed(cookieName) {
+		plain, err := as.sealer.open(c.Value, cookieName)
+		if err != nil {
+			continue
+		}
+		if a, err := unmarshalAttempt(plain); err == nil {
+			return a
+		}
+	}
+	return nil
+}
+
+// all returns this browser's attempts by cookie name; nil stands for one that cannot be read.
+func (as attempts) all(r *http.Request) map[string]*attempt {
+	found := map[string]*attempt{}
+	for _, c := range r.Cookies() {
+		if strings.HasPrefix(c.Name, as.prefix) && len(found) < 4*maxAttempts {
+			found[c.Name] = as.find(r, c.Name)
+		}
+	}
+	return found
+}
+
+// makeRoom removes what is over, and the oldest attempts while there are too many for one more.
+func (as attempts) makeRoom(w http.ResponseWriter, r *http.Request) {
+	all := as.all(r)
+	var names []string
+	for name, a := range all {
+		if a == nil || a.expired() {
+			as.remove(w, name)
+		} else {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { return all[b].begun.Compare(all[a].begun) })
+	for _, name := range names[min(len(names), maxAttempts-1):] {
+		as.remove(w, name)
+	}
+}
+
+// begin starts a login: it sets the attempt's cookie and returns the bank's URL. An error is a mistake in the
+// configuration or too many scopes.
+func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry string, scopes []string) (string, error) {
+	owner, err := k.owner(r)
+	if err != nil {
+		return "", err
+	}
+	a := &attempt{begun: time.Now(), returnTo: returnTo, scope: strings.Join(scopes, " "), owner: owner}
+	if len(retry) <= maxRetryPath {
+		a.retry = retry
+	}
+	more := url.Values{}
+	for name, values := range k.authParams {
+		more[name] = values
+	}
+	if slices.Contains(scopes, "openid") {
+		a.nonce = rand.Text()
+		more.Set("nonce", a.nonce)
+	}
+	if k.pkce {
+		a.verifier = rand.Text() + rand.Text()
+		sum := sha256.Sum256([]byte(a.verifier))
+		more.Set("code_challenge", base64.RawURLEncoding.EncodeToString(sum[:]))
+		more.Set("code_challenge_method", "S256")
+	}
+	sessionID := rand.Text()
+	authURL, err := k.connector.authorizationURL(sessionID, a.scope, k.redirectURI, more)
+	if err != nil {
+		return "", err
+	}
+	k.attempts.makeRoom(w, r)
+	k.attempts.write(w, k.attempts.cookieName(k.connector.state(sessionID)), a)
+	k.event(r.Context(), EventLoginStarted, a.begun, nil)
+	return authURL, nil
+}
+
+// localPath judges a path to return to by what a browser would do with it: only a path of this site survives, in
+// percent-encoded ASCII, at most 2,048 characters, without its fragment. Decoded, it must be free of what one parser reads as a path and
+// another as a host: backslashes, control characters, empty and dot segments.
+func localPath(s string) (string, bool) {
+	if len(s) > maxReturnPath || !strings.HasPrefix(s, "/") || strings.Contains(s, `\`) ||
+		strings.ContainsFunc(s, unicode.IsControl) {
+		return "", false
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || !strings.HasPrefix(u.Path, "/") {
+		return "", false
+	}
+	if strings.Contains(u.Path, `\`) || strings.ContainsFunc(u.Path, unicode.IsControl) {
+		return "", false
+	}
+	segments := strings.Split(u.Path[1:], "/")
+	for i, segment := range segments {
+		if segment == "." || segment == ".." || segment == "" && i < len(segments)-1 {
+			return "", false
+		}
+	}
+	path := escapeRest(u.EscapedPath())
+	if u.RawQuery != "" {
+		path += "?" + escapeRest(u.RawQuery)
+	}
+	return path, len(path) <= maxReturnPath
+}
+
+// escapeRest percent-encodes what may not stand in a header or a URL.
+func escapeRest(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c > '~' || strings.IndexByte("\"<>`{}|^", c) >= 0 {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,196 @@
+package ganbauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// justReturned is how soon after a callback another login for the same scopes would be a loop.
+const justReturned = 30 * time.Second
+
+// RequireToken calls next with a live token in the request's context, or does not call it.
+//
+// A top-level GET navigation without a token is sent to the bank (303) and comes back to the same path; HTMX gets
+// 401 with HX-Redirect; everything else gets 401 as problem details (RFC 9457) with WWW-Authenticate. When the bank
+// or the store is away and no live token is at hand, the answer is 503 with Retry-After. A login that has just come
+// back without a usable token is not begun again.
+//
+// It neither makes a session nor wraps the ResponseWriter.
+func (k *Kit) RequireToken(next http.Handler) http.Handler { return k.require(nil, next) }
+
+// RequireScopes is [Kit.RequireToken], and the user must have granted the scopes. Where they are missing, a browser
+// is sent to consent to them as well as to those granted before; a program gets 403 with insufficient_scope (RFC 6750
+// section 3.1).
+func (k *Kit) RequireScopes(scopes ...string) func(next http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler { return k.require(scopes, next) }
+}
+
+func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g, err := k.authorize(r, scopes)
+		if err != nil {
+			k.deny(w, r, err, scopes)
+			return
+		}
+		next.ServeHTTP(w, r.WithContext(g))
+	})
+}
+
+// Check is the decision behind [Kit.RequireToken], for frameworks that are not net/http: it returns the live token
+// of the request's user, refreshed if need be, without the refresh token. It writes nothing. The errors are
+// [ErrLoginRequired] and those with a [StatusCode] of 500 and more.
+func (k *Kit) Check(r *http.Request) (*Token, error) {
+	g, err := k.authorize(r, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &g.token, nil
+}
+
+// TokenFromContext returns the token that [Kit.RequireToken] found, without its refresh token; of several kits', the
+// innermost's. Each call in one request returns the same Token. The bool is false outside RequireToken.
+func TokenFromContext(ctx context.Context) (*Token, bool) {
+	g, ok := ctx.Value(grantKey{}).(*grant)
+	if !ok {
+		return nil, false
+	}
+	return &g.token, true
+}
+
+// grant is the context of a request that RequireToken let through.
+type grant struct {
+	context.Context
+	kit   *Kit
+	key   string
+	token Token
+}
+
+type grantKey struct{}
+
+func (g *grant) Value(key any) any {
+	if key == (grantKey{}) {
+		return g
+	}
+	return g.Context.Value(key)
+}
+
+// grantOf finds k's grant, below those of other kits.
+func (k *Kit) grantOf(ctx context.Context) *grant {
+	for ctx != nil {
+		g, ok := ctx.Value(grantKey{}).(*grant)
+		if !ok {
+			return nil
+		}
+		if g.kit == k {
+			return g
+		}
+		ctx = g.Context
+	}
+	return nil
+}
+
+func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
+	if err := k.usable(); err != nil {
+		return nil, err
+	}
+	key, err := k.storeKey(r)
+	if err != nil {
+		return nil, err
+	}
+	if key == "" {
+		return nil, ErrLoginRequired
+	}
+	t, err := k.keeper.live(r.Context(), key)
+	if err != nil {
+		return nil, err
+	}
+	var missing []string
+	for _, s := range scopes {
+		if !t.HasScope(s) {
+			missing = append(missing, s)
+		}
+	}
+	if len(missing) > 0 {
+		return nil, &scopeError{granted: strings.Fields(t.Scope), missing: missing}
+	}
+	return &grant{r.Context(), k, key, *t.withoutRefresh()}, nil
+}
+
+// scopeError is ErrInsufficientScope with what is granted and what is not.
+type scopeError struct{ granted, missing []string }
+
+func (e *scopeError) Error() string {
+	return fmt.Sprintf("%s: missing %s", ErrInsufficientScope, strings.Join(e.missing, " "))
+}
+
+func (e *scopeError) Unwrap() error { return ErrInsufficientScope }
+
+// deny sends a browser to the bank where that may help, and refuses everybody else.
+func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []string) {
+	setHeaders(w)
+	if k.usable() != nil {
+		k.refuse(w, r, err, "")
+		return
+	}
+	var lacks *scopeError
+	loginHelps := errors.As(err, &lacks) || errors.Is(err, ErrLoginRequired) && !errors.Is(err, errNobody)
+	back := ownPath(r)
+	if isHTMX(r) {
+		u, _ := url.Parse(r.Header.Get("HX-Current-URL"))
+		if u == nil {
+			u = &url.URL{}
+		}
+		back, _ = localPath(u.RequestURI())
+	}
+	if back == "" {
+		back = k.defaultReturn
+	}
+	switch {
+	case !loginHelps || isPrefetch(r) || !isNavigation(r) && !isHTMX(r):
+	case k.strictSession() && r.Header.Get("Sec-Fetch-Site") == "cross-site" && isNavigation(r):
+		// The session cookie stayed behind because another site led here.
+		reload(w, back)
+		return
+	default:
+		wanted := union(k.scopes, scopes)
+		if lacks != nil {
+			wanted = union(k.scopes, lacks.granted, scopes)
+		}
+		if k.cameStraightBack(w, r, wanted) {
+			break
+		}
+		target, beginErr := k.begin(w, r, back, back, wanted)
+		if beginErr != nil {
+			err = beginErr
+			break
+		}
+		if isHTMX(r) {
+			w.Header().Set("HX-Redirect", target)
+			break
+		}
+		redirect(w, r, target)
+		return
+	}
+	k.refuse(w, r, err, back)
+}
+
+// cameStraightBack reports whether a login for all these scopes has only just ended: another would be a loop. The
+// page that says so clears the way for the user to try again.
+func (k *Kit) cameStraightBack(w http.ResponseWriter, r *http.Request, scopes []string) bool {
+	back := false
+	for name, a := range k.attempts.all(r) {
+		if a == nil || a.done.IsZero() || time.Since(a.done) > justReturned {
+			continue
+		}
+		if len(union(strings.Fields(a.scope), scopes)) == len(strings.Fields(a.scope)) {
+			k.attempts.remove(w, name)
+			back = true
+		}
+	}
+	return back
+}

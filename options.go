@@ -1,0 +1,310 @@
+package ganbauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+)
+
+// Options configure a [Kit]. RedirectURI and Scopes are required; the zero value of every other field is the right
+// default. [New] copies them.
+type Options struct {
+	// RedirectURI is where CallbackHandler is mounted, as registered with the bank, which compares it exactly: https
+	// (http only on a loopback address), at most 256 characters, without a fragment.
+	RedirectURI string
+	// Scopes to ask for, at most 256 characters together. With openid among them the login is OpenID Connect, and
+	// the ID token is required. The bank grants a refresh token for offline_access only.
+	Scopes []string
+
+	// Store keeps the tokens. Default: [NewSCSStore].
+	Store TokenStore
+	// Key says whose token a request uses, the application's user id for example: at most 1,024 bytes, not secret.
+	// Default: a random value in the session. Where Key fails, or returns "", the request is refused with 401 if the
+	// error wraps [ErrLoginRequired] or is nil, else with 500; no login is begun, as there is nobody to connect.
+	// The Store sees the key as it is, after "Name/" if Name is set.
+	Key func(*http.Request) (string, error)
+	// Locker makes a refresh exclusive across processes. Default: Store, if it is a Locker, else none.
+	Locker Locker
+	// Name tells several kits in one application apart: up to 32 letters, digits, hyphens and underscores. Give each
+	// its own RedirectURI too.
+	Name string
+	// DefaultReturn is the path to go to when a login or a logout does not say. Default: "/".
+	DefaultReturn string
+	// ReturnParam is the query parameter of LoginHandler and LogoutHandler with the path to return to.
+	// Default: "return_to".
+	ReturnParam string
+	// RefreshLeeway is how long before its expiry a token is refreshed, at most a quarter of the token's life.
+	// Default: 60 seconds.
+	RefreshLeeway time.Duration
+	// DefaultLifetime is assumed for a token without a usable expires_in. Default: one hour.
+	DefaultLifetime time.Duration
+	// APIHosts are hosts, with a port if it is not the scheme's own, that [Kit.Client] sends the token to besides
+	// the connector's.
+	APIHosts []string
+	// PKCE sends a code challenge (RFC 7636, S256). The bank does not document it.
+	PKCE bool
+	// AuthParams are added to the authorization request, prompt or max_age for example. The protocol's own
+	// parameters are refused. With max_age the ID token's auth_time is checked.
+	AuthParams url.Values
+	// EncryptionKeys, 32 bytes each, seal the tokens before Store sees them (AES-256-GCM): the first seals, all
+	// open. A token that none opens counts as none.
+	EncryptionKeys [][]byte
+	// OnError answers every refusal in place of the kit's own page or problem details; [StatusCode] has the status.
+	// The headers that a refusal needs are set already, no-store among them. A redirect to the bank is no refusal.
+	OnError func(http.ResponseWriter, *http.Request, error)
+	// Logger gets one record for each [Event] and for what an operator must see. Default: [slog.Default].
+	Logger *slog.Logger
+	// Observe is told what happens, for metrics. It is called concurrently, with the values of the request's
+	// context where there is one, and should return soon.
+	Observe func(context.Context, Event)
+}
+
+// Format implements [fmt.Formatter] and hides the encryption keys, whatever the verb.
+func (o Options) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "ganbauth.Options{Name:%q RedirectURI:%q Scopes:%q}", o.Name, o.RedirectURI, o.Scopes)
+}
+
+// LogValue implements [slog.LogValuer] and hides the encryption keys.
+func (o Options) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(o)) }
+
+// Kit is what an application mounts: handlers for login, callback and logout, a middleware that hands live tokens
+// to routes, and an HTTP client for the bank's API. Make one with [New]. It is immutable and safe for concurrent
+// use. A nil or zero Kit lets nobody through.
+type Kit struct {
+	connector *Connector
+	sessions  *scs.SessionManager
+	keeper    *keeper
+	attempts  attempts
+	exchanges *flights[string]
+	apiHosts  []string
+	maxAge    time.Duration
+	callback  string // the path of RedirectURI
+	https     bool   // the scheme of RedirectURI
+
+	// Of Options.
+	name, redirectURI, defaultReturn, returnParam string
+	scopes                                        []string
+	key                                           func(*http.Request) (string, error)
+	pkce                                          bool
+	authParams                                    url.Values
+	onError                                       func(http.ResponseWriter, *http.Request, error)
+	observer
+}
+
+// Format implements [fmt.Formatter] and shows the name only, whatever the verb.
+func (k *Kit) Format(f fmt.State, _ rune) {
+	if k == nil {
+		fmt.Fprint(f, "ganbauth.Kit(nil)")
+		return
+	}
+	fmt.Fprintf(f, "ganbauth.Kit(%q)", k.name)
+}
+
+var (
+	kitName   = regexp.MustCompile(`^[A-Za-z0-9_-]{0,32}$`)
+	scopeName = regexp.MustCompile(`^[!#-\[\]-~]+$`) // RFC 6749 section 3.3
+
+	protocolParams = []string{"response_type", "client_id", "redirect_uri", "scope", "state", "nonce",
+		"response_mode", "code_challenge", "code_challenge_method", "request", "request_uri", "client_secret"}
+)
+
+// New makes a Kit. It reports every mistake that can be seen now at once, and warns in the log of session cookie
+// settings that do not fit an https RedirectURI. The sessions may be nil when opts has both Store and Key.
+//
+// Two kits of one application need different Names; with the same one they would take each other's sessions and
+// callbacks.
+func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error) {
+	var errs []error
+	fault := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("ganbauth: options: "+format, args...))
+	}
+	if c == nil || c.http == nil {
+		return nil, errors.New("ganbauth: New needs a Connector from NewConnector")
+	}
+	k := &Kit{
+		connector:     c,
+		sessions:      sessions,
+		exchanges:     &flights[string]{keep: attemptLifetime},
+		name:          opts.Name,
+		redirectURI:   opts.RedirectURI,
+		defaultReturn: opts.DefaultReturn,
+		returnParam:   opts.ReturnParam,
+		key:           opts.Key,
+		pkce:          opts.PKCE,
+		onError:       opts.OnError,
+		observer:      observer{kit: opts.Name, log: opts.Logger, hook: opts.Observe},
+	}
+	if k.observer.log == nil {
+		k.observer.log = slog.Default()
+	}
+	if !kitName.MatchString(opts.Name) {
+		fault("Name may have up to 32 letters, digits, hyphens and underscores")
+	}
+
+	u, err := url.Parse(opts.RedirectURI)
+	switch {
+	case err != nil || u.Host == "" || u.Fragment != "" || strings.Contains(opts.RedirectURI, "#"):
+		fault("RedirectURI must be an absolute URL without a fragment")
+	case u.User != nil:
+		fault("RedirectURI must not contain userinfo")
+	case !secureURL(u):
+		fault("RedirectURI must be https (http only on a loopback address)")
+	case len(opts.RedirectURI) > maxRedirectURI:
+		fault("RedirectURI is longer than %d characters", maxRedirectURI)
+	default:
+		k.callback, k.https = u.Path, u.Scheme == "https"
+	}
+
+	for _, s := range opts.Scopes {
+		if !scopeName.MatchString(s) {
+			fault("Scopes: %q is not a scope", s)
+		}
+	}
+	k.scopes = union(opts.Scopes)
+	if n := len(strings.Join(k.scopes, " ")); n == 0 || n > maxScope {
+		fault("Scopes must have 1 to %d characters together, not %d", maxScope, n)
+	}
+	if slices.Contains(k.scopes, "openid") && c.issuer == "" {
+		errs = append(errs, errNoIssuer)
+	}
+
+	if k.defaultReturn == "" {
+		k.defaultReturn = "/"
+	}
+	if p, ok := localPath(k.defaultReturn); !ok || p != k.defaultReturn {
+		fault("DefaultReturn must be a path of this site, percent-encoded")
+	}
+	if k.returnParam == "" {
+		k.returnParam = "return_to"
+	}
+	if opts.RefreshLeeway < 0 || opts.DefaultLifetime < 0 {
+		fault("RefreshLeeway and DefaultLifetime must not be negative")
+	}
+
+	k.apiHosts = []string{hostPort(c.authURL)}
+	for _, host := range opts.APIHosts {
+		u, err := url.Parse("https://" + host)
+		if err != nil || u.Host != host || u.Hostname() == "" {
+			fault("APIHosts: %q is not a host", host)
+			continue
+		}
+		k.apiHosts = append(k.apiHosts, hostPort(u))
+		if isLoopback(u.Hostname()) {
+			u.Scheme = "http"
+			k.apiHosts = append(k.apiHosts, hostPort(u))
+		}
+	}
+
+	k.authParams = url.Values{}
+	for name, values := range opts.AuthParams {
+		if slices.Contains(protocolParams, name) || len(values) != 1 {
+			fault("AuthParams: %q belongs to the protocol or does not have one value", name)
+		}
+		k.authParams[name] = slices.Clone(values)
+	}
+	if s := k.authParams.Get("max_age"); s != "" {
+		seconds, err := strconv.ParseUint(s, 10, 31)
+		if err != nil {
+			fault("AuthParams: max_age is not a number of seconds")
+		}
+		k.maxAge = max(time.Duration(seconds)*time.Second, time.Second)
+	}
+
+	store := opts.Store
+	switch {
+	case sessions == nil && (opts.Store == nil || opts.Key == nil):
+		fault("without sessions, Store and Key are needed")
+	case store == nil && (sessions.Store == nil || sessions.Codec == nil):
+		fault("the session manager has no Store or no Codec: make it with scs.New")
+	case store == nil:
+		store = NewSCSStore(sessions)
+	}
+	locker := opts.Locker
+	if locker == nil {
+		locker, _ = store.(Locker)
+	}
+	if len(opts.EncryptionKeys) > 0 {
+		s, err := newSealer(opts.EncryptionKeys...)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		store = sealedStore{store, s}
+	}
+	if k.attempts, err = newAttempts(c, opts.Name, k.https); err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+
+	k.keeper = &keeper{
+		connector: c,
+		store:     store,
+		locker:    locker,
+		leeway:    orDefault(opts.RefreshLeeway, time.Minute),
+		lifetime:  orDefault(opts.DefaultLifetime, defaultLifetime),
+		observer:  k.observer,
+	}
+	k.warn(opts)
+	return k, nil
+}
+
+// warn says what works and should not go to production.
+func (k *Kit) warn(opts Options) {
+	if len(k.connector.clientSecret) < 32 && slices.Contains(k.scopes, "openid") {
+		k.observer.log.Warn("ganbauth: the client secret is shorter than the 32 bytes that HS256 asks for (RFC 7518 section 3.2)")
+	}
+	if k.connector.salt == "PleaseDefineYourself" {
+		k.observer.log.Warn("ganbauth: Salt is the placeholder of the bank's SDKs: define your own")
+	}
+	if k.sessions == nil || !k.https {
+		return
+	}
+	c := k.sessions.Cookie
+	if !c.Secure {
+		k.observer.log.Warn("ganbauth: RedirectURI is https and the session cookie is not Secure: set sessions.Cookie.Secure")
+	}
+	if !c.HttpOnly || c.SameSite == http.SameSiteNoneMode || c.Domain != "" {
+		k.observer.log.Warn("ganbauth: the session cookie should be HttpOnly, SameSite=Lax or Strict, and without a Domain")
+	}
+}
+
+func orDefault(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return d
+}
+
+// union lists the scopes of all lists once, in their order.
+func union(lists ...[]string) []string {
+	var all []string
+	for _, list := range lists {
+		for _, s := range list {
+			if !slices.Contains(all, s) {
+				all = append(all, s)
+			}
+		}
+	}
+	return all
+}
+
+// hostPort spells out the port, so that equal hosts compare equal.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}

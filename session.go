@@ -1,0 +1,187 @@
+package ganbauth
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+)
+
+// errNobody is ErrLoginRequired where a login at the bank would not help: the application does not know the user.
+var errNobody = fmt.Errorf("%w: the application knows no user to connect", ErrLoginRequired)
+
+const maxKey = 1024
+
+// session is the scs session of one request. It is nil in a Kit without sessions.
+type session struct {
+	*scs.SessionManager
+	ctx  context.Context
+	ours bool // no LoadAndSave stands above the kit, so that committing is the kit's
+}
+
+// session returns the session that LoadAndSave has loaded, or loads it. It never makes one in the store.
+func (k *Kit) session(r *http.Request) (*session, error) {
+	if k.sessions == nil {
+		return nil, nil
+	}
+	var token string
+	if c, err := r.Cookie(k.sessions.Cookie.Name); err == nil {
+		token = c.Value
+	}
+	ctx, err := k.sessions.Load(r.Context(), token)
+	if err != nil {
+		return nil, &unavailableError{err: fmt.Errorf("ganbauth: load session: %w", err), retryAfter: minCoolDown}
+	}
+	return &session{k.sessions, ctx, ctx != r.Context()}, nil
+}
+
+// The session holds the random key of the token's record, never the token; and what its token's hash was before
+// the login, by which the attempts of the other tabs know it again.
+func (k *Kit) sessionValue() string    { return "ganbauth." + k.name }
+func (k *Kit) sessionAncestor() string { return "ganbauth.from." + k.name }
+
+// storeKey says under which key the store has the token of r, "" if r's session has none.
+func (k *Kit) storeKey(r *http.Request) (string, error) {
+	if k.key == nil {
+		s, err := k.session(r)
+		if err != nil {
+			return "", err
+		}
+		return s.GetString(s.ctx, k.sessionValue()), nil
+	}
+	key, err := k.key(r)
+	switch {
+	case errors.Is(err, ErrLoginRequired), err == nil && key == "":
+		return "", errNobody
+	case err != nil:
+		return "", fmt.Errorf("ganbauth: Key: %w", err)
+	case len(key) > maxKey:
+		return "", fmt.Errorf("ganbauth: Key: longer than %d bytes", maxKey)
+	}
+	return k.named(key), nil
+}
+
+// named keeps the users of several kits apart in one store.
+func (k *Kit) named(key string) string {
+	if k.name == "" {
+		return key
+	}
+	return k.name + "/" + key
+}
+
+// owner says whose attempt a login will be: the key's, the session's, or anybody's in this browser who has none.
+func (k *Kit) owner(r *http.Request) (string, error) {
+	if k.key != nil {
+		key, err := k.storeKey(r)
+		return hash(key), err
+	}
+	s, err := k.session(r)
+	if err != nil {
+		return "", err
+	}
+	return hash(s.Token(s.ctx)), nil
+}
+
+// owns reports whether the user of r is who began a.
+func (k *Kit) owns(r *http.Request, a *attempt) (bool, error) {
+	if a.owner == "" {
+		return true, nil
+	}
+	owner, err := k.owner(r)
+	if errors.Is(err, errNobody) {
+		return false, nil
+	}
+	if err != nil || owner == a.owner || k.key != nil {
+		return owner == a.owner, err
+	}
+	s, err := k.session(r)
+	return err == nil && s.GetString(s.ctx, k.sessionAncestor()) == a.owner, err
+}
+
+func hash(s string) string {
+	if s == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(s))
+	return base64.RawURLEncoding.EncodeToString(sum[:16])
+}
+
+// newKey makes the key for a login: the user's own, or a fresh one for the session.
+func (k *Kit) newKey(r *http.Request) (string, error) {
+	if k.key != nil {
+		return k.storeKey(r)
+	}
+	return rand.Text(), nil
+}
+
+// attach gives the session the key of a login and renews its token, so that one that was planted before is
+// worthless. What the session had before is deleted.
+func (k *Kit) attach(w http.ResponseWriter, r *http.Request, key string, a *attempt) error {
+	s, err := k.session(r)
+	if err != nil || s == nil || k.key != nil && s.Token(s.ctx) == "" {
+		return err
+	}
+	if err := s.RenewToken(s.ctx); err != nil {
+		return &unavailableError{err: fmt.Errorf("ganbauth: renew session: %w", err), retryAfter: minCoolDown}
+	}
+	old := ""
+	if k.key == nil {
+		old = s.GetString(s.ctx, k.sessionValue())
+		s.Put(s.ctx, k.sessionValue(), key)
+		if a.owner != "" {
+			s.Put(s.ctx, k.sessionAncestor(), a.owner)
+		}
+	}
+	if err := s.commit(w); err != nil {
+		return err
+	}
+	if old != "" && old != key {
+		if err := k.keeper.drop(r.Context(), old); err != nil {
+			k.log.ErrorContext(r.Context(), "ganbauth: the token of the login before could not be deleted", "error", err)
+		}
+	}
+	return nil
+}
+
+// detach takes the key out of the session. A session with nothing else in it ends; another gets a new token.
+func (k *Kit) detach(w http.ResponseWriter, r *http.Request) error {
+	s, err := k.session(r)
+	if err != nil || s == nil || !s.Exists(s.ctx, k.sessionValue()) {
+		return err
+	}
+	s.Remove(s.ctx, k.sessionValue())
+	s.Remove(s.ctx, k.sessionAncestor())
+	if len(s.Keys(s.ctx)) == 0 {
+		err = s.Destroy(s.ctx)
+	} else {
+		err = s.RenewToken(s.ctx)
+	}
+	if err != nil {
+		return &unavailableError{err: fmt.Errorf("ganbauth: end session: %w", err), retryAfter: minCoolDown}
+	}
+	return s.commit(w)
+}
+
+// commit does what LoadAndSave would, where there is none.
+func (s *session) commit(w http.ResponseWriter) error {
+	if !s.ours {
+		return nil
+	}
+	switch s.Status(s.ctx) {
+	case scs.Modified:
+		token, expiry, err := s.Commit(s.ctx)
+		if err != nil {
+			return &unavailableError{err: fmt.Errorf("ganbauth: commit session: %w", err), retryAfter: minCoolDown}
+		}
+		s.WriteSessionCookie(s.ctx, w, token, expiry)
+	case scs.Destroyed:
+		s.WriteSessionCookie(s.ctx, w, "", time.Time{})
+	}
+	return nil
+}
