@@ -1,0 +1,123 @@
+package ganbtest
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// Fault is one way for the bank to fail. The zero value of each field leaves that part as it is.
+type Fault struct {
+	// Delay passes before the answer; it ends with the request.
+	Delay time.Duration
+	// Status, Header and Body replace the answer. The request is not processed.
+	Status int
+	Header http.Header
+	Body   string
+	// Cut closes the connection instead of answering: before the request is processed, or, with Processed, after.
+	Cut bool
+	// Processed has the bank do its work first. What it would have answered is lost: with Cut, or with a Status.
+	Processed bool
+	// Change edits the members of a token response before it is sent.
+	Change func(response map[string]any)
+}
+
+// Faults to rehearse.
+var (
+	// Maintenance is the gateway's 503 with WG_ERR_300 and Retry-After.
+	Maintenance = Fault{
+		Status: http.StatusServiceUnavailable,
+		Header: http.Header{"Content-Type": {"application/json;charset=UTF-8"}, "Retry-After": {"120"}},
+		Body:   `{"errorCode":"WG_ERR_300","errorMessage":"The bank is under maintenance."}`,
+	}
+	// RateLimited is 429 with Retry-After.
+	RateLimited = Fault{Status: http.StatusTooManyRequests, Header: http.Header{"Retry-After": {"1"}}}
+	// ServerError is 500 with an HTML page.
+	ServerError = Fault{
+		Status: http.StatusInternalServerError,
+		Header: http.Header{"Content-Type": {"text/html"}},
+		Body:   "<html><h1>Internal Server Error</h1></html>",
+	}
+	// InvalidGrant is the token endpoint's answer to a dead code or refresh token.
+	InvalidGrant = OAuthError("invalid_grant")
+	// InvalidClient is the token endpoint's answer to a wrong secret.
+	InvalidClient = Fault{
+		Status: http.StatusUnauthorized,
+		Header: http.Header{"Content-Type": {"application/json"}, "Www-Authenticate": {"Basic"}},
+		Body:   `{"error":"invalid_client"}`,
+	}
+	// ConnectionCut closes the connection, nothing processed.
+	ConnectionCut = Fault{Cut: true}
+	// AnswerLost closes the connection after the request was processed: a refresh token is spent, and nobody has
+	// the new one.
+	AnswerLost = Fault{Cut: true, Processed: true}
+	// NotJSON is 200 with an HTML page.
+	NotJSON = Fault{Status: http.StatusOK, Header: http.Header{"Content-Type": {"text/html"}}, Body: "<html></html>"}
+	// Truncated is 200 with half a token response.
+	Truncated = Fault{
+		Status: http.StatusOK, Processed: true,
+		Header: http.Header{"Content-Type": {"application/json"}},
+		Body:   `{"access_token":"half`,
+	}
+	// WrongIDToken has the bank send an ID token with a wrong signature.
+	WrongIDToken = Fault{Change: func(response map[string]any) {
+		if t, ok := response["id_token"].(string); ok {
+			response["id_token"] = t[:len(t)-8] + "AAAAAAAA"
+		}
+	}}
+)
+
+// OAuthError is the token endpoint's 400 with that error code (RFC 6749 section 5.2).
+func OAuthError(code string) Fault {
+	return Fault{
+		Status: http.StatusBadRequest,
+		Header: http.Header{"Content-Type": {"application/json"}},
+		Body:   fmt.Sprintf(`{"error":%q}`, code),
+	}
+}
+
+// Redirect is 307 to another place.
+func Redirect(location string) Fault {
+	return Fault{Status: http.StatusTemporaryRedirect, Header: http.Header{"Location": {location}}}
+}
+
+// Slow is an answer that takes its time.
+func Slow(d time.Duration) Fault { return Fault{Delay: d} }
+
+var errConnectionCut = errors.New("ganbtest: the connection was cut")
+
+// Fail makes the next times requests to the endpoint fail in that way; several calls queue up. With times < 0 it
+// stays until Heal.
+func (s *Server) Fail(e Endpoint, f Fault, times int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if times != 0 {
+		s.faults[e] = append(s.faults[e], &queuedFault{f, times})
+	}
+}
+
+// Heal drops all faults that are still to come.
+func (s *Server) Heal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.faults)
+}
+
+type queuedFault struct {
+	Fault
+	left int
+}
+
+func (s *Server) nextFault(e Endpoint) Fault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	queue := s.faults[e]
+	if len(queue) == 0 {
+		return Fault{}
+	}
+	if queue[0].left--; queue[0].left == 0 {
+		s.faults[e] = queue[1:]
+	}
+	return queue[0].Fault
+}

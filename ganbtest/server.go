@@ -1,0 +1,276 @@
+// Package ganbtest is the bank in a box: an authorization server and a little of the bank's API, for tests of
+// applications that use ganbauth, and for demonstrations. It speaks what the bank speaks, rotates refresh tokens and
+// punishes their reuse, and fails in the ways a bank can fail.
+//
+//	bank := ganbtest.NewServer(ganbtest.Options{})
+//	defer bank.Close()
+//	connector, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+//
+// A client with a cookie jar that follows redirects is through the login at once, as the bank approves everything
+// unless Options.Consent puts up its page. [TestStore] tests implementations of [ganbauth.TokenStore].
+package ganbtest
+
+import (
+	"crypto/rand"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"time"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+// Options configure a [Server]. The zero value is a bank that works.
+type Options struct {
+	// ClientID and ClientSecret are the one registered client's. Default: random.
+	ClientID, ClientSecret string
+	// AuthMethod is the one that the client is registered for. Default: [ganbauth.AuthBasic].
+	AuthMethod ganbauth.AuthMethod
+	// RedirectURI is the registered one. Default: any.
+	RedirectURI string
+	// Subject is the user at the bank. Default: a new one for each login.
+	Subject string
+
+	// Lifetime is how long an access token serves. Default: one hour.
+	Lifetime time.Duration
+	// ExpiresInString sends expires_in as a JSON string, as the bank documents it; OmitExpiresIn sends none.
+	ExpiresInString, OmitExpiresIn bool
+	// KeepRefreshToken turns rotation off: a refresh answers without a refresh_token, and the old one stays.
+	KeepRefreshToken bool
+	// RevokeOnReuse makes a second use of a rotated refresh token end the whole grant, as RFC 9700 section 4.14.2
+	// recommends. Without it the second use only fails.
+	RevokeOnReuse bool
+	// RefreshIDToken sends an ID token with a refresh, too.
+	RefreshIDToken bool
+	// SendIssuer adds iss to callbacks (RFC 9207).
+	SendIssuer bool
+
+	// Consent shows the consent page instead of approving at once.
+	Consent bool
+	// Latency delays every answer of the token endpoint and the API.
+	Latency time.Duration
+	// Now is the bank's clock. Default: [time.Now].
+	Now func() time.Time
+	// InProcess serves without a network: Config lends a transport that calls the bank directly. With it the bank
+	// can be used in a bubble of testing/synctest. The URL is then reachable through Client only.
+	InProcess bool
+}
+
+// Server is a bank in a box. Its methods are safe for concurrent use.
+type Server struct {
+	// URL is the bank's root, without a trailing slash.
+	URL string
+	// ClientID, ClientSecret and AuthMethod are what [ganbauth.NewConnector] needs besides Config.
+	ClientID, ClientSecret string
+	AuthMethod             ganbauth.AuthMethod
+
+	opts   Options
+	http   *httptest.Server // nil in process
+	client *http.Client
+
+	mu       sync.Mutex
+	codes    map[string]*code
+	access   map[string]*accessToken
+	refresh  map[string]*refreshToken
+	grants   []*grant
+	faults   map[Endpoint][]*queuedFault
+	requests []Request
+	transfer map[string]string // Idempotency-Key to application number
+}
+
+type grant struct {
+	subject, scope, nonce string
+	authTime              time.Time
+	revoked               bool
+}
+
+type code struct {
+	grant                          *grant
+	redirectURI, challenge, method string
+	used                           bool
+	expires                        time.Time
+}
+
+type accessToken struct {
+	grant   *grant
+	expires time.Time
+}
+
+type refreshToken struct {
+	grant *grant
+	used  bool
+}
+
+const basePath = "/ganb/api"
+
+// NewServer starts a bank on a free loopback port, or in process. Close it after use.
+func NewServer(opts Options) *Server {
+	s := &Server{
+		ClientID:     opts.ClientID,
+		ClientSecret: opts.ClientSecret,
+		AuthMethod:   opts.AuthMethod,
+		opts:         opts,
+		codes:        map[string]*code{},
+		access:       map[string]*accessToken{},
+		refresh:      map[string]*refreshToken{},
+		faults:       map[Endpoint][]*queuedFault{},
+		transfer:     map[string]string{},
+	}
+	if s.ClientID == "" {
+		s.ClientID = rand.Text()
+	}
+	if s.ClientSecret == "" {
+		s.ClientSecret = rand.Text() + rand.Text()
+	}
+	if s.AuthMethod == 0 {
+		s.AuthMethod = ganbauth.AuthBasic
+	}
+	if s.opts.Lifetime == 0 {
+		s.opts.Lifetime = time.Hour
+	}
+	if s.opts.Now == nil {
+		s.opts.Now = time.Now
+	}
+	if opts.InProcess {
+		s.URL = "https://bank.test"
+		s.client = &http.Client{Transport: inProcess{s.handler()}}
+	} else {
+		s.http = httptest.NewServer(s.handler())
+		s.URL, s.client = s.http.URL, s.http.Client()
+	}
+	return s
+}
+
+// Close stops the bank and waits for its requests.
+func (s *Server) Close() {
+	if s.http != nil {
+		s.http.CloseClientConnections()
+		s.http.Close()
+	}
+}
+
+// Client returns an HTTP client that reaches the bank, without a cookie jar.
+func (s *Server) Client() *http.Client { return s.client }
+
+// Config says where the bank is. The salt in it is not a secret.
+func (s *Server) Config() ganbauth.Config {
+	return ganbauth.Config{
+		AuthBaseURL: s.URL + basePath + "/auth/v1",
+		AuthPath:    "/authorization",
+		TokenPath:   "/token",
+		JWTIssuer:   s.issuer(),
+		Salt:        "the bank in a box",
+		HTTPClient:  s.client,
+	}
+}
+
+// APIBase is the root of the personal accounts' API: add "/accounts" or "/accounts/balances".
+func (s *Server) APIBase() string { return s.URL + basePath + "/personal/v1" }
+
+func (s *Server) issuer() string { return s.URL + "/" }
+
+// ExpireAccessTokens makes the bank refuse every access token issued so far with 401 and WG_ERR_105. Refresh tokens
+// stay good.
+func (s *Server) ExpireAccessTokens() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.access)
+}
+
+// RevokeGrants ends every grant: access tokens are refused, and refresh tokens answered with invalid_grant.
+func (s *Server) RevokeGrants() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range s.grants {
+		g.revoked = true
+	}
+}
+
+// Endpoint is one part of the bank.
+type Endpoint string
+
+// The bank's endpoints.
+const (
+	Authorization Endpoint = "authorization"
+	TokenEndpoint Endpoint = "token"
+	UserInfo      Endpoint = "userinfo"
+	API           Endpoint = "api"
+)
+
+// Request is one request that the bank has seen, without any secret.
+type Request struct {
+	Endpoint Endpoint
+	Method   string
+	Path     string
+	// GrantType is the token request's.
+	GrantType string
+	// AuthMethod is how the client authenticated: AuthBasic, AuthPost, or 0 for neither or both.
+	AuthMethod ganbauth.AuthMethod
+	// Status is the answer's, 0 while there is none or when the connection was cut.
+	Status int
+	Time   time.Time
+}
+
+// Requests returns all requests so far, in the order in which they came.
+func (s *Server) Requests() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Request(nil), s.requests...)
+}
+
+// Count returns how many requests the endpoint has seen.
+func (s *Server) Count(e Endpoint) int {
+	return s.count(func(r Request) bool { return r.Endpoint == e })
+}
+
+// Refreshes returns how many token requests with a refresh token the bank has seen.
+func (s *Server) Refreshes() int {
+	return s.count(func(r Request) bool { return r.GrantType == "refresh_token" })
+}
+
+func (s *Server) count(match func(Request) bool) (n int) {
+	for _, r := range s.Requests() {
+		if match(r) {
+			n++
+		}
+	}
+	return n
+}
+
+// inProcess is a transport that calls a handler on a goroutine of its own, as a network would.
+type inProcess struct{ handler http.Handler }
+
+func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
+	in := req.Clone(req.Context())
+	in.RequestURI = req.URL.RequestURI()
+	in.RemoteAddr = "192.0.2.1:1234"
+	in.Host = req.URL.Host
+	if in.Body == nil {
+		in.Body = http.NoBody
+	}
+	defer in.Body.Close()
+	rec := httptest.NewRecorder()
+	done := make(chan bool, 1)
+	go func() {
+		finished := false
+		defer func() {
+			if p := recover(); p != nil && p != http.ErrAbortHandler {
+				panic(p)
+			}
+			done <- finished
+		}()
+		t.handler.ServeHTTP(rec, in)
+		finished = true
+	}()
+	select {
+	case finished := <-done:
+		if !finished {
+			return nil, errConnectionCut
+		}
+		resp := rec.Result()
+		resp.Request = req
+		return resp, nil
+	case <-req.Context().Done():
+		return nil, req.Context().Err()
+	}
+}
