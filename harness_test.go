@@ -1,0 +1,307 @@
+package ganbauth_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/alexedwards/scs/v2/memstore"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+const appURL = "https://app.example"
+
+// app is an application with a kit, and its bank, in process: https without a network, fit for a synctest bubble.
+type app struct {
+	t        *testing.T
+	bank     *ganbtest.Server
+	sessions *scs.SessionManager
+	kit      *ganbauth.Kit
+	mux      *http.ServeMux
+	handler  http.Handler
+	log      *lockedBuffer
+	next     *spy
+
+	mu     sync.Mutex
+	events []ganbauth.Event
+}
+
+// setup is what a test may change before the app is made.
+type setup struct {
+	bank     ganbtest.Options
+	config   func(*ganbauth.Config)
+	options  ganbauth.Options
+	sessions func(*scs.SessionManager)
+	bare     bool // no LoadAndSave
+	manager  *scs.SessionManager
+}
+
+// inBubble runs a test on an app in a synctest bubble. The manager is made outside: scs.New starts a goroutine that
+// never ends.
+func inBubble(t *testing.T, s setup, test func(t *testing.T, a *app)) {
+	t.Helper()
+	s.manager = scs.New()
+	synctest.Test(t, func(t *testing.T) { test(t, newApp(t, s)) })
+}
+
+func newApp(t *testing.T, s setup) *app {
+	t.Helper()
+	a := &app{t: t, mux: http.NewServeMux(), log: &lockedBuffer{}, next: &spy{}}
+	s.bank.InProcess = true
+	a.bank = ganbtest.NewServer(s.bank)
+	if a.sessions = s.manager; a.sessions == nil {
+		a.sessions = scs.New()
+	}
+	a.sessions.Store = memstore.NewWithCleanupInterval(0)
+	a.sessions.Cookie.Secure = true
+	if s.sessions != nil {
+		s.sessions(a.sessions)
+	}
+	if s.options.Scopes == nil {
+		s.options.Scopes = []string{"openid", "offline_access", "private:account"}
+	}
+	s.options.RedirectURI = appURL + "/bank/callback"
+	s.options.DefaultReturn = "/home"
+	s.options.Logger = slog.New(slog.NewTextHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	if s.options.Observe == nil {
+		s.options.Observe = func(_ context.Context, e ganbauth.Event) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			a.events = append(a.events, e)
+		}
+	}
+	var err error
+	a.kit, err = ganbauth.New(a.connector(s.config), a.sessions, s.options)
+	require.NoError(t, err)
+	a.mux.Handle("/bank/login", a.kit.LoginHandler())
+	a.mux.Handle("/bank/callback", a.kit.CallbackHandler())
+	a.mux.Handle("/bank/logout", a.kit.LogoutHandler())
+	a.mux.Handle("/bank/status", a.kit.StatusHandler())
+	a.mux.Handle("/p", a.kit.RequireToken(a.next))
+	a.mux.Handle("/p/{rest...}", a.kit.RequireToken(a.next))
+	a.mux.Handle("/transfer", a.kit.RequireScopes("private:transfer")(a.next))
+	a.mux.HandleFunc("/home", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "home") })
+	a.handler = a.mux
+	if !s.bare {
+		a.handler = a.sessions.LoadAndSave(a.mux)
+	}
+	return a
+}
+
+func (a *app) connector(change func(*ganbauth.Config)) *ganbauth.Connector {
+	cfg := a.bank.Config()
+	if change != nil {
+		change(&cfg)
+	}
+	c, err := ganbauth.NewConnector(a.bank.ClientID, a.bank.ClientSecret, a.bank.AuthMethod, cfg)
+	require.NoError(a.t, err)
+	return c
+}
+
+func (a *app) eventTypes() (types []ganbauth.EventType) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range a.events {
+		types = append(types, e.Type)
+	}
+	return types
+}
+
+// spy is the handler behind RequireToken: it says that it was called, and with whose token.
+type spy struct {
+	mu     sync.Mutex
+	tokens []ganbauth.Token
+	serve  http.HandlerFunc
+}
+
+func (s *spy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	token, _ := ganbauth.TokenFromContext(r.Context())
+	s.mu.Lock()
+	s.tokens = append(s.tokens, *token)
+	s.mu.Unlock()
+	if s.serve != nil {
+		s.serve(w, r)
+		return
+	}
+	io.WriteString(w, "served "+token.Subject)
+}
+
+func (s *spy) calls() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.tokens)
+}
+
+func (s *spy) last() ganbauth.Token {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tokens[len(s.tokens)-1]
+}
+
+// browser is a client with cookies that follows no redirect by itself and navigates as Chromium does.
+type browser struct {
+	t      *testing.T
+	app    *app
+	client *http.Client
+}
+
+func (a *app) browser() *browser {
+	jar, err := cookiejar.New(nil)
+	require.NoError(a.t, err)
+	return &browser{a.t, a, &http.Client{
+		Jar:           jar,
+		Transport:     serveDirectly(func() http.Handler { return a.handler }),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+// serveDirectly is a transport that calls the handler.
+type serveDirectly func() http.Handler
+
+func (s serveDirectly) RoundTrip(req *http.Request) (*http.Response, error) {
+	in := req.Clone(req.Context())
+	in.RequestURI, in.Host = req.URL.RequestURI(), req.URL.Host
+	if in.Body == nil {
+		in.Body = http.NoBody
+	}
+	w := httptest.NewRecorder()
+	s().ServeHTTP(w, in)
+	resp := w.Result()
+	resp.Request = req
+	return resp, nil
+}
+
+var (
+	navigate = header("Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "none", "Accept", "text/html")
+	program  = header("Accept", "application/json")
+)
+
+func header(pairs ...string) http.Header {
+	h := http.Header{}
+	for i := 0; i < len(pairs); i += 2 {
+		h.Set(pairs[i], pairs[i+1])
+	}
+	return h
+}
+
+// with returns h and more, of which the latter wins.
+func with(h http.Header, pairs ...string) http.Header {
+	h = h.Clone()
+	for name, values := range header(pairs...) {
+		h[name] = values
+	}
+	return h
+}
+
+func (b *browser) do(method, target string, h http.Header) *http.Response {
+	b.t.Helper()
+	if strings.HasPrefix(target, "/") {
+		target = appURL + target
+	}
+	req, err := http.NewRequest(method, target, nil)
+	require.NoError(b.t, err)
+	req.Header = h.Clone()
+	resp, err := b.client.Do(req)
+	require.NoError(b.t, err)
+	return resp
+}
+
+func (b *browser) get(target string) *http.Response {
+	b.t.Helper()
+	return b.do(http.MethodGet, target, navigate)
+}
+
+func (b *browser) post(target string) *http.Response {
+	b.t.Helper()
+	return b.do(http.MethodPost, target, with(navigate, "Sec-Fetch-Site", "same-origin"))
+}
+
+// authorizationURL begins a login at path and returns where it leads.
+func (b *browser) authorizationURL(path string) string {
+	b.t.Helper()
+	resp := b.get(path)
+	require.Equal(b.t, http.StatusSeeOther, resp.StatusCode, body(resp))
+	target := resp.Header.Get("Location")
+	require.Contains(b.t, target, b.app.bank.URL)
+	return target
+}
+
+// callbackURL begins a login and has the user approve it.
+func (b *browser) callbackURL(path string) string {
+	b.t.Helper()
+	return b.app.bank.Approve(b.authorizationURL(path))
+}
+
+func (b *browser) login() {
+	b.t.Helper()
+	resp := b.get(b.callbackURL("/bank/login"))
+	require.Equal(b.t, http.StatusSeeOther, resp.StatusCode, body(resp))
+	require.Equal(b.t, "/home", resp.Header.Get("Location"))
+}
+
+func (b *browser) cookies() []*http.Cookie {
+	u, _ := url.Parse(appURL)
+	return b.client.Jar.Cookies(u)
+}
+
+func (b *browser) cookie(name string) string {
+	for _, c := range b.cookies() {
+		if c.Name == name {
+			return c.Value
+		}
+	}
+	return ""
+}
+
+// connected asks as a program does, so that no login is begun.
+func (b *browser) connected() bool {
+	b.t.Helper()
+	return b.do(http.MethodGet, "/p", program).StatusCode == http.StatusOK
+}
+
+func body(resp *http.Response) string {
+	data, _ := io.ReadAll(resp.Body)
+	resp.Body = io.NopCloser(bytes.NewReader(data))
+	return string(data)
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func randomText() string { return rand.Text() }
+
+func mustParse(rawURL string) *url.URL {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		panic(err)
+	}
+	return u
+}
