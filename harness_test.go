@@ -2,6 +2,7 @@ package ganbauth_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/rand"
 	"io"
@@ -304,4 +305,12 @@ func mustParse(rawURL string) *url.URL {
 		panic(err)
 	}
 	return u
+}
+
+func gzipped(s string) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	io.WriteString(w, s)
+	w.Close()
+	return b.Bytes()
 }
