@@ -321,6 +321,10 @@ func TestVectorsErrors(t *testing.T) {
 			})
 			bothGrants(t, o.connector(t), func(t *testing.T, token *ganbauth.Token, err error) {
 				if accepted[v.Case] {
+					if strings.HasSuffix(t.Name(), "/refresh") && strings.Contains(v.Served.Body, "id_token") {
+						require.ErrorIs(t, err, ganbauth.ErrInvalidIDToken) // the recording's is another client's
+						return
+					}
 					require.NoError(t, err)
 					require.Equal(t, "AT-1", token.AccessToken)
 					return

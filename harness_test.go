@@ -314,3 +314,7 @@ func gzipped(s string) []byte {
 	w.Close()
 	return b.Bytes()
 }
+
+var discard = slog.New(slog.DiscardHandler)
+
+func textLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }

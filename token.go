@@ -85,7 +85,7 @@ func (t *Token) strings() [6]*string {
 
 // MarshalBinary implements [encoding.BinaryMarshaler] with a compact, versioned record, secrets included: it is
 // for stores. The error is always nil.
-func (t *Token) MarshalBinary() ([]byte, error) {
+func (t Token) MarshalBinary() ([]byte, error) {
 	b := []byte{tokenVersion}
 	b = binary.AppendVarint(b, t.ExpiresAt.Unix())
 	b = binary.AppendVarint(b, t.IssuedAt.Unix())

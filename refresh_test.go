@@ -1,0 +1,728 @@
+package ganbauth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// rotating is a bank that ends the whole grant when a refresh token is used twice.
+var rotating = ganbtest.Options{RevokeOnReuse: true, Latency: 50 * time.Millisecond}
+
+// H-01 D-45 D-56: requests of one session that meet the expiry together cause one token request, whether they arrive
+// at once or while the refresh is under way and after it. A flight without a second load fails the latter.
+func TestOneRefreshForAll(t *testing.T) {
+	for name, spread := range map[string]time.Duration{"at once": 0, "over 200 ms": 200 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
+				b := a.browser()
+				b.login()
+				time.Sleep(61 * time.Minute)
+				const n = 1000
+				var wg sync.WaitGroup
+				statuses := make([]int, n)
+				for i := range n {
+					wg.Go(func() {
+						time.Sleep(time.Duration(i) * spread / n)
+						statuses[i] = b.do("GET", "/p", program).StatusCode
+					})
+				}
+				wg.Wait()
+				for _, status := range statuses {
+					require.Equal(t, 200, status)
+				}
+				require.Equal(t, 1, a.bank.Refreshes())
+				require.Equal(t, n, a.next.calls())
+				first := a.next.last()
+				for _, token := range a.next.tokens {
+					require.Equal(t, first, token)
+				}
+				time.Sleep(61 * time.Minute)
+				require.True(t, b.connected(), "the next refresh works, too")
+				require.Equal(t, 2, a.bank.Refreshes(), "A-45: with the newest refresh token")
+			})
+		})
+	}
+}
+
+// H-02 D-42 C-07: many users at once, and nobody gets another's token.
+func TestUsersAreNeverMixed(t *testing.T) {
+	inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
+		const users = 100
+		browsers := make([]*browser, users)
+		subjects := make([]string, users)
+		for i := range browsers {
+			browsers[i] = a.browser()
+			browsers[i].login()
+			subjects[i] = body(browsers[i].get("/p"))
+		}
+		time.Sleep(61 * time.Minute)
+		var wg sync.WaitGroup
+		for range 5 {
+			for i, b := range browsers {
+				wg.Go(func() {
+					if got := body(b.get("/p")); got != subjects[i] {
+						t.Errorf("got %q, want %q", got, subjects[i])
+					}
+				})
+			}
+		}
+		wg.Wait()
+		require.Equal(t, users, a.bank.Refreshes())
+	})
+}
+
+// V2 V3 V4, H-03 to H-05 and H-07: a slow request that began before a refresh or a logout writes its session back
+// when it ends. Kept in the session, the token would be the old one again, or alive again.
+func TestSlowRequests(t *testing.T) {
+	for name, idle := range map[string]time.Duration{"IdleTimeout 0": 0, "IdleTimeout 10h": 10 * time.Hour} {
+		for _, puts := range []bool{false, true} {
+			s := setup{bank: rotating, sessions: func(s *scs.SessionManager) { s.IdleTimeout = idle }}
+			slow := func(a *app) (b *browser, finish func()) {
+				release := make(chan bool)
+				a.mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
+					a.sessions.GetString(r.Context(), "x")
+					<-release
+					if puts {
+						a.sessions.Put(r.Context(), "x", "y")
+					}
+					io.WriteString(w, "done")
+				})
+				b = a.browser()
+				b.login()
+				var wg sync.WaitGroup
+				wg.Go(func() { b.get("/slow") })
+				synctest.Wait()
+				return b, func() { close(release); wg.Wait() }
+			}
+			t.Run(fmt.Sprint("V2 H-03 H-04 refresh meanwhile, ", name, ", puts ", puts), func(t *testing.T) {
+				inBubble(t, s, func(t *testing.T, a *app) {
+					b, finish := slow(a)
+					time.Sleep(61 * time.Minute)
+					require.True(t, b.connected())
+					finish()
+					require.True(t, b.connected())
+					time.Sleep(61 * time.Minute)
+					require.True(t, b.connected(), "the new refresh token is still there")
+					require.Equal(t, 2, a.bank.Refreshes())
+				})
+			})
+			t.Run(fmt.Sprint("V3 H-05 D-44 logout meanwhile, ", name, ", puts ", puts), func(t *testing.T) {
+				inBubble(t, s, func(t *testing.T, a *app) {
+					b, finish := slow(a)
+					cookie := b.cookie("session")
+					require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+					finish()
+					thief := a.browser()
+					resp := thief.do("GET", "/p", with(program, "Cookie", "session="+cookie))
+					require.Equal(t, 401, resp.StatusCode, "C-15 D-43: a session that comes back is empty-handed")
+					require.False(t, b.connected())
+				})
+			})
+		}
+	}
+	t.Run("V4 H-07 a handler that panics after a refresh loses nothing", func(t *testing.T) {
+		inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			time.Sleep(61 * time.Minute)
+			a.next.serve = func(http.ResponseWriter, *http.Request) { panic("handler") }
+			require.Panics(t, func() { b.do("GET", "/p", program) })
+			a.next.serve = nil
+			require.True(t, b.connected())
+			require.Equal(t, 1, a.bank.Refreshes())
+		})
+	})
+}
+
+// H-06: two processes with one store and no Locker. The loser's invalid_grant is no logout.
+func TestTwoProcessesWithoutLocker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := ganbauth.NewMemoryStore()
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, Latency: 20 * time.Millisecond})
+		one, two := backgroundKit(t, bank, store, nil), backgroundKit(t, bank, store, nil)
+		connect(t, bank, store, "u")
+		for range 3 {
+			time.Sleep(61 * time.Minute)
+			var wg sync.WaitGroup
+			for _, kit := range []*ganbauth.Kit{one, two, one, two} {
+				wg.Go(func() {
+					token, err := kit.Token(t.Context(), "u")
+					if err != nil || !token.Valid() {
+						t.Errorf("got %v, want a live token", err)
+					}
+				})
+			}
+			wg.Wait()
+		}
+		require.Equal(t, 6, bank.Refreshes(), "each process tried once an hour")
+	})
+}
+
+// With a Locker the second process finds the first one's token after the lock, and asks nobody.
+func TestTwoProcessesWithLocker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, locker := ganbauth.NewMemoryStore(), &chanLocker{held: make(chan bool, 1)}
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, Latency: 20 * time.Millisecond, RevokeOnReuse: true})
+		one, two := backgroundKit(t, bank, store, locker), backgroundKit(t, bank, store, locker)
+		connect(t, bank, store, "u")
+		time.Sleep(61 * time.Minute)
+		var wg sync.WaitGroup
+		for _, kit := range []*ganbauth.Kit{one, two} {
+			wg.Go(func() {
+				_, err := kit.Token(t.Context(), "u")
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		require.Equal(t, 1, bank.Refreshes())
+		require.Zero(t, len(locker.held), "unlocked")
+
+		// A Locker that is away is no logout.
+		locker.err = errors.New("no connection")
+		_, err := two.Token(t.Context(), "u")
+		require.NoError(t, err, "nothing is due")
+		time.Sleep(59*time.Minute + 30*time.Second)
+		_, err = two.Token(t.Context(), "u")
+		require.NoError(t, err, "inside the leeway the old token serves on")
+		time.Sleep(time.Minute)
+		_, err = two.Token(t.Context(), "u")
+		require.Equal(t, 503, ganbauth.StatusCode(err))
+		require.ErrorIs(t, err, locker.err)
+		locker.err = nil
+		_, err = two.Token(t.Context(), "u")
+		require.NoError(t, err)
+	})
+}
+
+// chanLocker is one lock for all keys.
+type chanLocker struct {
+	held chan bool
+	err  error
+}
+
+func (l *chanLocker) Lock(ctx context.Context, _ string) (func(), error) {
+	if l.err != nil {
+		return nil, l.err
+	}
+	select {
+	case l.held <- true:
+		return func() { <-l.held }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// backgroundKit is a kit without sessions: a process of its own, as far as the kit knows.
+func backgroundKit(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore, locker ganbauth.Locker, change ...func(*ganbauth.Options)) *ganbauth.Kit {
+	t.Helper()
+	c, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+	require.NoError(t, err)
+	opts := ganbauth.Options{
+		RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid", "offline_access"},
+		Store: store, Locker: locker, Logger: discard,
+		Key: func(r *http.Request) (string, error) { return r.Header.Get("X-User"), nil },
+	}
+	for _, f := range change {
+		f(&opts)
+	}
+	kit, err := ganbauth.New(c, nil, opts)
+	require.NoError(t, err)
+	return kit
+}
+
+// connect puts a token that the bank has issued into the store.
+func connect(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore, key string) {
+	t.Helper()
+	c, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+	require.NoError(t, err)
+	authURL, nonce, err := c.OpenIDAuthorization(randomText(), "openid offline_access", appURL+"/bank/callback")
+	require.NoError(t, err)
+	token, err := c.OpenIDToken(t.Context(), appURL+"/bank/callback", mustParse(bank.Approve(authURL)).Query().Get("code"), nonce)
+	require.NoError(t, err)
+	require.NoError(t, store.Save(t.Context(), key, token))
+}
+
+// What a failing token endpoint means for a refresh: only a dead grant ends the connection (RELOGIN), everything else
+// keeps it (KEEP): the old token serves until its expiry, then it is 503.
+func TestRefreshFailures(t *testing.T) {
+	keep := map[string]ganbtest.Fault{
+		"F-09 connection cut":           ganbtest.ConnectionCut,
+		"F-35 server_error":             ganbtest.OAuthError("server_error"),
+		"F-34 invalid_client":           ganbtest.InvalidClient,
+		"F-34 unauthorized_client":      ganbtest.OAuthError("unauthorized_client"),
+		"F-34 unsupported_grant_type":   ganbtest.OAuthError("unsupported_grant_type"),
+		"F-34 invalid_scope":            ganbtest.OAuthError("invalid_scope"),
+		"F-34 invalid_request":          ganbtest.OAuthError("invalid_request"),
+		"F-38 WG_ERR_110":               {Status: 422, Header: jsonType, Body: `{"errorCode":"WG_ERR_110"}`},
+		"F-39 maintenance":              ganbtest.Maintenance,
+		"F-40 rate limited":             ganbtest.RateLimited,
+		"F-41 WAF":                      {Status: 403, Body: "<script>alert(1)</script>"},
+		"F-43 500":                      ganbtest.ServerError,
+		"F-13 truncated":                {Status: 200, Header: jsonType, Body: `{"access_token":"a"`},
+		"F-50 null":                     {Status: 200, Header: jsonType, Body: `null`},
+		"not JSON":                      ganbtest.NotJSON,
+		"F-20 redirect":                 ganbtest.Redirect("https://evil.example/token"),
+		"a 500 that says invalid_grant": {Status: 500, Header: jsonType, Body: `{"error":"invalid_grant"}`},
+		"F-06 silence":                  ganbtest.Slow(time.Hour),
+	}
+	for name, fault := range keep {
+		t.Run(name+" keeps the connection", func(t *testing.T) {
+			inBubble(t, setup{}, func(t *testing.T, a *app) {
+				b := a.browser()
+				b.login()
+				a.bank.Fail(ganbtest.TokenEndpoint, fault, -1)
+				time.Sleep(59*time.Minute + 10*time.Second)
+				require.True(t, b.connected(), "F-44: inside the leeway the old token serves")
+				require.Equal(t, 1, a.bank.Refreshes())
+				time.Sleep(time.Minute)
+				served := a.next.calls()
+
+				resp := b.do("GET", "/p", program)
+				require.Equal(t, 503, resp.StatusCode, "F-45: past the expiry, a program")
+				require.Contains(t, resp.Header.Get("Content-Type"), "application/problem+json")
+				require.NotEmpty(t, resp.Header.Get("Retry-After"))
+				resp = b.get("/p")
+				require.Equal(t, 503, resp.StatusCode, "F-45: a browser, no redirect to login")
+				require.Contains(t, resp.Header.Get("Content-Type"), "text/html")
+				require.NotContains(t, body(resp), "alert")
+				require.Equal(t, served, a.next.calls())
+
+				a.bank.Heal()
+				time.Sleep(2 * time.Minute)
+				require.True(t, b.connected(), "the connection was kept")
+				require.NotContains(t, a.eventTypes(), ganbauth.EventTokenLost)
+				require.Contains(t, a.eventTypes(), ganbauth.EventRefreshFailed)
+			})
+		})
+	}
+	lose := map[string]ganbtest.Fault{
+		"F-34 H-13 invalid_grant": ganbtest.InvalidGrant,
+		"F-30 200 invalid_grant":  {Status: 200, Header: jsonType, Body: `{"error":"invalid_grant"}`},
+		"F-37 WG_ERR_105":         {Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_105"}`},
+		"B-118 B-120 a wrong ID token": {Change: func(r map[string]any) {
+			r["id_token"] = "a.b.c"
+		}},
+	}
+	for name, fault := range lose {
+		t.Run(name+" ends it", func(t *testing.T) {
+			inBubble(t, setup{}, func(t *testing.T, a *app) {
+				b := a.browser()
+				b.login()
+				a.bank.Fail(ganbtest.TokenEndpoint, fault, 1)
+				time.Sleep(59*time.Minute + 10*time.Second)
+				resp := b.do("GET", "/p", program)
+				require.Equal(t, 401, resp.StatusCode, "H-13: this very request is blocked")
+				require.Zero(t, a.next.calls())
+				require.Equal(t, 303, b.get("/p").StatusCode, "a browser goes to the bank")
+				require.False(t, b.connected())
+				require.Equal(t, 1, a.bank.Refreshes(), "nothing more is sent")
+				require.Contains(t, a.eventTypes(), ganbauth.EventTokenLost)
+			})
+		})
+	}
+	t.Run("the answer was lost after the bank had processed the refresh", func(t *testing.T) {
+		inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
+			b, other := a.browser(), a.browser()
+			b.login()
+			other.login()
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.AnswerLost, 1)
+			time.Sleep(61 * time.Minute)
+			require.Equal(t, 503, b.do("GET", "/p", program).StatusCode)
+			require.Equal(t, 1, a.bank.Refreshes(), "F-10: it is not sent again at once")
+			time.Sleep(time.Minute)
+			require.False(t, b.connected(), "the grant died with the answer")
+			require.True(t, other.connected(), "nobody else notices")
+		})
+	})
+	t.Run("F-34 C-34 the operator's fault is loud", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidClient, -1)
+			time.Sleep(61 * time.Minute)
+			b.connected()
+			require.Contains(t, a.log.String(), "level=ERROR")
+			require.Contains(t, a.log.String(), "invalid_client")
+		})
+	})
+	t.Run("F-70 A-40 no refresh token: login again at the expiry, and no token request", func(t *testing.T) {
+		inBubble(t, setup{options: ganbauth.Options{Scopes: []string{"openid"}}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			time.Sleep(59*time.Minute + 59*time.Second)
+			require.True(t, b.connected())
+			time.Sleep(time.Second)
+			require.False(t, b.connected())
+			require.Zero(t, a.bank.Refreshes())
+		})
+	})
+}
+
+var jsonType = http.Header{"Content-Type": {"application/json"}}
+
+// F-46: a bank that is down is asked less and less, and at most once a minute.
+func TestCoolDown(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, -1)
+		time.Sleep(59*time.Minute + time.Second)
+		for range 1000 {
+			require.True(t, b.connected())
+		}
+		require.Equal(t, 1, a.bank.Refreshes(), "1,000 requests inside the leeway")
+		for range 600 { // ten minutes at one request a second
+			b.connected()
+			time.Sleep(time.Second)
+		}
+		require.LessOrEqual(t, a.bank.Refreshes(), 16)
+		require.GreaterOrEqual(t, a.bank.Refreshes(), 8, "and it is not given up")
+		resp := b.do("GET", "/p", program)
+		seconds, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+		require.NoError(t, err)
+		require.LessOrEqual(t, seconds, 76)
+
+		a.bank.Heal()
+		time.Sleep(76 * time.Second)
+		require.True(t, b.connected())
+		time.Sleep(61 * time.Minute)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+		require.False(t, b.connected())
+		time.Sleep(1300 * time.Millisecond)
+		require.True(t, b.connected(), "a success starts the cool-down afresh")
+	})
+	t.Run("F-39 F-40 Retry-After is obeyed and passed on", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Maintenance, -1)
+			time.Sleep(61 * time.Minute)
+			require.Equal(t, "120", b.do("GET", "/p", program).Header.Get("Retry-After"))
+			time.Sleep(119 * time.Second)
+			b.connected()
+			require.Equal(t, 1, a.bank.Refreshes())
+			time.Sleep(2 * time.Second)
+			b.connected()
+			require.Equal(t, 2, a.bank.Refreshes())
+		})
+	})
+}
+
+func TestLeeway(t *testing.T) {
+	t.Run("H-20 B-96 exactly from the leeway on", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			time.Sleep(59*time.Minute - time.Second)
+			require.True(t, b.connected())
+			require.Zero(t, a.bank.Refreshes())
+			time.Sleep(time.Second)
+			require.True(t, b.connected())
+			require.Equal(t, 1, a.bank.Refreshes())
+		})
+	})
+	t.Run("F-68 a short token is not refreshed on every request", func(t *testing.T) {
+		inBubble(t, setup{bank: ganbtest.Options{Lifetime: 8 * time.Second}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			for range 80 { // 40 seconds
+				require.True(t, b.connected())
+				time.Sleep(500 * time.Millisecond)
+			}
+			require.LessOrEqual(t, a.bank.Refreshes(), 7)
+		})
+	})
+	t.Run("F-63 DefaultLifetime", func(t *testing.T) {
+		inBubble(t, setup{bank: ganbtest.Options{OmitExpiresIn: true}, options: ganbauth.Options{DefaultLifetime: 10 * time.Minute}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			require.True(t, b.connected())
+			require.Equal(t, 10*time.Minute, a.next.last().ExpiresAt.Sub(a.next.last().IssuedAt))
+			time.Sleep(9*time.Minute + time.Second)
+			require.True(t, b.connected())
+			require.Equal(t, 1, a.bank.Refreshes())
+			require.Equal(t, 10*time.Minute, a.next.last().ExpiresAt.Sub(a.next.last().IssuedAt))
+		})
+	})
+	t.Run("C-14 H-21 a refresh moves neither the session's end nor its cookie", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			cookie := b.cookie("session")
+			for range 23 {
+				time.Sleep(time.Hour)
+				require.True(t, b.connected())
+			}
+			require.Equal(t, cookie, b.cookie("session"))
+			time.Sleep(61 * time.Minute)
+			require.False(t, b.connected(), "C-17: 24 hours are over")
+		})
+	})
+	t.Run("F-84 I-17 a token from the future and one from long ago", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+			store := ganbauth.NewMemoryStore()
+			kit := backgroundKit(t, bank, store, nil)
+			for _, shift := range []time.Duration{time.Hour, -time.Hour} {
+				connect(t, bank, store, "u")
+				token, err := store.Load(t.Context(), "u")
+				require.NoError(t, err)
+				token.IssuedAt, token.ExpiresAt = token.IssuedAt.Add(shift), token.ExpiresAt.Add(shift)
+				require.NoError(t, store.Save(t.Context(), "u", token))
+				before := bank.Refreshes()
+				_, err = kit.Token(t.Context(), "u")
+				require.NoError(t, err)
+				require.LessOrEqual(t, bank.Refreshes()-before, 1)
+			}
+		})
+	})
+}
+
+// F-85 H-09 H-10 D-58: the refresh belongs to nobody's request.
+func TestRefreshOutlivesItsRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, Latency: 5 * time.Second, RevokeOnReuse: true})
+		store := ganbauth.NewMemoryStore()
+		kit := backgroundKit(t, bank, store, nil)
+		connect(t, bank, store, "u")
+		time.Sleep(61 * time.Minute)
+
+		leader, cancel := context.WithCancel(t.Context())
+		results := make(chan error, 12)
+		go func() { _, err := kit.Token(leader, "u"); results <- err }()
+		synctest.Wait()
+		for range 10 {
+			go func() { _, err := kit.Token(t.Context(), "u"); results <- err }()
+		}
+		hurried, stop := context.WithTimeout(t.Context(), time.Second)
+		defer stop()
+		_, err := kit.Token(hurried, "u")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 503, ganbauth.StatusCode(err), "H-10")
+		cancel()
+		require.ErrorIs(t, <-results, context.Canceled, "H-09: the leader leaves at once")
+		for range 10 {
+			require.NoError(t, <-results)
+		}
+		require.Equal(t, 1, bank.Refreshes())
+	})
+}
+
+// F-08: a bank that hangs keeps only those waiting who need it.
+func TestHangingBankConcernsNobodyElse(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		waiting := a.browser()
+		waiting.login()
+		time.Sleep(61 * time.Minute)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{}, 200)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(time.Hour), -1)
+		others := make([]*browser, 200)
+		for i := range others {
+			others[i] = a.browser()
+			others[i].login()
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { waiting.connected() })
+		synctest.Wait()
+		start := time.Now()
+		for _, b := range others {
+			require.True(t, b.connected())
+		}
+		require.Zero(t, time.Since(start))
+		wg.Wait()
+		require.LessOrEqual(t, time.Since(start), 31*time.Second)
+	})
+}
+
+// H-11: a refresh in flight does not bring back what a logout removes, nor overwrite a newer login.
+func TestRefreshMeetsLogoutAndLogin(t *testing.T) {
+	t.Run("logout", func(t *testing.T) {
+		inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			cookie := b.cookie("session")
+			time.Sleep(61 * time.Minute)
+			var wg sync.WaitGroup
+			wg.Go(func() { b.do("GET", "/p", program) })
+			synctest.Wait()
+			require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+			wg.Wait()
+			require.False(t, b.connected())
+			require.Equal(t, 401, a.browser().do("GET", "/p", with(program, "Cookie", "session="+cookie)).StatusCode)
+		})
+	})
+	t.Run("login", func(t *testing.T) {
+		inBubble(t, setup{bank: rotating, options: ganbauth.Options{
+			Key: func(*http.Request) (string, error) { return "user-7", nil },
+		}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			time.Sleep(61 * time.Minute)
+			callback := b.callbackURL("/bank/login")
+			var wg sync.WaitGroup
+			wg.Go(func() { b.do("GET", "/p", program) })
+			synctest.Wait()
+			require.Equal(t, 303, b.get(callback).StatusCode)
+			wg.Wait()
+			require.True(t, b.connected())
+			newest := a.next.last().Subject
+			time.Sleep(61 * time.Minute)
+			require.True(t, b.connected())
+			require.Equal(t, newest, a.next.last().Subject)
+			require.Equal(t, 2, a.bank.Refreshes())
+		})
+	})
+}
+
+// F-86 C-36 and decision 3: the store fails around a refresh.
+func TestStoreFails(t *testing.T) {
+	prepare := func(t *testing.T, test func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, log *lockedBuffer)) {
+		synctest.Test(t, func(t *testing.T) {
+			bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, RevokeOnReuse: true})
+			store, log := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}, &lockedBuffer{}
+			kit := backgroundKit(t, bank, store, nil, func(o *ganbauth.Options) { o.Logger = textLogger(log) })
+			connect(t, bank, store, "u")
+			time.Sleep(61 * time.Minute)
+			test(t, bank, store, kit, log)
+		})
+	}
+	down := errors.New("connection refused")
+	t.Run("a save is tried again", func(t *testing.T) {
+		prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, _ *lockedBuffer) {
+			store.set(nil, down, nil)
+			time.AfterFunc(10*time.Second, func() { store.set(nil, nil, nil) })
+			served, err := kit.Token(t.Context(), "u")
+			require.NoError(t, err)
+			saved, err := store.Load(t.Context(), "u")
+			require.NoError(t, err)
+			require.Equal(t, served.AccessToken, saved.AccessToken, "saved before it was used")
+			require.Equal(t, 1, bank.Refreshes())
+		})
+	})
+	t.Run("a save that fails for good is loud, and the requests at hand are served", func(t *testing.T) {
+		prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, log *lockedBuffer) {
+			store.set(nil, down, nil)
+			start := time.Now()
+			token, err := kit.Token(t.Context(), "u")
+			require.NoError(t, err)
+			require.True(t, token.Valid())
+			require.LessOrEqual(t, time.Since(start), 31*time.Second)
+			require.Contains(t, log.String(), "level=ERROR")
+			require.Contains(t, log.String(), "connection refused")
+		})
+	})
+	t.Run("a load that fails is 503, not a login", func(t *testing.T) {
+		prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, _ *lockedBuffer) {
+			store.set(down, nil, nil)
+			_, err := kit.Token(t.Context(), "u")
+			require.ErrorIs(t, err, down)
+			require.NotErrorIs(t, err, ganbauth.ErrLoginRequired)
+			require.Equal(t, 503, ganbauth.StatusCode(err))
+			require.Zero(t, bank.Refreshes())
+			require.ErrorIs(t, kit.Disconnect(t.Context(), "u"), nil)
+			store.set(nil, nil, down)
+			require.ErrorIs(t, kit.Disconnect(t.Context(), "u"), down)
+		})
+	})
+	t.Run("a dead token that cannot be deleted is no login, either", func(t *testing.T) {
+		prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, log *lockedBuffer) {
+			bank.RevokeGrants()
+			store.set(nil, nil, down)
+			_, err := kit.Token(t.Context(), "u")
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+			require.Contains(t, log.String(), "could not be deleted")
+		})
+	})
+	t.Run("C-36 a store that panics ends nothing but its request", func(t *testing.T) {
+		prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, _ *lockedBuffer) {
+			store.panics = true
+			_, err := kit.Token(t.Context(), "u")
+			require.ErrorContains(t, err, "panic")
+			require.Equal(t, 500, ganbauth.StatusCode(err))
+			store.panics = false
+			_, err = kit.Token(t.Context(), "u")
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired, "the new token died in the panic")
+		})
+	})
+	t.Run("an Observe that panics is logged", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+			store, log := ganbauth.NewMemoryStore(), &lockedBuffer{}
+			kit := backgroundKit(t, bank, store, nil, func(o *ganbauth.Options) {
+				o.Logger = textLogger(log)
+				o.Observe = func(context.Context, ganbauth.Event) { panic("hook") }
+			})
+			connect(t, bank, store, "u")
+			time.Sleep(61 * time.Minute)
+			_, err := kit.Token(t.Context(), "u")
+			require.NoError(t, err)
+			require.Contains(t, log.String(), "Observe panicked")
+		})
+	})
+	for name, token := range map[string]*ganbauth.Token{
+		"H-19 an empty access token":          {RefreshToken: "r"},
+		"H-19 no expiry and no refresh token": {AccessToken: "a"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, _ *lockedBuffer) {
+				require.NoError(t, store.Save(t.Context(), "u", token))
+				_, err := kit.Token(t.Context(), "u")
+				require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+				require.Zero(t, bank.Refreshes())
+			})
+		})
+	}
+	t.Run("a session store that is away is 503", func(t *testing.T) {
+		a := newApp(t, setup{bare: true, sessions: func(s *scs.SessionManager) { s.Store = failingEngine{down} }})
+		resp := a.browser().do("GET", "/p", with(program, "Cookie", "session=x"))
+		require.Equal(t, 503, resp.StatusCode)
+		require.NotContains(t, body(resp), "refused")
+	})
+}
+
+type failingEngine struct{ err error }
+
+func (s failingEngine) Find(string) ([]byte, bool, error)      { return nil, false, s.err }
+func (s failingEngine) Commit(string, []byte, time.Time) error { return s.err }
+func (s failingEngine) Delete(string) error                    { return s.err }
+
+// H-22 H-25 and "nothing grows": after the storm nothing is left.
+func TestNothingIsLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // a bubble fails when a goroutine is left behind
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		store := ganbauth.NewMemoryStore()
+		kit := backgroundKit(t, bank, store, nil)
+		for i := range 50 {
+			connect(t, bank, store, fmt.Sprint(i))
+		}
+		time.Sleep(61 * time.Minute)
+		for i := range 25 {
+			_, err := kit.Token(t.Context(), fmt.Sprint(i))
+			require.NoError(t, err)
+		}
+		bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 25)
+		for i := range 25 {
+			_, err := kit.Token(t.Context(), fmt.Sprint(25+i))
+			require.Error(t, err)
+		}
+		require.Equal(t, 25, ganbauth.KeysHeld(kit), "the cool-downs")
+		time.Sleep(time.Hour)
+		require.Zero(t, ganbauth.KeysHeld(kit))
+	})
+}

@@ -1,0 +1,277 @@
+package ganbauth_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/alexedwards/scs/v2/memstore"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// jsonCodec is a codec that does not ignore what follows its own encoding.
+type jsonCodec struct{}
+
+func (jsonCodec) Encode(deadline time.Time, values map[string]any) ([]byte, error) {
+	return json.Marshal(map[string]any{"d": deadline, "v": values})
+}
+
+func (jsonCodec) Decode(b []byte) (time.Time, map[string]any, error) {
+	var s struct {
+		D time.Time
+		V map[string]any
+	}
+	err := json.Unmarshal(b, &s)
+	return s.D, s.V, err
+}
+
+// ctxStore is an engine as several of scs's are: it panics without a context, and takes 43 characters.
+type ctxStore struct{ *memstore.MemStore }
+
+func (ctxStore) Find(string) ([]byte, bool, error)             { panic("use FindCtx") }
+func (ctxStore) Commit(string, []byte, time.Time) error        { panic("use CommitCtx") }
+func (ctxStore) Delete(string) error                           { panic("use DeleteCtx") }
+func (s ctxStore) DeleteCtx(_ context.Context, k string) error { return s.MemStore.Delete(k) }
+
+func (s ctxStore) FindCtx(_ context.Context, k string) ([]byte, bool, error) {
+	return s.MemStore.Find(k)
+}
+
+func (s ctxStore) CommitCtx(_ context.Context, k string, b []byte, expiry time.Time) error {
+	if len(k) > 43 {
+		return errors.New("value too long for type character(43)")
+	}
+	return s.MemStore.Commit(k, b, expiry)
+}
+
+func managers() map[string]func() *scs.SessionManager {
+	return map[string]func() *scs.SessionManager{
+		"gob": scs.New,
+		"JSON codec": func() *scs.SessionManager {
+			s := scs.New()
+			s.Codec = jsonCodec{}
+			return s
+		},
+		"engine with a context": func() *scs.SessionManager {
+			s := scs.New()
+			s.Store = ctxStore{memstore.NewWithCleanupInterval(0)}
+			return s
+		},
+		"hashed session tokens": func() *scs.SessionManager {
+			s := scs.New()
+			s.HashTokenInStore = true
+			return s
+		},
+	}
+}
+
+func TestStores(t *testing.T) {
+	t.Run("memory", func(t *testing.T) { ganbtest.TestStore(t, ganbauth.NewMemoryStore) })
+	t.Run("sealed", func(t *testing.T) {
+		ganbtest.TestStore(t, func() ganbauth.TokenStore { return ganbauth.Seal(ganbauth.NewMemoryStore(), key(1)) })
+	})
+	for name, manager := range managers() {
+		t.Run("scs, "+name, func(t *testing.T) {
+			ganbtest.TestStore(t, func() ganbauth.TokenStore { return ganbauth.NewSCSStore(manager()) })
+		})
+	}
+}
+
+func key(n byte) []byte { return []byte(strings.Repeat(string(rune('a'+n)), 32)) }
+
+// spyEngine remembers the names of the records.
+type spyEngine struct {
+	*memstore.MemStore
+	mu     sync.Mutex
+	names  []string
+	expiry map[string]time.Time
+}
+
+func (s *spyEngine) Commit(name string, b []byte, expiry time.Time) error {
+	s.mu.Lock()
+	if s.expiry == nil {
+		s.expiry = map[string]time.Time{}
+	}
+	s.names = append(s.names, name)
+	s.expiry[name] = expiry
+	s.mu.Unlock()
+	return s.MemStore.Commit(name, b, expiry)
+}
+
+func TestSCSRecords(t *testing.T) {
+	for name, manager := range managers() {
+		t.Run(name, func(t *testing.T) {
+			sessions := manager()
+			engine := &spyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+			sessions.Store = engine
+			store := ganbauth.NewSCSStore(sessions)
+			require.NoError(t, store.Save(t.Context(), "key", &fullToken))
+			require.Len(t, engine.names, 1)
+			record := engine.names[0]
+			require.LessOrEqual(t, len(record), 43, "several engines take no more")
+
+			t.Run("Iterate keeps working", func(t *testing.T) {
+				ctx, err := sessions.Load(t.Context(), "")
+				require.NoError(t, err)
+				sessions.Put(ctx, "user", "alice")
+				_, _, err = sessions.Commit(ctx)
+				require.NoError(t, err)
+				users, records := 0, 0
+				require.NoError(t, sessions.Iterate(t.Context(), func(ctx context.Context) error {
+					if sessions.GetString(ctx, "user") == "alice" {
+						users++
+					}
+					if sessions.Exists(ctx, "ganbauth") {
+						records++
+						sessions.Put(ctx, "x", 1) // an application may: nothing panics
+					}
+					return nil
+				}))
+				require.Equal(t, 1, users)
+				require.Equal(t, 1, records)
+			})
+			t.Run("a cookie that names the record neither opens nor overwrites it", func(t *testing.T) {
+				h := sessions.LoadAndSave(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					require.False(t, sessions.Exists(r.Context(), "ganbauth"))
+					sessions.Put(r.Context(), "x", 1)
+				}))
+				for _, cookie := range []string{record, `"` + record + `"`, strings.ReplaceAll(record, ";", "%3B")} {
+					req, _ := http.NewRequest("GET", appURL, nil)
+					req.Header.Set("Cookie", "session="+cookie)
+					resp, err := serveDirectly(func() http.Handler { return h }).RoundTrip(req)
+					require.NoError(t, err)
+					require.Equal(t, 200, resp.StatusCode)
+				}
+				got, err := store.Load(t.Context(), "key")
+				require.NoError(t, err)
+				require.Equal(t, fullToken, *got)
+			})
+			t.Run("H-18 a record that cannot be read counts as none, and the next login overwrites it", func(t *testing.T) {
+				good, _, _ := engine.MemStore.Find(record)
+				for _, bad := range [][]byte{{}, []byte("x"), good[:len(good)-1], []byte(strings.Repeat("\xff", 100)), append([]byte{0, 0, 0, 1}, 0, 0, 0, 9)} {
+					require.NoError(t, engine.MemStore.Commit(record, bad, time.Now().Add(time.Hour)))
+					_, err := store.Load(t.Context(), "key")
+					require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+					require.NoError(t, store.Save(t.Context(), "key", &fullToken))
+					_, err = store.Load(t.Context(), "key")
+					require.NoError(t, err)
+				}
+			})
+			t.Run("another save keeps the deadline", func(t *testing.T) {
+				before := engine.expiry[record].Unix()
+				sessions.Lifetime = 48 * time.Hour
+				require.NoError(t, store.Save(t.Context(), "key", &fullToken))
+				require.Equal(t, before, engine.expiry[record].Unix())
+			})
+		})
+	}
+}
+
+func TestSealing(t *testing.T) {
+	inner := ganbauth.NewMemoryStore()
+	sealed := ganbauth.Seal(inner, key(1), key(0))
+	require.NoError(t, sealed.Save(t.Context(), "alice", &fullToken))
+
+	t.Run("H-23 the store sees no secret, and what a column needs", func(t *testing.T) {
+		got, err := inner.Load(t.Context(), "alice")
+		require.NoError(t, err)
+		for _, field := range []string{got.AccessToken, got.RefreshToken, got.IDToken, got.Subject} {
+			require.NotEmpty(t, field)
+			require.NotContains(t, field, "S3CRET")
+			require.NotContains(t, field, "u-1")
+		}
+		require.Equal(t, "a b", got.Scope)
+		require.Equal(t, fullToken.ExpiresAt, got.ExpiresAt)
+	})
+	t.Run("all keys open, the first seals", func(t *testing.T) {
+		old := ganbauth.Seal(inner, key(0))
+		require.NoError(t, old.Save(t.Context(), "bob", &fullToken))
+		got, err := sealed.Load(t.Context(), "bob")
+		require.NoError(t, err)
+		require.Equal(t, fullToken, *got)
+		require.NoError(t, sealed.Save(t.Context(), "bob", &fullToken))
+		_, err = old.Load(t.Context(), "bob")
+		require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	})
+	for name, change := range map[string]func(a, b *ganbauth.Token){
+		"another user's record":  func(a, b *ganbauth.Token) { *b = *a },
+		"another field's secret": func(_, b *ganbauth.Token) { b.AccessToken = b.RefreshToken },
+		"a clear token":          func(_, b *ganbauth.Token) { b.AccessToken = "planted" },
+		"an altered one":         func(_, b *ganbauth.Token) { b.RefreshToken = "A" + b.RefreshToken[1:] + "A" },
+	} {
+		t.Run(name+" counts as none", func(t *testing.T) {
+			require.NoError(t, sealed.Save(t.Context(), "bob", &fullToken))
+			alice, err := inner.Load(t.Context(), "alice")
+			require.NoError(t, err)
+			bob, err := inner.Load(t.Context(), "bob")
+			require.NoError(t, err)
+			change(alice, bob)
+			require.NoError(t, inner.Save(t.Context(), "bob", bob))
+			_, err = sealed.Load(t.Context(), "bob")
+			require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+		})
+	}
+	t.Run("what is saved is not changed", func(t *testing.T) {
+		token := fullToken
+		require.NoError(t, sealed.Save(t.Context(), "alice", &token))
+		require.Equal(t, fullToken, token)
+	})
+}
+
+// brokenStore fails on demand.
+type brokenStore struct {
+	ganbauth.TokenStore
+	mu                 sync.Mutex
+	load, save, delete error
+	panics             bool
+	saves              int
+}
+
+func (s *brokenStore) set(load, save, remove error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.load, s.save, s.delete = load, save, remove
+}
+
+func (s *brokenStore) failure(err *error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return *err
+}
+
+func (s *brokenStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	if err := s.failure(&s.load); err != nil {
+		return nil, err
+	}
+	return s.TokenStore.Load(ctx, key)
+}
+
+func (s *brokenStore) Save(ctx context.Context, key string, token *ganbauth.Token) error {
+	s.mu.Lock()
+	s.saves++
+	panics := s.panics
+	s.mu.Unlock()
+	if panics {
+		panic("the store panics")
+	}
+	if err := s.failure(&s.save); err != nil {
+		return err
+	}
+	return s.TokenStore.Save(ctx, key, token)
+}
+
+func (s *brokenStore) Delete(ctx context.Context, key string) error {
+	if err := s.failure(&s.delete); err != nil {
+		return err
+	}
+	return s.TokenStore.Delete(ctx, key)
+}

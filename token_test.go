@@ -1,0 +1,100 @@
+package ganbauth_test
+
+import (
+	"bytes"
+	"encoding"
+	"encoding/gob"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+var fullToken = ganbauth.Token{
+	AccessToken: "S3CRET-access", RefreshToken: "S3CRET-refresh", TokenType: "Bearer", Scope: "a b",
+	IDToken: "S3CRET-id", Subject: "u-1",
+	IssuedAt: time.Date(2026, 4, 1, 0, 0, 0, 0, time.UTC), ExpiresAt: time.Date(2026, 4, 1, 1, 0, 0, 0, time.UTC),
+}
+
+// B-40 C-33: whatever prints a value of the kit prints no secret of it.
+func TestNothingSecretIsPrinted(t *testing.T) {
+	cfg := ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: issuer, Salt: "S3CRET-salt"}
+	connector, err := ganbauth.NewConnector(clientID, "S3CRET-client-secret-of-32-bytes", ganbauth.AuthBasic, cfg)
+	require.NoError(t, err)
+	opts := ganbauth.Options{
+		RedirectURI: "https://app.example/cb", Scopes: []string{"a"}, EncryptionKeys: [][]byte{[]byte("S3CRET-key-of-thirty-two-bytes!!")},
+		Store: ganbauth.NewMemoryStore(), Key: func(*http.Request) (string, error) { return "k", nil },
+		Logger: slog.New(slog.DiscardHandler),
+	}
+	kit, err := ganbauth.New(connector, nil, opts)
+	require.NoError(t, err)
+	token := fullToken
+	for name, v := range map[string]any{
+		"Token": token, "*Token": &token, "[]Token": []ganbauth.Token{token}, "struct": struct{ T *ganbauth.Token }{&token},
+		"Config": cfg, "*Config": &cfg, "Connector": connector, "Options": opts, "*Options": &opts, "Kit": kit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+				fmt.Fprintf(&out, verb, v)
+			}
+			for _, h := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
+				slog.New(h).Info("x", "v", v)
+			}
+			data, _ := json.Marshal(v)
+			out.Write(data)
+			require.NotContains(t, out.String(), "S3CRET")
+			require.NotContains(t, out.String(), fmt.Sprintf("%x", "S3CRET"))
+			require.NotContains(t, out.String(), "83 51 67 82 69 84")
+		})
+	}
+	require.Contains(t, fmt.Sprint(token), `"a b"`)
+	require.Contains(t, fmt.Sprint(cfg), "bank.test")
+}
+
+func TestTokenJSONIsRefused(t *testing.T) {
+	_, err := json.Marshal(fullToken)
+	require.ErrorContains(t, err, "MarshalBinary")
+}
+
+func TestTokenBinary(t *testing.T) {
+	for name, token := range map[string]ganbauth.Token{"full": fullToken, "empty": {}} {
+		t.Run(name, func(t *testing.T) {
+			data, err := token.MarshalBinary()
+			require.NoError(t, err)
+			var got ganbauth.Token
+			require.NoError(t, got.UnmarshalBinary(data))
+			require.Equal(t, token, got)
+			for n := range data {
+				before := got
+				require.Error(t, got.UnmarshalBinary(data[:n]), "truncated at %d", n)
+				require.Equal(t, before, got)
+			}
+			require.Error(t, got.UnmarshalBinary(append(data, 0)), "bytes left over")
+			data[0]++
+			require.ErrorContains(t, got.UnmarshalBinary(data), "version")
+		})
+	}
+	t.Run("H-17 gob uses it", func(t *testing.T) {
+		var b bytes.Buffer
+		require.NoError(t, gob.NewEncoder(&b).Encode(fullToken))
+		var got ganbauth.Token
+		require.NoError(t, gob.NewDecoder(&b).Decode(&got))
+		require.Equal(t, fullToken, got)
+	})
+	var _ encoding.BinaryMarshaler = ganbauth.Token{}
+}
+
+func TestTokenValid(t *testing.T) {
+	require.False(t, (*ganbauth.Token)(nil).Valid())
+	require.False(t, (*ganbauth.Token)(nil).HasScope("a"))
+	require.False(t, (&ganbauth.Token{AccessToken: "a"}).Valid(), "H-19: no expiry is not for ever")
+	require.False(t, (&ganbauth.Token{ExpiresAt: time.Now().Add(time.Hour)}).Valid())
+	require.True(t, (&ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}).Valid())
+}
