@@ -70,10 +70,14 @@ func unmarshalAttempt(data string) (*attempt, error) {
 
 func (a *attempt) expired() bool { return time.Since(a.begun) > attemptLifetime }
 
-// finished is what stays of an attempt after its callback: enough to know a second delivery, and a login that came
-// straight back.
-func (a *attempt) finished() *attempt {
-	return &attempt{begun: a.begun, done: time.Now(), retry: a.retry, scope: a.scope}
+// finished is what stays of an attempt after its callback: enough to know a second delivery, and, of a login that
+// succeeded, the scopes, to know one that came straight back.
+func (a *attempt) finished(err error) *attempt {
+	f := &attempt{begun: a.begun, done: time.Now(), retry: a.retry}
+	if err == nil {
+		f.scope = a.scope
+	}
+	return f
 }
 
 // attempts reads and writes the cookies.
@@ -206,7 +210,7 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry stri
 // percent-encoded ASCII, at most 2,048 characters, without its fragment. Decoded, it must be free of what one parser reads as a path and
 // another as a host: backslashes, control characters, empty and dot segments.
 func localPath(s string) (string, bool) {
-	if len(s) > maxReturnPath || !strings.HasPrefix(s, "/") || strings.Contains(s, `\`) ||
+	if !strings.HasPrefix(s, "/") || strings.Contains(s, `\`) ||
 		strings.ContainsFunc(s, unicode.IsControl) {
 		return "", false
 	}
@@ -227,7 +231,10 @@ func localPath(s string) (string, bool) {
 	if u.RawQuery != "" {
 		path += "?" + escapeRest(u.RawQuery)
 	}
-	return path, len(path) <= maxReturnPath
+	if len(path) > maxReturnPath {
+		return "", false
+	}
+	return path, true
 }
 
 // escapeRest percent-encodes what may not stand in a header or a URL.

@@ -86,7 +86,7 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 	if err == nil {
 		err = k.attach(w, r, key, a)
 	}
-	k.attempts.write(w, name, a.finished())
+	k.attempts.write(w, name, a.finished(err))
 	if err != nil {
 		return &retryError{err, a.retry}
 	}

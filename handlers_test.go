@@ -1,17 +1,28 @@
 package ganbauth_test
 
 import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
 	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"crypto/sha256"
+
+	"github.com/alexedwards/scs/v2"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-func TestLoginConnects(t *testing.T) {
+func TestRoundTrip(t *testing.T) {
 	inBubble(t, setup{bank: ganbtest.Options{Subject: "u-1"}}, func(t *testing.T, a *app) {
 		b := a.browser()
 		require.False(t, b.connected())
@@ -22,13 +33,912 @@ func TestLoginConnects(t *testing.T) {
 		require.Empty(t, a.next.last().RefreshToken)
 		time.Sleep(2 * time.Hour)
 		require.True(t, b.connected())
-		require.Equal(t, 1, a.bank.Refreshes())
 		require.True(t, b.connected())
 		require.Equal(t, 1, a.bank.Refreshes())
 		require.Equal(t, http.StatusSeeOther, b.post("/bank/logout").StatusCode)
 		require.False(t, b.connected())
-		require.Equal(t, []ganbauth.EventType{
+		require.Equal(t, []ganbauth.EventType{ // C-34
 			ganbauth.EventLoginStarted, ganbauth.EventLoginSucceeded, ganbauth.EventTokenRefreshed, ganbauth.EventLogout,
 		}, a.eventTypes())
+	})
+}
+
+func TestLoginRequest(t *testing.T) {
+	t.Run("B-01 B-12 the redirect", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		resp := b.get("/bank/login")
+		require.Equal(t, 303, resp.StatusCode)
+		require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
+		require.Equal(t, "no-referrer", resp.Header.Get("Referrer-Policy"))
+		require.Empty(t, body(resp))
+		q := mustParse(resp.Header.Get("Location")).Query()
+		require.Equal(t, "code", q.Get("response_type"))
+		require.Equal(t, a.bank.ClientID, q.Get("client_id"))
+		require.Equal(t, appURL+"/bank/callback", q.Get("redirect_uri"))
+		require.Equal(t, "openid offline_access private:account", q.Get("scope"), "A-16")
+		for name := range q {
+			require.Len(t, q[name], 1)
+		}
+		require.Len(t, q, 6)
+		require.NotContains(t, resp.Header.Get("Location"), a.bank.ClientSecret)
+		require.Empty(t, b.cookie("session"), "C-03: no session is made")
+	})
+	t.Run("B-03 B-04 D-33 state and nonce are new each time, and long", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		seen := map[string]bool{}
+		for range 1000 {
+			q := mustParse(b.authorizationURL("/bank/login")).Query()
+			for _, v := range []string{q.Get("state"), q.Get("nonce")} {
+				require.False(t, seen[v])
+				seen[v] = true
+				require.GreaterOrEqual(t, len(v), 26)
+				require.LessOrEqual(t, len(v), 128)
+				require.Regexp(t, `^([0-9a-f]{64}|[A-Z2-7]{26,})$`, v, "B-11: nothing to read in it")
+			}
+		}
+		require.LessOrEqual(t, len(b.cookies()), 5, "C-46 D-39: at most five attempts")
+	})
+	t.Run("B-05 A-25 L3 what the request says is ignored", func(t *testing.T) {
+		a := newApp(t, setup{})
+		got := a.browser().authorizationURL("/bank/login?state=ATTACKER&nonce=ATTACKER&scope=ATTACKER&redirect_uri=https://evil.example" +
+			"&client_id=ATTACKER&response_type=token&prompt=none&iss=ATTACKER&login_hint=ATTACKER&target_link_uri=https://evil.example")
+		require.NotContains(t, got, "ATTACKER")
+		require.NotContains(t, got, "evil")
+		require.NotContains(t, got, "prompt")
+	})
+	t.Run("B-06 E-L7 D-23 headers are ignored", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		resp := b.do("GET", "/bank/login", with(navigate, "X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "http",
+			"X-Forwarded-Prefix", "//evil.example", "X-Original-URL", "//evil.example", "Referer", "https://evil.example/x", "Origin", "https://evil.example"))
+		require.Equal(t, appURL+"/bank/callback", mustParse(resp.Header.Get("Location")).Query().Get("redirect_uri"))
+		resp = b.get(a.bank.Approve(resp.Header.Get("Location")))
+		require.Equal(t, "/home", resp.Header.Get("Location"))
+	})
+	t.Run("B-10 B-11 C-30 no cookie tells state, nonce, verifier or path", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{PKCE: true}})
+		b := a.browser()
+		q := mustParse(b.authorizationURL("/p/secret-path")).Query()
+		require.Len(t, b.cookies(), 1)
+		c := b.cookies()[0]
+		for _, secret := range []string{q.Get("state"), q.Get("nonce"), "secret-path"} {
+			require.NotContains(t, c.String(), secret)
+			require.NotContains(t, c.String(), base64.RawURLEncoding.EncodeToString([]byte(secret)))
+		}
+		require.NotContains(t, q.Encode(), "secret-path", "E-R8")
+	})
+	t.Run("the cookie's attributes", func(t *testing.T) {
+		resp := newApp(t, setup{options: ganbauth.Options{Name: "corp"}}).browser().get("/bank/login")
+		c, err := http.ParseSetCookie(resp.Header.Get("Set-Cookie"))
+		require.NoError(t, err)
+		require.True(t, strings.HasPrefix(c.Name, "__Host-ganb.corp."))
+		require.Equal(t, "/", c.Path)
+		require.True(t, c.Secure && c.HttpOnly)
+		require.Equal(t, http.SameSiteLaxMode, c.SameSite)
+		require.Empty(t, c.Domain)
+	})
+	t.Run("the cookie of the longest return path fits", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{PKCE: true, Name: strings.Repeat("n", 32), Scopes: []string{"openid", strings.Repeat("s", 249)}}})
+		resp := a.browser().get("/p/" + strings.Repeat("x", 2048-3))
+		require.LessOrEqual(t, len(strings.SplitN(resp.Header.Get("Set-Cookie"), ";", 2)[0]), 4096)
+	})
+	t.Run("B-13 B-14 PKCE", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{PKCE: true}})
+		b := a.browser()
+		first, second := b.authorizationURL("/p?a=1"), b.authorizationURL("/p?a=2")
+		q := mustParse(first).Query()
+		require.Equal(t, "S256", q.Get("code_challenge_method"))
+		require.Len(t, q.Get("code_challenge"), base64.RawURLEncoding.EncodedLen(sha256.Size))
+		require.NotEqual(t, q.Get("code_challenge"), mustParse(second).Query().Get("code_challenge"))
+		require.Empty(t, q.Get("code_verifier"))
+		// B-15: the bank checks the verifier, so each tab must send its own.
+		require.Equal(t, "/p?a=1", b.get(a.bank.Approve(first)).Header.Get("Location"))
+		require.Equal(t, "/p?a=2", b.get(a.bank.Approve(second)).Header.Get("Location"))
+	})
+	t.Run("AuthParams, and B-101 C-10 max_age", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{AuthParams: url.Values{"prompt": {"consent"}, "max_age": {"60"}}}})
+		b := a.browser()
+		got := b.authorizationURL("/bank/login")
+		require.Equal(t, "consent", mustParse(got).Query().Get("prompt"))
+		require.Equal(t, "60", mustParse(got).Query().Get("max_age"))
+		require.Equal(t, 303, b.get(a.bank.Approve(got)).StatusCode)
+		for name, change := range map[string]func(claims){
+			"old":     func(c claims) { c["auth_time"] = float64(time.Now().Unix() - 95) },
+			"missing": func(c claims) { delete(c, "auth_time") },
+			"string":  func(c claims) { c["auth_time"] = "1" },
+		} {
+			a.bank.Fail(ganbtest.TokenEndpoint, changeIDToken(a.bank, change), 1)
+			require.Equal(t, 502, b.get(b.callbackURL("/bank/login")).StatusCode, name)
+		}
+	})
+	t.Run("C-18 D-35 C-47 D-57 who may not begin a login", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		for name, h := range map[string]http.Header{
+			"image":     with(navigate, "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image"),
+			"iframe":    with(navigate, "Sec-Fetch-Dest", "iframe"),
+			"fetch":     with(program, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"),
+			"prefetch":  with(navigate, "Sec-Purpose", "prefetch"),
+			"prerender": with(navigate, "Sec-Purpose", "prefetch;prerender"),
+			"Purpose":   with(navigate, "Purpose", "prefetch"),
+			"X-Moz":     with(navigate, "X-Moz", "prefetch"),
+		} {
+			resp := b.do("GET", "/bank/login", h)
+			require.Equal(t, 403, resp.StatusCode, name)
+			require.Empty(t, resp.Header["Set-Cookie"])
+			require.Empty(t, resp.Header.Get("Location"))
+		}
+		for _, path := range []string{"/bank/login", "/bank/callback?code=a&state=b", "/bank/logout", "/bank/status"} {
+			for _, method := range []string{"OPTIONS", "PUT", "DELETE", "TRACE", "PROPFIND", "FOO"} {
+				resp := b.do(method, path, navigate)
+				require.Equal(t, 405, resp.StatusCode, method)
+				require.NotEmpty(t, resp.Header.Get("Allow"))
+			}
+		}
+		require.Empty(t, b.cookies())
+	})
+	t.Run("a client that says nothing may", func(t *testing.T) {
+		require.Equal(t, 303, newApp(t, setup{}).browser().do("GET", "/bank/login", http.Header{}).StatusCode)
+	})
+	t.Run("HTMX", func(t *testing.T) {
+		a := newApp(t, setup{})
+		resp := a.browser().do("GET", "/bank/login", with(program, "HX-Request", "true", "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"))
+		require.Equal(t, 200, resp.StatusCode)
+		require.Contains(t, resp.Header.Get("HX-Redirect"), a.bank.URL)
+	})
+}
+
+// changeIDToken has the bank sign other claims.
+func changeIDToken(bank *ganbtest.Server, change func(claims)) ganbtest.Fault {
+	return ganbtest.Fault{Change: func(response map[string]any) {
+		payload, err := base64.RawURLEncoding.DecodeString(strings.Split(response["id_token"].(string), ".")[1])
+		if err != nil {
+			panic(err)
+		}
+		c := parseClaims(payload)
+		change(c)
+		response["id_token"] = jws(sha256.New, hs256, c.json(), bank.ClientSecret)
+	}}
+}
+
+// refused checks R-CB: a callback that leads nowhere and tells nothing.
+func refused(t *testing.T, resp *http.Response) {
+	t.Helper()
+	require.GreaterOrEqual(t, resp.StatusCode, 400)
+	require.Less(t, resp.StatusCode, 500)
+	require.Empty(t, resp.Header.Get("Location"))
+	require.Contains(t, resp.Header.Get("Cache-Control"), "no-store")
+	require.Equal(t, "nosniff", resp.Header.Get("X-Content-Type-Options"))
+	require.Contains(t, resp.Header.Get("Content-Security-Policy"), "frame-ancestors 'none'")
+	require.NotContains(t, body(resp), "MARK")
+	require.NotContains(t, fmt.Sprint(resp.Header), "MARK")
+}
+
+// Callbacks that belong to no attempt of this browser: nothing is sent, nothing changes, and the pending attempt
+// still succeeds afterwards (G-22).
+func TestForeignCallbacks(t *testing.T) {
+	long := strings.Repeat("x", 200_000)
+	for name, query := range map[string]string{
+		"G-01 nothing":                       "",
+		"G-02 C-45 code only":                "code=MARK",
+		"G-03 A-42 state unknown, no code":   "state=MARK",
+		"G-04 state empty":                   "code=MARK&state=",
+		"G-05 A-41 B-16 D-34 state unknown":  "code=MARK&state=MARK",
+		"G-11 state twice":                   "code=MARK&state={state}&state=MARK",
+		"G-11 B-52 state twice, reversed":    "code=MARK&state=MARK&state={state}",
+		"G-11 C-43 the right state twice":    "code=MARK&state={state}&state={state}",
+		"G-10 code twice":                    "code=MARK&code=MARK2&state={state}",
+		"B-52 iss twice":                     "code=MARK&state={state}&iss={iss}&iss={iss}",
+		"error twice":                        "error=a&error=b&state={state}",
+		"G-14 error without a state":         "error=access_denied&error_description=MARK",
+		"G-14 B-53 error with another state": "error=access_denied&state=MARK",
+		"G-15 upper case":                    "CODE=MARK&STATE={state}",
+		"G-15 brackets":                      "code[]=MARK&state[]={state}",
+		"G-17 V14 bad escape in code":        "code=%zz&state={state}",
+		"G-17 V14 bad escape elsewhere":      "code=MARK&state={state}&x=%zz",
+		"V14 semicolon":                      "code=MARK;state={state}",
+		"G-19 state of 100,000":              "code=MARK&state=" + long[:100_000],
+		"G-19 code of 200,000":               "state={state}&code=" + long,
+		"V14 D-54 20,000 parameters":         "state={state}&code=MARK&" + strings.Repeat("a=1&", 20_000),
+		"a prefix of the state":              "code=MARK&state={prefix}",
+		"the state in upper case":            "code=MARK&state={STATE}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, setup{})
+			b := a.browser()
+			authURL := b.authorizationURL("/bank/login")
+			state := mustParse(authURL).Query().Get("state")
+			query = strings.NewReplacer("{state}", state, "{prefix}", state[:32], "{STATE}", strings.ToUpper(state),
+				"{iss}", url.QueryEscape(a.bank.URL+"/")).Replace(query)
+			resp := b.get("/bank/callback?" + query)
+			refused(t, resp)
+			require.Empty(t, resp.Header["Set-Cookie"], "no new session, the attempt untouched")
+			require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint), "NOEX")
+			require.Equal(t, 303, b.get(a.bank.Approve(authURL)).StatusCode, "the real callback succeeds")
+			require.True(t, b.connected())
+		})
+	}
+	t.Run("G-20 G-21 C-02 D-32 another browser's callback does not touch who is logged in", func(t *testing.T) {
+		a := newApp(t, setup{})
+		victim, attacker := a.browser(), a.browser()
+		victim.login()
+		who := body(victim.get("/p"))
+		planted := attacker.callbackURL("/bank/login")
+		exchanges := a.bank.Count(ganbtest.TokenEndpoint)
+		refused(t, victim.get(planted))
+		require.Equal(t, exchanges, a.bank.Count(ganbtest.TokenEndpoint))
+		require.Equal(t, who, body(victim.get("/p")))
+		require.Equal(t, 303, attacker.get(planted).StatusCode, "the attacker's own attempt still works")
+	})
+	t.Run("G-06 D-49 C-13 cookies that are garbage", func(t *testing.T) {
+		a := newApp(t, setup{})
+		for _, cookie := range []string{"session=attacker-chosen", "session=" + long[:100_000], "session=a; session=b", "session=\"", ""} {
+			resp := a.browser().do("GET", "/bank/callback?code=MARK&state=MARK", with(navigate, "Cookie", cookie))
+			refused(t, resp)
+		}
+		b := a.browser()
+		resp := b.do("GET", "/p", with(program, "Cookie", "session=attacker-chosen"))
+		require.Equal(t, 401, resp.StatusCode)
+	})
+	t.Run("C-37 D-31 a visit to the login alone is no login", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		b.authorizationURL("/bank/login")
+		require.False(t, b.connected())
+	})
+	t.Run("attempt cookies that were altered or swapped", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		one, two := b.callbackURL("/p?a=1"), b.callbackURL("/p?a=2")
+		cookies := b.cookies()
+		require.Len(t, cookies, 2)
+		swapped := cookies[0].Name + "=" + cookies[1].Value + "; " + cookies[1].Name + "=" + cookies[0].Value
+		altered := cookies[0].Name + "=A" + cookies[0].Value[1:] + "A; " + cookies[1].Name + "=" + cookies[1].Value[:20]
+		for _, h := range []string{swapped, altered} {
+			for _, callback := range []string{one, two} {
+				refused(t, a.browser().do("GET", callback, with(navigate, "Cookie", h)))
+			}
+		}
+		require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint))
+	})
+}
+
+// Callbacks of this browser's attempt that do not lead to a login. The attempt is consumed: the real callback comes
+// too late.
+func TestOwnCallbacksThatFail(t *testing.T) {
+	for name, test := range map[string]struct {
+		query  string
+		status int
+		class  string
+	}{
+		"G-03 no code":                  {"", 400, "invalid_state"},
+		"G-04 code empty":               {"code=", 400, "invalid_state"},
+		"G-18 code with CR LF":          {"code=a%0d%0ab", 400, "invalid_state"},
+		"G-18 code with NUL":            {"code=a%00", 400, "invalid_state"},
+		"G-18 code with a space":        {"code=a+b", 400, "invalid_state"},
+		"G-18 code not ASCII":           {"code=%e3%81%82", 400, "invalid_state"},
+		"G-18 code not UTF-8":           {"code=%ff", 400, "invalid_state"},
+		"G-19 code of 8,193":            {"code=" + strings.Repeat("x", 8193), 400, "invalid_state"},
+		"B-41 denied":                   {"error=access_denied", 403, "access_denied"},
+		"G-13 error wins over code":     {"error=access_denied&code=MARK", 403, "access_denied"},
+		"G-52 C-49 D-40 scripts":        {"error=%3Cscript%3Ealert(1)%3C/script%3E&error_description=%22%3E%3Cimg%20src=x%20onerror=MARK%3E&error_uri=javascript:MARK", 400, "<script>alert(1)</script>"},
+		"an empty error":                {"error=", 400, "unknown_error"},
+		"B-51 A-43 C-04 iss of another": {"code=MARK&iss=https%3A%2F%2Fevil.example%2F", 400, "invalid_state"},
+		"B-51 iss without its slash":    {"code=MARK&iss={iss-no-slash}", 400, "invalid_state"},
+		"B-51 iss in upper case":        {"code=MARK&iss={ISS}", 400, "invalid_state"},
+		"B-51 iss with a port":          {"code=MARK&iss=https%3A%2F%2Fbank.test:443%2F", 400, "invalid_state"},
+		"B-53 iss wrong on an error":    {"error=access_denied&iss=x", 400, "invalid_state"},
+		"D-36 G-50 tokens in the query": {"access_token=MARK&id_token=MARK&token_type=Bearer&expires_in=3600", 400, "invalid_state"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, setup{})
+			b := a.browser()
+			authURL := b.authorizationURL("/bank/login")
+			state := mustParse(authURL).Query().Get("state")
+			query := strings.NewReplacer("{iss-no-slash}", url.QueryEscape(a.bank.URL), "{ISS}", url.QueryEscape(strings.ToUpper(a.bank.URL+"/"))).Replace(test.query)
+			resp := b.get("/bank/callback?state=" + state + "&" + query)
+			refused(t, resp)
+			require.Equal(t, test.status, resp.StatusCode)
+			require.NotContains(t, body(resp), "<script>alert")
+			require.Contains(t, body(resp), `href="/bank/login"`, "it offers to start again")
+			require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint), "NOEX")
+			require.Equal(t, test.class, a.events[1].ErrorClass)
+			refused(t, b.get(a.bank.Approve(authURL)))
+			require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint), "the attempt was consumed")
+			require.False(t, b.connected())
+		})
+	}
+	t.Run("G-64 a failed login as somebody else leaves who is logged in", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		b.login()
+		who, cookie := body(b.get("/p")), b.cookie("session")
+		for _, fault := range []ganbtest.Fault{ganbtest.InvalidGrant, ganbtest.WrongIDToken, ganbtest.ServerError, ganbtest.NotJSON} {
+			a.bank.Fail(ganbtest.TokenEndpoint, fault, 1)
+			resp := b.get(b.callbackURL("/bank/login"))
+			require.Contains(t, []int{502, 503}, resp.StatusCode)
+			require.Equal(t, who, body(b.get("/p")))
+			require.Equal(t, cookie, b.cookie("session"))
+		}
+		require.Equal(t, 403, b.get(a.bank.Deny(b.authorizationURL("/bank/login"))).StatusCode)
+		require.Equal(t, who, body(b.get("/p")))
+	})
+	t.Run("B-104 B-98 G-34 C-06 an ID token of another attempt", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		first := b.authorizationURL("/bank/login")
+		other := mustParse(b.callbackURL("/bank/login")).Query().Get("code")
+		resp := b.get("/bank/callback?state=" + mustParse(first).Query().Get("state") + "&code=" + other)
+		require.Equal(t, 502, resp.StatusCode)
+		require.False(t, b.connected())
+		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+	})
+}
+
+func TestCallbackSucceeds(t *testing.T) {
+	t.Run("B-42 B-43 C-31 D-41 headers", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		resp := b.get(b.callbackURL("/bank/login"))
+		require.Equal(t, 303, resp.StatusCode)
+		require.Equal(t, "/home", resp.Header.Get("Location"))
+		require.Contains(t, resp.Header["Cache-Control"], "no-store")
+		require.Equal(t, "no-referrer", resp.Header.Get("Referrer-Policy"), "C-25")
+		require.Empty(t, body(resp))
+		require.Less(t, len(b.cookie("session")), 100, "C-23")
+	})
+	t.Run("B-50 iss of the bank, G-51 unknown parameters", func(t *testing.T) {
+		a := newApp(t, setup{bank: ganbtest.Options{SendIssuer: true}})
+		b := a.browser()
+		require.Equal(t, 303, b.get(b.callbackURL("/bank/login")+"&response=x&session_state=y&hd=z&access_token=MARK&scope=admin").StatusCode)
+		require.True(t, b.connected())
+		require.NotEqual(t, "MARK", a.next.last().AccessToken)
+		require.False(t, new(ganbauth.Token).HasScope("admin"))
+	})
+	t.Run("A-44 iss absent is accepted: the bank does not document it", func(t *testing.T) { newApp(t, setup{}).browser().login() })
+	t.Run("B-39 G-19 codes of 128, 512 and 2,048", func(t *testing.T) {
+		for _, n := range []int{128, 512, 2048} {
+			a := newApp(t, setup{})
+			b := a.browser()
+			q := mustParse(b.authorizationURL("/bank/login")).Query()
+			b.get("/bank/callback?state=" + q.Get("state") + "&code=" + strings.Repeat("x", n))
+			require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint), "it was sent")
+		}
+	})
+	t.Run("C-13 D-14 G-60 the session's token is renewed, at a login and at the next", func(t *testing.T) {
+		a := newApp(t, setup{})
+		a.mux.HandleFunc("/cart", func(_ http.ResponseWriter, r *http.Request) { a.sessions.Put(r.Context(), "cart", "x") })
+		a.mux.HandleFunc("/show", func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, a.sessions.GetString(r.Context(), "cart"))
+		})
+		b := a.browser()
+		b.get("/cart")
+		before := b.cookie("session")
+		b.login()
+		first := b.cookie("session")
+		require.NotEqual(t, before, first)
+		require.Equal(t, "x", body(b.get("/show")), "the application's values stay")
+		b.login()
+		require.NotEqual(t, first, b.cookie("session"))
+		for _, old := range []string{before, first} {
+			_, found, err := a.sessions.Store.Find(old)
+			require.NoError(t, err)
+			require.False(t, found)
+			require.Equal(t, 401, a.browser().do("GET", "/p", with(program, "Cookie", "session="+old)).StatusCode)
+		}
+	})
+	t.Run("G-63 F-71 a login as B replaces all of A's", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			b.connected()
+			first := a.next.last()
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(r map[string]any) { delete(r, "refresh_token") }}, 1)
+			b.login()
+			b.connected()
+			second := a.next.last()
+			require.NotEqual(t, first.Subject, second.Subject)
+			require.NotEqual(t, first.AccessToken, second.AccessToken)
+			time.Sleep(61 * time.Minute)
+			require.False(t, b.connected(), "B has no refresh token, and A's is not used")
+			require.Zero(t, a.bank.Refreshes())
+			require.Equal(t, 1, records(t, a), "A's record is gone")
+		})
+	})
+	t.Run("B-17 a refresh token without offline_access is used", func(t *testing.T) {
+		inBubble(t, setup{options: ganbauth.Options{Scopes: []string{"openid"}}}, func(t *testing.T, a *app) {
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(r map[string]any) { r["refresh_token"] = "RT" }}, 1)
+			b := a.browser()
+			b.login()
+			time.Sleep(61 * time.Minute)
+			b.connected()
+			require.Equal(t, 1, a.bank.Refreshes())
+		})
+	})
+	t.Run("B-34 C-05 the granted scopes are what counts", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		b.get(a.bank.ApproveOnly(b.authorizationURL("/bank/login"), "openid"))
+		require.True(t, b.connected())
+		require.Equal(t, "openid", a.next.last().Scope)
+	})
+	t.Run("plain OAuth", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{Scopes: []string{"private:account"}}})
+		b := a.browser()
+		require.Empty(t, mustParse(b.authorizationURL("/bank/login")).Query().Get("nonce"))
+		b.login()
+		require.Equal(t, "served ", body(b.get("/p")))
+	})
+	t.Run("client_secret_post", func(t *testing.T) {
+		a := newApp(t, setup{bank: ganbtest.Options{AuthMethod: ganbauth.AuthPost}})
+		a.browser().login()
+	})
+	t.Run("H-15 V5 without LoadAndSave", func(t *testing.T) {
+		a := newApp(t, setup{bare: true})
+		b := a.browser()
+		require.False(t, b.connected())
+		b.login()
+		require.True(t, b.connected())
+		require.Equal(t, "no-store", b.get("/bank/login").Header["Cache-Control"][0])
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		require.False(t, b.connected())
+		require.Empty(t, b.cookie("session"))
+	})
+	t.Run("H-16 LoadAndSave twice", func(t *testing.T) {
+		a := newApp(t, setup{})
+		a.handler = a.sessions.LoadAndSave(a.handler)
+		b := a.browser()
+		b.login()
+		require.True(t, b.connected())
+	})
+}
+
+// records counts the token records among the sessions.
+func records(t *testing.T, a *app) (n int) {
+	t.Helper()
+	require.NoError(t, a.sessions.Iterate(t.Context(), func(ctx context.Context) error {
+		if a.sessions.Exists(ctx, "ganbauth") {
+			n++
+		}
+		return nil
+	}))
+	return n
+}
+
+func TestCallbackTwice(t *testing.T) {
+	t.Run("V1 G-31 the same callback at once exchanges the code once", func(t *testing.T) {
+		for _, n := range []int{2, 50} {
+			inBubble(t, setup{bank: ganbtest.Options{Latency: time.Second}}, func(t *testing.T, a *app) {
+				b := a.browser()
+				callback := b.callbackURL("/bank/login")
+				var wg sync.WaitGroup
+				for range n {
+					wg.Go(func() {
+						if resp := b.get(callback); resp.StatusCode != 303 || resp.Header.Get("Location") != "/home" {
+							t.Errorf("got %d", resp.StatusCode)
+						}
+					})
+				}
+				wg.Wait()
+				require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+				require.True(t, b.connected())
+			})
+		}
+	})
+	t.Run("G-30 reload and back button: to the default page", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		callback := b.callbackURL("/p?a=1")
+		require.Equal(t, "/p?a=1", b.get(callback).Header.Get("Location"))
+		session := b.cookie("session")
+		resp := b.get(callback)
+		require.Equal(t, "/home", resp.Header.Get("Location"))
+		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+		require.Equal(t, session, b.cookie("session"))
+		b.post("/bank/logout")
+		refused(t, b.get(callback))
+	})
+	t.Run("G-32 a failed exchange is not tried again by a reload", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+		callback := b.callbackURL("/bank/login")
+		require.Equal(t, 503, b.get(callback).StatusCode)
+		refused(t, b.get(callback))
+		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+	})
+	t.Run("G-30 a client that keeps its cookies gets the outcome again, not another exchange", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		cookie := b.cookies()[0].String()
+		for _, fresh := range []*browser{a.browser(), a.browser()} {
+			require.Equal(t, 303, fresh.do("GET", callback, with(navigate, "Cookie", cookie)).StatusCode)
+		}
+		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+	})
+	t.Run("F-85 D-58 a browser that leaves during the exchange, and comes back", func(t *testing.T) {
+		inBubble(t, setup{bank: ganbtest.Options{Latency: time.Second}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			callback := b.callbackURL("/bank/login")
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			req, _ := http.NewRequestWithContext(ctx, "GET", callback, nil)
+			req.Header = navigate.Clone()
+			_, _ = b.client.Do(req)
+			require.Equal(t, 303, b.get(callback).StatusCode)
+			require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+			require.True(t, b.connected())
+		})
+	})
+}
+
+func TestTabs(t *testing.T) {
+	t.Run("E-R10 G-33 G-27 five tabs restored at once", func(t *testing.T) {
+		for name, app := range map[string]bool{"anonymous": false, "with a session of the application": true} {
+			t.Run(name, func(t *testing.T) {
+				a := newApp(t, setup{})
+				a.mux.HandleFunc("/cart", func(_ http.ResponseWriter, r *http.Request) { a.sessions.Put(r.Context(), "cart", "x") })
+				b := a.browser()
+				if app {
+					b.get("/cart")
+				}
+				var callbacks []string
+				for i := range 5 {
+					callbacks = append(callbacks, b.callbackURL(fmt.Sprint("/p?tab=", i)))
+				}
+				slices.Reverse(callbacks)
+				for i, callback := range callbacks {
+					require.Equal(t, fmt.Sprint("/p?tab=", 4-i), b.get(callback).Header.Get("Location"))
+				}
+				require.True(t, b.connected())
+				require.Equal(t, 1, records(t, a), "one token, not five")
+			})
+		}
+	})
+	t.Run("G-35 D-39 of many attempts the newest five work", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			var callbacks []string
+			for range 50 {
+				callbacks = append(callbacks, b.callbackURL("/bank/login"))
+				time.Sleep(time.Second)
+			}
+			require.Len(t, b.cookies(), 5)
+			refused(t, b.get(callbacks[0]))
+			for _, callback := range callbacks[45:] {
+				require.Equal(t, 303, b.get(callback).StatusCode)
+			}
+		})
+	})
+	t.Run("G-24 C-45 an attempt lives ten minutes, and then says so", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			late, exact := b.authorizationURL("/bank/login?return_to=/x"), b.authorizationURL("/bank/login")
+			time.Sleep(10 * time.Minute)
+			require.Equal(t, 303, b.get(a.bank.Approve(exact)).StatusCode)
+			time.Sleep(time.Second)
+			resp := b.get(a.bank.Approve(late))
+			refused(t, resp)
+			require.Contains(t, body(resp), "expired")
+			require.Contains(t, body(resp), `href="/bank/login?return_to=/x"`)
+			require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+		})
+	})
+	t.Run("G-25 the session that began it has ended", func(t *testing.T) {
+		inBubble(t, setup{sessions: func(s *scs.SessionManager) { s.IdleTimeout = 5 * time.Minute }}, func(t *testing.T, a *app) {
+			a.mux.HandleFunc("/cart", func(_ http.ResponseWriter, r *http.Request) { a.sessions.Put(r.Context(), "cart", "x") })
+			b := a.browser()
+			b.get("/cart")
+			callback := b.callbackURL("/bank/login")
+			time.Sleep(6 * time.Minute)
+			refused(t, b.do("GET", callback, with(navigate, "Sec-Fetch-Site", "same-origin")))
+			require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint))
+		})
+	})
+	t.Run("G-26 C-45 a logout ends the attempts", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		require.Empty(t, b.cookies())
+		refused(t, b.get(callback))
+		require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint))
+	})
+	t.Run("another user of the application in the same browser", func(t *testing.T) {
+		user := "alice"
+		a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return user, nil }}})
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		user = "bob"
+		resp := b.do("GET", callback, with(navigate, "Sec-Fetch-Site", "cross-site"))
+		require.Equal(t, 200, resp.StatusCode, "once, the session cookie may have stayed behind")
+		_, again, _ := strings.Cut(resp.Header.Get("Refresh"), "url=")
+		refused(t, b.do("GET", again, with(navigate, "Sec-Fetch-Site", "same-origin")))
+		require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint))
+		require.False(t, b.connected())
+		user = "alice"
+		require.False(t, b.connected())
+	})
+}
+
+func TestCallbackMethodsAndPrefetch(t *testing.T) {
+	a := newApp(t, setup{})
+	b := a.browser()
+	callback := b.callbackURL("/bank/login")
+	for name, test := range map[string]struct {
+		method string
+		h      http.Header
+		status int
+	}{
+		"G-40 G-41 A-22 POST": {"POST", navigate, 405},
+		"G-42 V14 HEAD":       {"HEAD", navigate, 405},
+		"G-43 D-57 prefetch":  {"GET", with(navigate, "Sec-Purpose", "prefetch"), 403},
+		"G-43 prerender":      {"GET", with(navigate, "Sec-Purpose", "prefetch;prerender"), 403},
+		"G-43 Purpose":        {"GET", with(navigate, "Purpose", "prefetch"), 403},
+		"G-43 X-Moz":          {"GET", with(navigate, "X-Moz", "prefetch"), 403},
+		"G-44 OPTIONS":        {"OPTIONS", navigate, 405},
+		"G-46 iframe":         {"GET", with(navigate, "Sec-Fetch-Dest", "iframe"), 403},
+		"G-46 image":          {"GET", with(navigate, "Sec-Fetch-Dest", "image", "Sec-Fetch-Mode", "no-cors"), 403},
+	} {
+		t.Run(name, func(t *testing.T) {
+			resp := b.do(test.method, callback, test.h)
+			require.Equal(t, test.status, resp.StatusCode)
+			require.Empty(t, resp.Header["Set-Cookie"])
+			require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint))
+		})
+	}
+	require.Equal(t, 303, b.get(callback).StatusCode, "after all that, the real one succeeds")
+	t.Run("A-24 logout_token by POST", func(t *testing.T) {
+		for _, path := range []string{"/bank/login", "/bank/callback", "/bank/status"} {
+			require.Equal(t, 405, b.do("POST", path+"?logout_token=x", navigate).StatusCode)
+		}
+		require.True(t, b.connected())
+	})
+	t.Run("G-48 other paths are not the callback", func(t *testing.T) {
+		for _, path := range []string{"/bank/callback/", "/BANK/CALLBACK", "/bank/callback;x=1"} {
+			require.Equal(t, 404, b.get(path+"?code=a&state=b").StatusCode)
+		}
+	})
+}
+
+// Decision 6: with SameSite=Strict the session cookie stays behind on the way back from the bank; a reload from the
+// same site brings it.
+func TestStrictSessions(t *testing.T) {
+	strict := func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }
+	a := newApp(t, setup{sessions: strict})
+	b := a.browser()
+	callback := b.callbackURL("/p?a=1")
+	resp := b.do("GET", callback, with(navigate, "Sec-Fetch-Site", "cross-site"))
+	require.Equal(t, 200, resp.StatusCode)
+	require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint), "C-20 D-60 nothing is consumed yet")
+	_, again, ok := strings.Cut(resp.Header.Get("Refresh"), "url=")
+	require.True(t, ok)
+	require.True(t, strings.HasPrefix(again, "/bank/callback?"))
+	resp = b.do("GET", again, with(navigate, "Sec-Fetch-Site", "cross-site"))
+	require.Equal(t, 303, resp.StatusCode, "once only, whatever the browser says")
+	require.Equal(t, "/p?a=1", resp.Header.Get("Location"))
+	require.True(t, b.connected())
+
+	t.Run("a link from another site to a protected page", func(t *testing.T) {
+		resp := a.browser().do("GET", "/p?a=1", with(navigate, "Sec-Fetch-Site", "cross-site"))
+		require.Equal(t, "0; url=/p?a=1", resp.Header.Get("Refresh"))
+		resp = a.browser().do("GET", "/p?a=1", with(navigate, "Sec-Fetch-Site", "same-origin"))
+		require.Equal(t, 303, resp.StatusCode)
+	})
+}
+
+func TestLogout(t *testing.T) {
+	for name, h := range map[string]http.Header{
+		"C-27 I-03 another origin":       header("Origin", "https://evil.example"),
+		"C-27 origin null":               header("Origin", "null"),
+		"C-27 Sec-Fetch-Site cross-site": header("Sec-Fetch-Site", "cross-site"),
+		"Sec-Fetch-Site same-site":       header("Sec-Fetch-Site", "same-site"),
+		"D-55 I-03 the origin by http":   header("Origin", "http://app.example"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, setup{})
+			b := a.browser()
+			b.login()
+			require.Equal(t, 403, b.do("POST", "/bank/logout", h).StatusCode)
+			require.True(t, b.connected())
+		})
+	}
+	for name, h := range map[string]http.Header{
+		"C-28 I-01 C-16 the same origin": header("Sec-Fetch-Site", "same-origin", "Origin", appURL),
+		"C-28 I-04 an old browser":       {},
+		"an old browser with Origin":     header("Origin", appURL),
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, setup{})
+			b := a.browser()
+			b.login()
+			cookie := b.cookie("session")
+			resp := b.do("POST", "/bank/logout", h)
+			require.Equal(t, 303, resp.StatusCode)
+			require.Equal(t, "/home", resp.Header.Get("Location"))
+			require.Contains(t, resp.Header["Cache-Control"], "no-store")
+			require.Empty(t, b.cookies(), "C-32: expired with its own attributes")
+			require.Zero(t, records(t, a), "C-15: the record is gone")
+			_, found, _ := a.sessions.Store.Find(cookie)
+			require.False(t, found)
+		})
+	}
+	t.Run("the application's values survive, under a new token", func(t *testing.T) {
+		a := newApp(t, setup{})
+		a.mux.HandleFunc("/cart", func(_ http.ResponseWriter, r *http.Request) { a.sessions.Put(r.Context(), "cart", "x") })
+		a.mux.HandleFunc("/show", func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, a.sessions.GetString(r.Context(), "cart"))
+		})
+		b := a.browser()
+		b.login()
+		b.get("/cart")
+		before := b.cookie("session")
+		b.post("/bank/logout")
+		require.Equal(t, "x", body(b.get("/show")))
+		require.NotEqual(t, before, b.cookie("session"))
+		require.False(t, b.connected())
+	})
+	t.Run("C-27 I-02 GET, HEAD and a prefetch do nothing", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		b.login()
+		for _, method := range []string{"GET", "HEAD"} {
+			resp := b.do(method, "/bank/logout", with(navigate, "Sec-Purpose", "prefetch"))
+			require.Equal(t, 405, resp.StatusCode)
+			require.Equal(t, "POST", resp.Header.Get("Allow"))
+		}
+		require.True(t, b.connected())
+	})
+	t.Run("I-05 C-45 without a session, twice, with garbage", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		for range 2 {
+			resp := b.post("/bank/logout")
+			require.Equal(t, 303, resp.StatusCode)
+			require.Empty(t, resp.Header["Set-Cookie"])
+		}
+		require.Equal(t, 303, b.do("POST", "/bank/logout", header("Cookie", "session=x; __Host-ganb..x=y")).StatusCode)
+	})
+	t.Run("I-08 C-29 E-L6 where to", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		for target, want := range map[string]string{
+			"/bank/logout?return_to=/bye":                         "/bye",
+			"/bank/logout?return_to=//evil.example":               "/home",
+			"/bank/logout?return_to=https://evil.example&state=x": "/home", // A-23
+			"/bank/logout?return_to=/bank/logout":                 "/home",
+		} {
+			require.Equal(t, want, b.post(target).Header.Get("Location"))
+		}
+	})
+	t.Run("a store that is away: the user hears it, and may try again", func(t *testing.T) {
+		store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+		a := newApp(t, setup{options: ganbauth.Options{Store: store}})
+		b := a.browser()
+		b.login()
+		store.set(nil, nil, io.ErrUnexpectedEOF)
+		require.Equal(t, 503, b.post("/bank/logout").StatusCode)
+		require.True(t, b.connected())
+		store.set(nil, nil, nil)
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		require.False(t, b.connected())
+	})
+	t.Run("HTMX", func(t *testing.T) {
+		a := newApp(t, setup{})
+		resp := a.browser().do("POST", "/bank/logout", header("HX-Request", "true"))
+		require.Equal(t, "/home", resp.Header.Get("HX-Redirect"))
+	})
+}
+
+func TestStatus(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		b := a.browser()
+		resp := b.do("GET", "/bank/status", program)
+		require.Equal(t, 200, resp.StatusCode)
+		require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
+		require.JSONEq(t, `{"connected":false,"scopes":[]}`, body(resp))
+		b.login()
+		resp = b.do("GET", "/bank/status", program)
+		require.JSONEq(t, `{"connected":true,"scopes":["openid","offline_access","private:account"],"expires_at":"2000-01-01T01:00:00Z"}`, body(resp))
+		time.Sleep(2 * time.Hour)
+		require.Contains(t, body(b.do("GET", "/bank/status", program)), `"connected":true`, "it can be refreshed")
+		require.Zero(t, a.bank.Refreshes(), "and was not")
+		require.Equal(t, 200, b.do("HEAD", "/bank/status", program).StatusCode)
+	})
+	t.Run("a store that is away", func(t *testing.T) {
+		store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+		a := newApp(t, setup{options: ganbauth.Options{Store: store}})
+		b := a.browser()
+		b.login()
+		store.set(io.ErrUnexpectedEOF, nil, nil)
+		require.Equal(t, 503, b.do("GET", "/bank/status", program).StatusCode)
+	})
+}
+
+// B-54 B-56 C-04 D-29 G-53: two kits in one application with one session manager.
+func TestTwoKits(t *testing.T) {
+	newSecond := func(a *app) *ganbtest.Server {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		c, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+		require.NoError(t, err)
+		kit, err := ganbauth.New(c, a.sessions, ganbauth.Options{
+			Name: "corp", RedirectURI: appURL + "/corp/callback", Scopes: []string{"openid"}, DefaultReturn: "/home", Logger: discard,
+		})
+		require.NoError(t, err)
+		a.mux.Handle("/corp/login", kit.LoginHandler())
+		a.mux.Handle("/corp/callback", kit.CallbackHandler())
+		a.mux.Handle("/corp/logout", kit.LogoutHandler())
+		a.mux.Handle("/both", a.kit.RequireToken(kit.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			outer, err := a.kit.Check(r)
+			require.NoError(t, err)
+			inner, _ := ganbauth.TokenFromContext(r.Context())
+			fmt.Fprint(w, outer.Subject != inner.Subject)
+			resp, err := a.kit.Client(r.Context()).Get(a.bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			require.Equal(t, 200, resp.StatusCode, "the outer kit's client finds its own token")
+		}))))
+		return bank
+	}
+	a := newApp(t, setup{})
+	second := newSecond(a)
+	b := a.browser()
+	resp := b.get("/corp/login")
+	theirs := second.Approve(resp.Header.Get("Location"))
+	refused(t, b.get(strings.Replace(theirs, "/corp/callback", "/bank/callback", 1)))
+	require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint)+second.Count(ganbtest.TokenEndpoint))
+	b.login()
+	require.Equal(t, 303, b.get(theirs).StatusCode)
+	require.Equal(t, "true", body(b.get("/both")), "C-07: each has its own")
+	require.Equal(t, 303, b.post("/corp/logout").StatusCode)
+	require.True(t, b.connected(), "B-56: the other stays")
+	require.Equal(t, 401, b.do("GET", "/both", program).StatusCode)
+}
+
+// C-01 C-33 C-36 D-48 B-136: over a whole round trip no answer and no log line has a secret in it.
+func TestNothingSecretLeaves(t *testing.T) {
+	inBubble(t, setup{bank: ganbtest.Options{SendIssuer: true}, options: ganbauth.Options{PKCE: true}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		var seen strings.Builder
+		secrets := []string{a.bank.ClientSecret, "the bank in a box"}
+		note := func(resp *http.Response) {
+			for name, values := range resp.Header {
+				if name == "Location" && strings.HasPrefix(values[0], a.bank.URL) {
+					continue // the authorization URL has the state and the nonce
+				}
+				fmt.Fprintln(&seen, name, values)
+			}
+			seen.WriteString(body(resp))
+		}
+		a.next.serve = func(_ http.ResponseWriter, r *http.Request) {
+			token, _ := ganbauth.TokenFromContext(r.Context())
+			secrets = append(secrets, token.AccessToken, token.IDToken)
+		}
+		for range 2 {
+			resp := b.get("/bank/login")
+			q := mustParse(resp.Header.Get("Location")).Query()
+			secrets = append(secrets, q.Get("state"), q.Get("nonce"))
+			note(resp)
+			callback := a.bank.Approve(resp.Header.Get("Location"))
+			secrets = append(secrets, mustParse(callback).Query().Get("code"))
+			note(b.get(callback))
+			note(b.get(callback))
+			note(b.get("/p"))
+			time.Sleep(61 * time.Minute)
+			note(b.get("/p"))
+			note(b.do("GET", "/bank/status", program))
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+			note(b.get(b.callbackURL("/bank/login")))
+			note(b.get(a.bank.Deny(b.authorizationURL("/bank/login"))))
+			note(b.post("/bank/logout"))
+			note(b.do("GET", "/p", program))
+		}
+		require.NotEmpty(t, a.log.String())
+		for _, secret := range secrets {
+			require.NotContains(t, seen.String(), secret)
+			require.NotContains(t, a.log.String(), secret)
+		}
 	})
 }

@@ -60,6 +60,13 @@ func (c claims) json() string {
 	return string(data)
 }
 
+func parseClaims(payload []byte) (c claims) {
+	if err := json.Unmarshal(payload, &c); err != nil {
+		panic(err)
+	}
+	return c
+}
+
 func null() any { return json.RawMessage("null") }
 
 func raw(s string) any { return json.RawMessage(s) }

@@ -187,7 +187,8 @@ func (k *Kit) cameStraightBack(w http.ResponseWriter, r *http.Request, scopes []
 		if a == nil || a.done.IsZero() || time.Since(a.done) > justReturned {
 			continue
 		}
-		if len(union(strings.Fields(a.scope), scopes)) == len(strings.Fields(a.scope)) {
+		asked := strings.Fields(a.scope)
+		if len(union(asked, scopes)) == len(asked) {
 			k.attempts.remove(w, name)
 			back = true
 		}

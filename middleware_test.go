@@ -1,0 +1,466 @@
+package ganbauth_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+func TestWithoutToken(t *testing.T) {
+	for name, test := range map[string]struct {
+		method string
+		h      http.Header
+		status int
+	}{
+		"I-10 a navigation":                  {"GET", navigate, 303},
+		"a navigation of an old browser":     {"GET", header("Accept", "text/html,*/*"), 303},
+		"E-R9 I-14 Accept: application/json": {"GET", program, 401},
+		"nothing said":                       {"GET", http.Header{}, 401},
+		"E-R9 fetch()":                       {"GET", header("Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty", "Accept", "text/html"), 401},
+		"E-R9 X-Requested-With":              {"GET", header("Accept", "text/html", "X-Requested-With", "XMLHttpRequest"), 401},
+		"E-R9 WebSocket":                     {"GET", header("Accept", "text/html", "Upgrade", "websocket"), 401},
+		"an iframe":                          {"GET", with(navigate, "Sec-Fetch-Dest", "iframe"), 401},
+		"E-R7 POST":                          {"POST", navigate, 401},
+		"E-R7 DELETE":                        {"DELETE", navigate, 401},
+		"H-14 OPTIONS":                       {"OPTIONS", header("Origin", "https://evil.example", "Access-Control-Request-Method", "GET"), 401},
+		"D-46 HEAD":                          {"HEAD", navigate, 401},
+		"D-46 Range":                         {"GET", with(program, "Range", "bytes=0-9"), 401},
+		"a prefetch":                         {"GET", with(navigate, "Sec-Purpose", "prefetch"), 401},
+		"C-11 I-12 D-28 a Bearer token":      {"GET", with(program, "Authorization", "Bearer x", "X-Access-Token", "x", "X-User", "alice", "User-Agent", "healthcheck"), 401},
+		"D-24 a malformed Bearer token":      {"GET", with(program, "Authorization", "Bearer %E0%A4%A"), 401},
+		"C-11 cookies":                       {"GET", with(program, "Cookie", "access_token=x; user=alice; auth=1"), 401},
+		"D-25 proxies' headers":              {"GET", with(program, "X-Forwarded-Uri", "/home", "X-Original-URL", "/home", "X-Rewrite-URL", "/home"), 401},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, setup{})
+			b := a.browser()
+			resp := b.do(test.method, "/p?access_token=x&auth=1", test.h)
+			require.Equal(t, test.status, resp.StatusCode)
+			require.Zero(t, a.next.calls(), "next is not called")
+			require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
+			require.Empty(t, b.cookie("session"), "C-03 I-18 no session is made")
+			require.NotContains(t, body(resp), "served")
+			if test.status == 303 {
+				require.Contains(t, resp.Header.Get("Location"), a.bank.URL)
+				require.Empty(t, body(resp))
+				return
+			}
+			require.Empty(t, resp.Header.Get("Location"))
+			require.Empty(t, resp.Header["Set-Cookie"])
+			require.Equal(t, `Bearer realm="bank"`, resp.Header.Get("WWW-Authenticate"))
+		})
+	}
+	t.Run("problem details", func(t *testing.T) {
+		resp := newApp(t, setup{}).browser().do("GET", "/p", program)
+		require.Equal(t, "application/problem+json; charset=utf-8", resp.Header.Get("Content-Type"))
+		var problem struct {
+			Type, Title, Detail string
+			Status              int
+		}
+		require.NoError(t, json.Unmarshal([]byte(body(resp)), &problem))
+		require.Equal(t, "about:blank", problem.Type)
+		require.Equal(t, "Unauthorized", problem.Title)
+		require.Equal(t, 401, problem.Status)
+		require.NotEmpty(t, problem.Detail)
+	})
+	t.Run("HTMX", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		resp := b.do("GET", "/p/part", header("HX-Request", "true", "HX-Current-URL", appURL+"/p/page?x=1", "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"))
+		require.Equal(t, 401, resp.StatusCode)
+		require.Equal(t, "/p/page?x=1", b.get(a.bank.Approve(resp.Header.Get("HX-Redirect"))).Header.Get("Location"))
+		resp = b.do("GET", "/transfer", header("HX-Request", "true", "HX-Current-URL", "https://evil.example//evil.example"))
+		require.Equal(t, "/home", b.get(a.bank.Approve(resp.Header.Get("HX-Redirect"))).Header.Get("Location"))
+	})
+	t.Run("I-18 C-46 100,000 anonymous requests leave nothing", func(t *testing.T) {
+		a := newApp(t, setup{})
+		for range 100_000 {
+			w := httptest.NewRecorder()
+			a.handler.ServeHTTP(w, httptest.NewRequest("GET", "/p", nil))
+			if w.Code != 401 || len(w.Header()["Set-Cookie"]) != 0 {
+				t.Fatalf("got %d %v", w.Code, w.Header())
+			}
+		}
+		require.Empty(t, sessionsOf(a))
+	})
+	t.Run("I-11 RequireToken around the callback by mistake", func(t *testing.T) {
+		a := newApp(t, setup{})
+		a.mux.Handle("/wrapped/callback", a.kit.RequireToken(a.kit.CallbackHandler()))
+		b := a.browser()
+		resp := b.get("/wrapped/callback?code=a&state=b")
+		require.Equal(t, 303, resp.StatusCode)
+		require.Equal(t, 303, b.get(a.bank.Approve(resp.Header.Get("Location"))).StatusCode, "the login itself works")
+	})
+	t.Run("I-13 a session of another manager", func(t *testing.T) {
+		a, other := newApp(t, setup{}), newApp(t, setup{})
+		b := other.browser()
+		b.login()
+		require.Equal(t, 401, a.browser().do("GET", "/p", with(program, "Cookie", "session="+b.cookie("session"))).StatusCode)
+	})
+}
+
+func sessionsOf(a *app) map[string][]byte {
+	all, err := a.sessions.Store.(scs.IterableStore).All()
+	require.NoError(a.t, err)
+	return all
+}
+
+func TestReturnsToWhereTheUserWanted(t *testing.T) {
+	a := newApp(t, setup{})
+	for _, path := range []string{"/p?a=1&b=%2F%2Fevil", "/p/%E6%97%A5%E6%9C%AC", "/p/x;y=1", "/p"} {
+		b := a.browser()
+		require.Equal(t, path, b.get(b.callbackURL(path)).Header.Get("Location"))
+	}
+	t.Run("behind StripPrefix", func(t *testing.T) {
+		a := newApp(t, setup{})
+		a.mux.Handle("/sub/", http.StripPrefix("/sub", a.kit.RequireToken(a.next)))
+		b := a.browser()
+		require.Equal(t, "/sub/x?y=1", b.get(b.callbackURL("/sub/x?y=1")).Header.Get("Location"))
+	})
+}
+
+func TestScopes(t *testing.T) {
+	transferScopes := []string{"openid", "offline_access", "private:account", "private:transfer"}
+	t.Run("a browser is sent to consent to the missing ones, too", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		b.login()
+		authURL := b.authorizationURL("/transfer")
+		require.Equal(t, strings.Join(transferScopes, " "), mustParse(authURL).Query().Get("scope"))
+		require.Equal(t, "/transfer", b.get(a.bank.Approve(authURL)).Header.Get("Location"))
+		require.Equal(t, 200, b.get("/transfer").StatusCode)
+		require.True(t, b.connected())
+	})
+	t.Run("a program gets 403", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		b.login()
+		resp := b.do("POST", "/transfer", program)
+		require.Equal(t, 403, resp.StatusCode)
+		require.Equal(t, `Bearer realm="bank", error="insufficient_scope", scope="private:transfer"`, resp.Header.Get("WWW-Authenticate"))
+		require.Zero(t, a.next.calls())
+	})
+	t.Run("without any token all are asked for at once", func(t *testing.T) {
+		a := newApp(t, setup{})
+		require.Equal(t, strings.Join(transferScopes, " "), mustParse(a.browser().authorizationURL("/transfer")).Query().Get("scope"))
+	})
+	t.Run("a user who does not grant them is told, not sent round", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		b.login()
+		require.Equal(t, 303, b.get(a.bank.ApproveOnly(b.authorizationURL("/transfer"), transferScopes[:3]...)).StatusCode)
+		resp := b.get("/transfer")
+		require.Equal(t, 403, resp.StatusCode)
+		require.Contains(t, body(resp), `href="/transfer"`)
+		require.Equal(t, 303, b.get("/transfer").StatusCode, "trying again asks the bank")
+		require.True(t, b.connected(), "what was granted stays")
+	})
+	t.Run("more scopes than the bank takes", func(t *testing.T) {
+		a := newApp(t, setup{})
+		a.mux.Handle("/much", a.kit.RequireScopes(strings.Repeat("s", 250))(a.next))
+		resp := a.browser().get("/much")
+		require.Equal(t, 500, resp.StatusCode)
+	})
+}
+
+// Decision 9: a login that comes straight back without a usable token ends in a page, not in a loop.
+func TestNoLoop(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.get(b.callbackURL("/p"))
+		forgetful := a.browser().do("GET", "/p", with(navigate, "Cookie", without(b.cookies(), "session")))
+		require.Equal(t, 401, forgetful.StatusCode)
+		require.Contains(t, forgetful.Header.Get("Content-Type"), "text/html")
+		require.Contains(t, body(forgetful), `href="/p"`)
+		require.Contains(t, forgetful.Header.Get("Set-Cookie"), "Max-Age=0", "the next try is free")
+		time.Sleep(31 * time.Second)
+		again := a.browser().do("GET", "/p", with(navigate, "Cookie", without(b.cookies(), "session")))
+		require.Equal(t, 303, again.StatusCode)
+	})
+}
+
+func without(cookies []*http.Cookie, name string) string {
+	var kept []string
+	for _, c := range cookies {
+		if c.Name != name {
+			kept = append(kept, c.String())
+		}
+	}
+	return strings.Join(kept, "; ")
+}
+
+func TestKey(t *testing.T) {
+	newKeyed := func(t *testing.T, key func(*http.Request) (string, error)) (*app, *brokenStore) {
+		store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+		return newApp(t, setup{options: ganbauth.Options{Key: key, Store: store, Name: "bank"}}), store
+	}
+	byHeader := func(r *http.Request) (string, error) { return r.Header.Get("X-User"), nil }
+	t.Run("tokens belong to the application's user, in every browser", func(t *testing.T) {
+		a, store := newKeyed(t, byHeader)
+		b := a.browser()
+		alice := with(navigate, "X-User", "alice")
+		resp := b.do("GET", "/bank/login", alice)
+		require.Equal(t, 303, b.do("GET", a.bank.Approve(resp.Header.Get("Location")), alice).StatusCode)
+		require.Equal(t, 200, a.browser().do("GET", "/p", with(program, "X-User", "alice")).StatusCode)
+		require.Equal(t, 401, a.browser().do("GET", "/p", with(program, "X-User", "bob")).StatusCode)
+		_, err := store.Load(t.Context(), "bank/alice")
+		require.NoError(t, err)
+
+		token, err := a.kit.Token(t.Context(), "alice")
+		require.NoError(t, err)
+		require.Empty(t, token.RefreshToken)
+		got, err := a.kit.ClientFor("alice").Get(a.bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 200, got.StatusCode)
+		require.NoError(t, a.kit.Disconnect(t.Context(), "alice"))
+		require.NoError(t, a.kit.Disconnect(t.Context(), "alice"))
+		_, err = a.kit.Token(t.Context(), "alice")
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		_, err = a.kit.ClientFor("alice").Get(a.bank.APIBase() + "/accounts")
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+	})
+	t.Run("nobody to connect: 401, and no way to the bank", func(t *testing.T) {
+		for _, key := range []func(*http.Request) (string, error){
+			byHeader,
+			func(*http.Request) (string, error) { return "", fmt.Errorf("anonymous: %w", ganbauth.ErrLoginRequired) },
+		} {
+			a, _ := newKeyed(t, key)
+			b := a.browser()
+			for _, path := range []string{"/p", "/bank/login"} {
+				resp := b.get(path)
+				require.Equal(t, 401, resp.StatusCode)
+				require.Empty(t, b.cookies())
+			}
+			require.JSONEq(t, `{"connected":false,"scopes":[]}`, body(b.do("GET", "/bank/status", program)))
+			require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		}
+	})
+	t.Run("C-36 a Key that fails fails closed", func(t *testing.T) {
+		a, _ := newKeyed(t, func(*http.Request) (string, error) { return "alice", errors.New("the database is down") })
+		b := a.browser()
+		for _, path := range []string{"/p", "/bank/login", "/bank/status"} {
+			require.Equal(t, 500, b.get(path).StatusCode)
+		}
+		require.Equal(t, 500, b.post("/bank/logout").StatusCode)
+		require.Zero(t, a.next.calls())
+	})
+	t.Run("a key that is too long", func(t *testing.T) {
+		a, _ := newKeyed(t, func(*http.Request) (string, error) { return strings.Repeat("k", 1025), nil })
+		require.Equal(t, 500, a.browser().get("/p").StatusCode)
+	})
+	t.Run("the default store with the application's keys", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "alice", nil }}})
+		a.browser().login()
+		require.True(t, a.browser().connected())
+	})
+}
+
+func TestCheck(t *testing.T) {
+	a := newApp(t, setup{})
+	a.mux.HandleFunc("/check", func(w http.ResponseWriter, r *http.Request) {
+		token, err := a.kit.Check(r)
+		if err != nil {
+			w.WriteHeader(ganbauth.StatusCode(err))
+			return
+		}
+		require.Empty(t, token.RefreshToken)
+		io.WriteString(w, token.Subject)
+	})
+	b := a.browser()
+	require.Equal(t, 401, b.get("/check").StatusCode)
+	require.Empty(t, b.cookies(), "it writes nothing")
+	b.login()
+	require.NotEmpty(t, body(b.get("/check")))
+}
+
+// D-30 decision 10: a Kit that New did not make lets nobody through, and does not panic.
+func TestZeroKit(t *testing.T) {
+	next := &spy{}
+	for name, kit := range map[string]*ganbauth.Kit{"nil": nil, "zero": {}} {
+		t.Run(name, func(t *testing.T) {
+			for _, h := range []http.Handler{
+				kit.RequireToken(next), kit.RequireScopes("x")(next), kit.LoginHandler(), kit.CallbackHandler(), kit.LogoutHandler(), kit.StatusHandler(),
+			} {
+				for _, hdr := range []http.Header{navigate, program} {
+					w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil)
+					r.Header = hdr
+					h.ServeHTTP(w, r)
+					require.Equal(t, 500, w.Code)
+				}
+			}
+			_, err := kit.Check(httptest.NewRequest("GET", "/", nil))
+			require.Error(t, err)
+			_, err = kit.Token(t.Context(), "k")
+			require.Error(t, err)
+			require.Error(t, kit.Disconnect(t.Context(), "k"))
+			for _, client := range []*http.Client{kit.Client(t.Context()), kit.ClientFor("k")} {
+				_, err = client.Get("https://api.gmo-aozora.com/")
+				require.Error(t, err)
+			}
+			require.NotEmpty(t, fmt.Sprint(kit))
+		})
+	}
+	require.Zero(t, next.calls())
+	_, ok := ganbauth.TokenFromContext(context.Background())
+	require.False(t, ok, "H-27")
+}
+
+func TestOnError(t *testing.T) {
+	var got []error
+	a := newApp(t, setup{options: ganbauth.Options{OnError: func(w http.ResponseWriter, r *http.Request, err error) {
+		got = append(got, err)
+		require.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+		w.WriteHeader(ganbauth.StatusCode(err))
+		io.WriteString(w, "my page")
+	}}})
+	b := a.browser()
+	for target, want := range map[string]error{
+		"/bank/callback":       ganbauth.ErrInvalidState,
+		"/bank/callback?x=%zz": ganbauth.ErrInvalidState,
+	} {
+		resp := b.get(target)
+		require.Equal(t, 400, resp.StatusCode)
+		require.Equal(t, "my page", body(resp))
+		require.ErrorIs(t, got[len(got)-1], want)
+	}
+	b.get(a.bank.Deny(b.authorizationURL("/bank/login")))
+	var denied *ganbauth.AuthorizationError
+	require.ErrorAs(t, got[len(got)-1], &denied)
+	require.Equal(t, "access_denied", denied.Code, "B-41")
+	require.Equal(t, 401, b.do("GET", "/p", program).StatusCode)
+	require.ErrorIs(t, got[len(got)-1], ganbauth.ErrLoginRequired)
+	require.Equal(t, 405, b.get("/bank/logout").StatusCode)
+	before := len(got)
+	require.Equal(t, 303, b.get("/p").StatusCode)
+	require.Len(t, got, before, "a redirect is no refusal")
+}
+
+func TestPages(t *testing.T) {
+	a := newApp(t, setup{})
+	for accept, lang := range map[string]string{
+		"":                        "en",
+		"ja":                      "ja",
+		"ja-JP,ja;q=0.9,en;q=0.8": "ja",
+		"en-US,en;q=0.9,ja;q=0.8": "en",
+		"fr,ja;q=0.5":             "ja",
+		"fr":                      "en",
+		"en;q=0.2, JA ; q=0.7":    "en", // a malformed q counts as none
+		"ja;q=0":                  "en",
+		"ja;q=x":                  "en",
+	} {
+		resp := a.browser().do("GET", "/bank/callback", with(navigate, "Accept-Language", accept))
+		require.Contains(t, body(resp), `<html lang="`+lang+`">`, accept)
+	}
+	resp := a.browser().get("/bank/callback")
+	require.Equal(t, "text/html; charset=utf-8", resp.Header.Get("Content-Type"), "C-24")
+	require.Regexp(t, `^default-src 'none'; style-src 'sha256-[^']+'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'$`,
+		resp.Header.Get("Content-Security-Policy"), "C-26")
+	require.NotContains(t, body(resp), "http", "no external resources")
+	require.Contains(t, body(resp), `href="/home"`)
+}
+
+func TestStatusCode(t *testing.T) {
+	for want, errs := range map[int][]error{
+		400: {ganbauth.ErrInvalidState, &ganbauth.AuthorizationError{Code: "invalid_scope"}},
+		401: {ganbauth.ErrLoginRequired, fmt.Errorf("x: %w", ganbauth.ErrLoginRequired)},
+		403: {ganbauth.ErrInsufficientScope, &ganbauth.AuthorizationError{Code: "access_denied"}},
+		500: {errors.New("x"), nil},
+		502: {ganbauth.ErrTokenFormat, ganbauth.ErrTokenValue, ganbauth.ErrInvalidIDToken, &ganbauth.TokenError{StatusCode: 400}},
+		503: {&ganbauth.TokenError{}, &ganbauth.TokenError{StatusCode: 503}, context.Canceled, &ganbauth.AuthorizationError{Code: "server_error"}},
+	} {
+		for _, err := range errs {
+			require.Equal(t, want, ganbauth.StatusCode(err), "%v", err)
+		}
+	}
+}
+
+// Decision 10, I-16: RequireToken does not wrap the ResponseWriter.
+func TestResponseWriterIsNotWrapped(t *testing.T) {
+	a := newApp(t, setup{})
+	b := a.browser()
+	b.login()
+	var got http.ResponseWriter
+	a.next.serve = func(w http.ResponseWriter, _ *http.Request) { got = w }
+	var given http.ResponseWriter
+	h := a.handler
+	a.handler = a.sessions.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		given = w
+		a.mux.ServeHTTP(w, r)
+	}))
+	require.True(t, b.connected())
+	require.Same(t, given, got)
+	a.handler = h
+
+	t.Run("hijacking and flushing on a real server", func(t *testing.T) {
+		a.next.serve = func(w http.ResponseWriter, r *http.Request) {
+			require.NoError(t, http.NewResponseController(w).Flush())
+			conn, _, err := http.NewResponseController(w).Hijack()
+			require.NoError(t, err)
+			defer conn.Close()
+			io.WriteString(conn, "hijacked")
+		}
+		server := httptest.NewServer(a.handler)
+		defer server.Close()
+		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		require.NoError(t, err)
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET /p HTTP/1.1\r\nHost: app.example\r\nCookie: session=%s\r\n\r\n", b.cookie("session"))
+		data, err := io.ReadAll(bufio.NewReader(conn))
+		require.NoError(t, err)
+		require.Contains(t, string(data), "hijacked")
+	})
+	t.Run("I-15 the handler's own Cache-Control stays", func(t *testing.T) {
+		a.next.serve = func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Cache-Control", "max-age=5") }
+		resp := b.get("/p")
+		require.Equal(t, []string{"max-age=5"}, resp.Header["Cache-Control"])
+		require.Empty(t, resp.Header["Set-Cookie"], "H-24: nothing is written for a live token")
+	})
+}
+
+// H-26: a context that outlives its request keeps its own user's token.
+func TestContextOutlivesRequest(t *testing.T) {
+	a := newApp(t, setup{})
+	var contexts []context.Context
+	a.next.serve = func(_ http.ResponseWriter, r *http.Request) { contexts = append(contexts, r.Context()) }
+	for range 2 {
+		b := a.browser()
+		b.login()
+		b.connected()
+	}
+	first, ok := ganbauth.TokenFromContext(contexts[0])
+	require.True(t, ok)
+	second, _ := ganbauth.TokenFromContext(contexts[1])
+	require.NotEqual(t, first.Subject, second.Subject)
+	first.AccessToken = "changed"
+	again, _ := ganbauth.TokenFromContext(contexts[1])
+	require.NotEqual(t, "changed", again.AccessToken)
+}
+
+// The allocations of the live-token path.
+func TestLivePathAllocations(t *testing.T) {
+	bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+	store := ganbauth.NewMemoryStore()
+	kit := backgroundKit(t, bank, store, nil)
+	connect(t, bank, store, "u")
+	h := kit.RequireToken(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("X-User", "u")
+	w := httptest.NewRecorder()
+	require.LessOrEqual(t, testing.AllocsPerRun(100, func() { h.ServeHTTP(w, r) }), 5.0)
+	require.Equal(t, 200, w.Code)
+}
