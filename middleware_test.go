@@ -359,7 +359,7 @@ func TestPages(t *testing.T) {
 		"en-US,en;q=0.9,ja;q=0.8": "en",
 		"fr,ja;q=0.5":             "ja",
 		"fr":                      "en",
-		"en;q=0.2, JA ; q=0.7":    "en", // a malformed q counts as none
+		"en;q=0.2, JA ; q=0.7":    "ja",
 		"ja;q=0":                  "en",
 		"ja;q=x":                  "en",
 	} {

@@ -1,0 +1,145 @@
+package ganbauth_test
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+func TestNewRefuses(t *testing.T) {
+	connector := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: issuer, Salt: "s"})
+	withoutIssuer := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s"})
+	good := ganbauth.Options{RedirectURI: "https://app.example/cb", Scopes: []string{"openid"}, Logger: discard}
+	for name, test := range map[string]struct {
+		change func(*ganbauth.Options)
+		want   string
+	}{
+		"no RedirectURI":             {func(o *ganbauth.Options) { o.RedirectURI = "" }, "RedirectURI must be an absolute URL"},
+		"B-07 D-47 http":             {func(o *ganbauth.Options) { o.RedirectURI = "http://app.example/cb" }, "must be https"},
+		"B-08 fragment":              {func(o *ganbauth.Options) { o.RedirectURI += "#f" }, "fragment"},
+		"B-08 empty fragment":        {func(o *ganbauth.Options) { o.RedirectURI += "#" }, "fragment"},
+		"B-08 relative":              {func(o *ganbauth.Options) { o.RedirectURI = "/cb" }, "absolute"},
+		"B-08 257 characters":        {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example/" + strings.Repeat("x", 237) }, "longer than 256"},
+		"userinfo":                   {func(o *ganbauth.Options) { o.RedirectURI = "https://a:b@app.example/" }, "userinfo"},
+		"B-18 no scopes":             {func(o *ganbauth.Options) { o.Scopes = nil }, "Scopes must have 1 to 256"},
+		"B-08 scopes of 257":         {func(o *ganbauth.Options) { o.Scopes = []string{strings.Repeat("s", 257)} }, "1 to 256"},
+		"a scope with a space":       {func(o *ganbauth.Options) { o.Scopes = []string{"a b"} }, "is not a scope"},
+		"a scope with a quote":       {func(o *ganbauth.Options) { o.Scopes = []string{`a"`} }, "is not a scope"},
+		"Name":                       {func(o *ganbauth.Options) { o.Name = "a/b" }, "Name may have"},
+		"E DefaultReturn elsewhere":  {func(o *ganbauth.Options) { o.DefaultReturn = "//evil.example" }, "DefaultReturn"},
+		"DefaultReturn not encoded":  {func(o *ganbauth.Options) { o.DefaultReturn = "/日本" }, "DefaultReturn"},
+		"negative leeway":            {func(o *ganbauth.Options) { o.RefreshLeeway = -1 }, "negative"},
+		"negative lifetime":          {func(o *ganbauth.Options) { o.DefaultLifetime = -1 }, "negative"},
+		"APIHosts with a path":       {func(o *ganbauth.Options) { o.APIHosts = []string{"a/b"} }, "is not a host"},
+		"APIHosts with a scheme":     {func(o *ganbauth.Options) { o.APIHosts = []string{"https://a"} }, "is not a host"},
+		"APIHosts with userinfo":     {func(o *ganbauth.Options) { o.APIHosts = []string{"a@b"} }, "is not a host"},
+		"AuthParams of the protocol": {func(o *ganbauth.Options) { o.AuthParams = url.Values{"state": {"x"}} }, "belongs to the protocol"},
+		"AuthParams twice":           {func(o *ganbauth.Options) { o.AuthParams = url.Values{"prompt": {"a", "b"}} }, "one value"},
+		"max_age no number":          {func(o *ganbauth.Options) { o.AuthParams = url.Values{"max_age": {"soon"}} }, "max_age"},
+		"a short key":                {func(o *ganbauth.Options) { o.EncryptionKeys = [][]byte{make([]byte, 16)} }, "has 16 bytes, not 32"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := good
+			test.change(&o)
+			kit, err := ganbauth.New(connector, scs.New(), o)
+			require.Nil(t, kit)
+			require.ErrorContains(t, err, test.want)
+		})
+	}
+	t.Run("all at once", func(t *testing.T) {
+		_, err := ganbauth.New(connector, nil, ganbauth.Options{Name: "/", DefaultReturn: "x", EncryptionKeys: [][]byte{{1}}})
+		for _, want := range []string{"RedirectURI", "Scopes", "Name", "DefaultReturn", "encryption key", "Store and Key"} {
+			require.ErrorContains(t, err, want)
+		}
+	})
+	t.Run("what else is missing", func(t *testing.T) {
+		for _, c := range []*ganbauth.Connector{nil, {}} {
+			_, err := ganbauth.New(c, scs.New(), good)
+			require.ErrorContains(t, err, "NewConnector")
+		}
+		_, err := ganbauth.New(withoutIssuer, scs.New(), good)
+		require.ErrorContains(t, err, "JWTIssuer")
+		_, err = ganbauth.New(connector, &scs.SessionManager{}, good)
+		require.ErrorContains(t, err, "scs.New")
+		o := good
+		o.Store = ganbauth.NewMemoryStore()
+		_, err = ganbauth.New(connector, nil, o)
+		require.ErrorContains(t, err, "Store and Key")
+		o.Key = func(*http.Request) (string, error) { return "", nil }
+		_, err = ganbauth.New(connector, nil, o)
+		require.NoError(t, err)
+	})
+	t.Run("B-18 scopes twice are asked for once", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{Scopes: []string{"openid", "a", "openid"}}})
+		require.Equal(t, "openid a", mustParse(a.browser().authorizationURL("/bank/login")).Query().Get("scope"))
+	})
+	t.Run("options are copied", func(t *testing.T) {
+		scopes, params := []string{"openid"}, url.Values{"prompt": {"consent"}}
+		a := newApp(t, setup{options: ganbauth.Options{Scopes: scopes, AuthParams: params}})
+		scopes[0], params["prompt"][0] = "x", "x"
+		params.Set("more", "x")
+		q := mustParse(a.browser().authorizationURL("/bank/login")).Query()
+		require.Equal(t, "openid", q.Get("scope"))
+		require.Equal(t, "consent", q.Get("prompt"))
+		require.Empty(t, q.Get("more"))
+	})
+}
+
+func TestNewWarns(t *testing.T) {
+	for name, test := range map[string]struct {
+		secret, salt string
+		change       func(*scs.SessionManager)
+		want         string
+	}{
+		"C-19 not Secure":              {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.Secure = false }, "not Secure"},
+		"C-20 SameSite=None":           {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteNoneMode }, "SameSite"},
+		"C-21 Domain":                  {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.Domain = "app.example" }, "Domain"},
+		"C-22 not HttpOnly":            {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.HttpOnly = false }, "HttpOnly"},
+		"B-69 a short secret":          {"short", "s", nil, "shorter than the 32 bytes"},
+		"the SDKs' placeholder":        {clientSecret, "PleaseDefineYourself", nil, "placeholder"},
+		"a production set-up: nothing": {clientSecret, "s", nil, ""},
+		"SameSite=Strict: nothing":     {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sessions, log := scs.New(), &lockedBuffer{}
+			sessions.Cookie.Secure = true
+			if test.change != nil {
+				test.change(sessions)
+			}
+			c, err := ganbauth.NewConnector(clientID, test.secret, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: "i", Salt: test.salt})
+			require.NoError(t, err)
+			_, err = ganbauth.New(c, sessions, ganbauth.Options{RedirectURI: "https://app.example/cb", Scopes: []string{"openid"}, Logger: textLogger(log)})
+			require.NoError(t, err)
+			if test.want == "" {
+				require.Empty(t, log.String())
+			} else {
+				require.Contains(t, log.String(), test.want)
+			}
+			require.NotContains(t, log.String(), "secret=")
+		})
+	}
+}
+
+// The ten lines of the design, and the defaults.
+func TestDefaults(t *testing.T) {
+	sessions := scs.New()
+	connector, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthBasic, ganbauth.Production("salt"))
+	require.NoError(t, err)
+	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{
+		RedirectURI: "https://app.example/bank/callback",
+		Scopes:      []string{"openid", "offline_access", "private:account"},
+		Logger:      discard,
+	})
+	require.NoError(t, err)
+	mux := http.NewServeMux()
+	mux.Handle("/bank/login", bank.LoginHandler())
+	resp, err := serveDirectly(func() http.Handler { return sessions.LoadAndSave(mux) }).RoundTrip(mustRequest("GET", appURL+"/bank/login"))
+	require.NoError(t, err)
+	require.True(t, strings.HasPrefix(resp.Header.Get("Location"), "https://api.gmo-aozora.com/ganb/api/auth/v1/authorization?"))
+}

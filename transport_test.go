@@ -1,0 +1,412 @@
+package ganbauth_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// gateway stands before the bank in process and before the hosts that are not the bank.
+type gateway struct {
+	bank  http.RoundTripper
+	hosts map[string]roundTripFunc
+
+	mu   sync.Mutex
+	seen []*http.Request
+}
+
+func (g *gateway) RoundTrip(r *http.Request) (*http.Response, error) {
+	g.mu.Lock()
+	g.seen = append(g.seen, r)
+	g.mu.Unlock()
+	if h := g.hosts[r.URL.Host]; h != nil {
+		return h(r)
+	}
+	return g.bank.RoundTrip(r)
+}
+
+func (g *gateway) last() *http.Request {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.seen[len(g.seen)-1]
+}
+
+func response(r *http.Request, status int, body string, pairs ...string) *http.Response {
+	return &http.Response{StatusCode: status, Header: header(pairs...), Body: io.NopCloser(strings.NewReader(body)), Request: r, ProtoMajor: 1, ProtoMinor: 1}
+}
+
+// connectedClient returns the client of a user who is logged in, on a network with other hosts.
+func connectedClient(t *testing.T, opts ganbtest.Options, change ...func(*ganbauth.Options)) (*http.Client, *ganbtest.Server, *gateway) {
+	t.Helper()
+	opts.InProcess = true
+	bank := ganbtest.NewServer(opts)
+	g := &gateway{bank: bank.Client().Transport, hosts: map[string]roundTripFunc{}}
+	cfg := bank.Config()
+	cfg.HTTPClient = &http.Client{Transport: g}
+	c, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, cfg)
+	require.NoError(t, err)
+	o := ganbauth.Options{
+		RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid", "offline_access"}, Store: ganbauth.NewMemoryStore(),
+		Key: func(*http.Request) (string, error) { return "u", nil }, Logger: discard,
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	kit, err := ganbauth.New(c, nil, o)
+	require.NoError(t, err)
+	connect(t, bank, o.Store, "u")
+	var client *http.Client
+	kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		client = kit.Client(context.WithoutCancel(r.Context()))
+	})).ServeHTTP(nil, mustRequest("GET", "/"))
+	require.NotNil(t, client)
+	return client, bank, g
+}
+
+func mustRequest(method, target string) *http.Request {
+	r, err := http.NewRequest(method, target, nil)
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
+	t.Run("B-130 A-17 where it goes", func(t *testing.T) {
+		client, bank, g := connectedClient(t, ganbtest.Options{})
+		resp, err := client.Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+		sent := g.last()
+		require.Len(t, sent.Header.Values("x-access-token"), 1)
+		require.Empty(t, sent.Header.Get("Authorization"))
+		require.Empty(t, sent.URL.RawQuery)
+		require.Empty(t, resp.Request.Header.Get("x-access-token"), "the answer's Request does not show it")
+	})
+	for name, target := range map[string]string{
+		"B-131 another host":          "https://evil.example/accounts",
+		"another port":                "https://bank.test:8443/accounts",
+		"a longer name":               "https://bank.test.evil.example/",
+		"a shorter name":              "https://test/",
+		"userinfo that looks like it": "https://bank.test@evil.example/",
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, _, g := connectedClient(t, ganbtest.Options{})
+			g.hosts[mustParse(target).Host] = func(r *http.Request) (*http.Response, error) { return response(r, 200, ""), nil }
+			_, err := client.Get(target)
+			require.NoError(t, err)
+			require.Empty(t, g.last().Header.Get("x-access-token"))
+		})
+	}
+	t.Run("B-138 the bank by http is refused", func(t *testing.T) {
+		client, bank, g := connectedClient(t, ganbtest.Options{})
+		before := len(g.seen)
+		_, err := client.Post(strings.Replace(bank.APIBase(), "https", "http", 1), "", strings.NewReader("x"))
+		require.ErrorContains(t, err, "https only")
+		require.Len(t, g.seen, before)
+	})
+	t.Run("upper case and the explicit port are the bank", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{})
+		resp, err := client.Get(strings.Replace(bank.APIBase(), "bank.test", "BANK.test:443", 1) + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+	})
+	t.Run("APIHosts", func(t *testing.T) {
+		client, _, g := connectedClient(t, ganbtest.Options{}, func(o *ganbauth.Options) {
+			o.APIHosts = []string{"api2.bank.test", "api3.bank.test:8443", "127.0.0.1:9999"}
+		})
+		for target, want := range map[string]bool{
+			"https://api2.bank.test/x": true, "https://api3.bank.test:8443/": true, "http://127.0.0.1:9999/": true,
+			"https://api3.bank.test/": false, "https://api4.bank.test/": false, "http://127.0.0.1:9998/": false,
+		} {
+			g.hosts[mustParse(target).Host] = func(r *http.Request) (*http.Response, error) { return response(r, 200, ""), nil }
+			_, err := client.Get(target)
+			require.NoError(t, err)
+			require.Equal(t, want, g.last().Header.Get("x-access-token") != "", target)
+		}
+	})
+	t.Run("V6 B-132 D-51 D-59 a redirect elsewhere", func(t *testing.T) {
+		for _, status := range []int{301, 302, 303, 307, 308} {
+			client, bank, g := connectedClient(t, ganbtest.Options{})
+			evil := 0
+			g.hosts["evil.example"] = func(r *http.Request) (*http.Response, error) {
+				evil++
+				return response(r, 302, "", "Location", bank.APIBase()+"/accounts"), nil
+			}
+			bank.Fail(ganbtest.API, ganbtest.Fault{Status: status, Header: header("Location", "https://evil.example/x")}, 1)
+			resp, err := client.Post(bank.APIBase()+"/transfer/request", "application/json", strings.NewReader(`{}`))
+			require.NoError(t, err)
+			require.Equal(t, status, resp.StatusCode, "handed on")
+			require.Zero(t, evil)
+
+			// Used in a client of the caller's that follows, the token still stays at the bank, and away after a detour.
+			bank.Fail(ganbtest.API, ganbtest.Fault{Status: status, Header: header("Location", "https://evil.example/x")}, 1)
+			resp, err = (&http.Client{Transport: client.Transport}).Get(bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			require.Equal(t, 1, evil)
+			require.Equal(t, 401, resp.StatusCode)
+			for _, r := range g.seen[len(g.seen)-2:] {
+				require.Empty(t, r.Header.Get("x-access-token"))
+			}
+		}
+	})
+	t.Run("a redirect within the bank is followed", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{})
+		bank.Fail(ganbtest.API, ganbtest.Fault{Status: 307, Header: header("Location", bank.APIBase()+"/accounts/balances")}, 1)
+		resp, err := client.Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Contains(t, body(resp), "balances")
+	})
+	t.Run("B-137 D-26 what came in is not forwarded", func(t *testing.T) {
+		client, bank, g := connectedClient(t, ganbtest.Options{})
+		req := mustRequest("GET", bank.APIBase()+"/accounts")
+		req.Header["X-Access-Token"] = []string{"planted", "planted too"}
+		_, err := client.Do(req)
+		require.NoError(t, err)
+		require.Len(t, g.last().Header["X-Access-Token"], 1)
+		require.NotContains(t, g.last().Header.Get("X-Access-Token"), "planted")
+		require.Equal(t, []string{"planted", "planted too"}, req.Header["X-Access-Token"], "the request is not changed")
+	})
+	t.Run("outside RequireToken", func(t *testing.T) {
+		a := newApp(t, setup{})
+		_, err := a.kit.Client(t.Context()).Get(a.bank.APIBase() + "/accounts")
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		require.Zero(t, a.bank.Count(ganbtest.API))
+	})
+}
+
+// oneShot is a body that cannot be rewound.
+type oneShot struct{ io.Reader }
+
+func TestClientRefreshes(t *testing.T) {
+	t.Run("B-133 401 WG_ERR_105: refreshed, and sent again once", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{RevokeOnReuse: true})
+		bank.ExpireAccessTokens()
+		resp, err := client.Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+		require.Equal(t, 1, bank.Refreshes())
+		require.Equal(t, 2, bank.Count(ganbtest.API))
+		resp, err = client.Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+		require.Equal(t, 3, bank.Count(ganbtest.API), "the client has learned the new token")
+	})
+	t.Run("B-133 a second 401 is handed on", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{})
+		bank.Fail(ganbtest.API, ganbtest.Fault{Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_105"}`}, -1)
+		resp, err := client.Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 401, resp.StatusCode)
+		require.Equal(t, 2, bank.Count(ganbtest.API))
+		require.Equal(t, 1, bank.Refreshes())
+		var e *ganbauth.APIError
+		require.ErrorAs(t, ganbauth.CheckResponse(resp), &e)
+		require.True(t, e.Expired())
+		require.Equal(t, `{"errorCode":"WG_ERR_105"}`, body(resp), "and its body can be read")
+	})
+	t.Run("A-45 the resource answers 401 until the refresh token has been used twice", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{RevokeOnReuse: true})
+		for range 2 {
+			bank.ExpireAccessTokens()
+			resp, err := client.Get(bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			require.Equal(t, 200, resp.StatusCode)
+		}
+		require.Equal(t, 2, bank.Refreshes())
+	})
+	for name, fault := range map[string]ganbtest.Fault{
+		"B-134 another errorCode": {Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_104"}`},
+		"B-134 403":               {Status: 403, Header: jsonType, Body: `{"errorCode":"WG_ERR_105"}`},
+		"B-134 maintenance":       ganbtest.Maintenance,
+		"B-134 WG_ERR_110":        {Status: 400, Header: jsonType, Body: `{"errorCode":"WG_ERR_110"}`},
+		"401 HTML":                {Status: 401, Body: "<html>"},
+		"429":                     ganbtest.RateLimited,
+	} {
+		t.Run(name+" refreshes nothing", func(t *testing.T) {
+			client, bank, _ := connectedClient(t, ganbtest.Options{})
+			bank.Fail(ganbtest.API, fault, 1)
+			resp, err := client.Get(bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			require.Equal(t, fault.Status, resp.StatusCode)
+			require.Equal(t, fault.Body, body(resp))
+			require.Zero(t, bank.Refreshes())
+		})
+	}
+	t.Run("a body that can be rewound is sent again", func(t *testing.T) {
+		client, bank, g := connectedClient(t, ganbtest.Options{})
+		bank.ExpireAccessTokens()
+		req, err := http.NewRequest("POST", bank.APIBase()+"/transfer/request", bytes.NewReader([]byte(`{"amount":"1"}`)))
+		require.NoError(t, err)
+		req.Header.Set("Idempotency-Key", "k-1")
+		resp, err := client.Do(req)
+		require.NoError(t, err)
+		require.Equal(t, 201, resp.StatusCode)
+		require.Equal(t, "k-1", g.last().Header.Get("Idempotency-Key"))
+	})
+	t.Run("B-135 a body that cannot is not: the 401 is handed on, and the next request has the new token", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{})
+		bank.ExpireAccessTokens()
+		send := func() *http.Response {
+			resp, err := client.Post(bank.APIBase()+"/transfer/request", "application/json", oneShot{strings.NewReader(`{"amount":"1"}`)})
+			require.NoError(t, err)
+			return resp
+		}
+		require.Equal(t, 401, send().StatusCode)
+		require.Equal(t, 1, bank.Count(ganbtest.API))
+		require.Equal(t, 201, send().StatusCode)
+		require.Equal(t, 1, bank.Refreshes())
+	})
+	t.Run("several calls that meet it together cause one refresh", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			client, bank, _ := connectedClient(t, ganbtest.Options{RevokeOnReuse: true, Latency: 50 * time.Millisecond})
+			bank.ExpireAccessTokens()
+			var wg sync.WaitGroup
+			for i := range 100 {
+				wg.Go(func() {
+					time.Sleep(time.Duration(i) * time.Millisecond)
+					resp, err := client.Get(bank.APIBase() + "/accounts")
+					if err != nil || resp.StatusCode != 200 {
+						t.Errorf("got %v, %v", resp, err)
+						return
+					}
+					resp.Body.Close()
+				})
+			}
+			wg.Wait()
+			require.Equal(t, 1, bank.Refreshes())
+		})
+	})
+	t.Run("a token that somebody else has rotated is used, not refreshed again", func(t *testing.T) {
+		store := ganbauth.NewMemoryStore()
+		client, bank, _ := connectedClient(t, ganbtest.Options{RevokeOnReuse: true}, func(o *ganbauth.Options) { o.Store = store })
+		bank.ExpireAccessTokens()
+		c, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+		require.NoError(t, err)
+		old, err := store.Load(t.Context(), "u")
+		require.NoError(t, err)
+		next, err := c.RefreshSession(t.Context(), old, nil)
+		require.NoError(t, err)
+		require.NoError(t, store.Save(t.Context(), "u", next))
+		resp, err := client.Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+		require.Equal(t, 1, bank.Refreshes(), "somebody else's alone")
+	})
+	t.Run("a bank that fails the refresh: its 401 is handed on", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{})
+		bank.ExpireAccessTokens()
+		bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, -1)
+		for range 10 {
+			resp, err := client.Get(bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			require.Equal(t, 401, resp.StatusCode)
+		}
+		require.Equal(t, 1, bank.Refreshes(), "the cool-down holds here, too")
+	})
+	t.Run("a token that lapses during a long handler", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			client, bank, _ := connectedClient(t, ganbtest.Options{})
+			time.Sleep(61 * time.Minute)
+			resp, err := client.Get(bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			require.Equal(t, 200, resp.StatusCode)
+			resp.Body.Close()
+			require.Equal(t, 1, bank.Count(ganbtest.API), "refreshed before it was sent")
+		})
+	})
+}
+
+func TestClientEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		store := ganbauth.NewMemoryStore()
+		kit := backgroundKit(t, bank, store, nil)
+		connect(t, bank, store, "u")
+		ctx, cancel := context.WithCancel(t.Context())
+		var client *http.Client
+		r := mustRequest("GET", "/").WithContext(ctx)
+		r.Header.Set("X-User", "u")
+		kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { client = kit.Client(r.Context()) })).ServeHTTP(nil, r)
+		bank.Fail(ganbtest.API, ganbtest.Slow(time.Hour), 2)
+		start := time.Now()
+		time.AfterFunc(time.Second, cancel)
+		_, err := client.Get(bank.APIBase() + "/accounts")
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, time.Second, time.Since(start))
+
+		_, err = kit.ClientFor("u").Get(bank.APIBase() + "/accounts")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 61*time.Second, time.Since(start))
+	})
+}
+
+func TestCheckResponse(t *testing.T) {
+	check := func(status int, body string, pairs ...string) (*ganbauth.APIError, *http.Response) {
+		resp := response(nil, status, body, pairs...)
+		err := ganbauth.CheckResponse(resp)
+		var e *ganbauth.APIError
+		errors.As(err, &e)
+		return e, resp
+	}
+	for _, status := range []int{200, 201, 204} {
+		e, _ := check(status, "x")
+		require.Nil(t, e)
+	}
+	require.Error(t, ganbauth.CheckResponse(nil))
+	require.Error(t, ganbauth.CheckResponse(&http.Response{StatusCode: 500, Header: http.Header{}}))
+
+	e, resp := check(400, `{"errorCode":"WG_ERR_110","errorMessage":"bad","errorDetails":[{"errorDetailsCode":"1","errorDetailsMessage":"a"}],`+
+		`"transferErrorDetails":[{"itemId":"7","errorDetails":[{"errorDetailsCode":"2","errorDetailsMessage":"b"}]}]}`)
+	require.Equal(t, &ganbauth.APIError{StatusCode: 400, Code: "WG_ERR_110", Message: "bad", Details: []ganbauth.APIErrorDetail{
+		{Code: "1", Message: "a"}, {ItemID: "7", Code: "2", Message: "b"},
+	}}, e)
+	require.Contains(t, body(resp), `"itemId":"7"`)
+
+	e, _ = check(503, `{"errorCode":"WG_ERR_300"}`, "Retry-After", "60")
+	require.ErrorContains(t, e, "maintenance")
+	require.True(t, e.Temporary())
+	require.Equal(t, time.Minute, e.RetryAfter)
+	e, _ = check(429, ``)
+	require.ErrorContains(t, e, "too many requests")
+	require.True(t, e.Temporary())
+	e, _ = check(401, `{"errorCode":"WG_ERR_105"}`)
+	require.ErrorContains(t, e, "expired or revoked")
+	require.False(t, e.Temporary())
+	e, _ = check(500, `<html>`)
+	require.Equal(t, &ganbauth.APIError{StatusCode: 500}, e)
+	e, _ = check(302, ``)
+	require.NotNil(t, e)
+	e, _ = check(400, `{"errorCode":5,"errorMessage":[],"errorDetails":{},"transferErrorDetails":[5,{}]}`)
+	require.Equal(t, &ganbauth.APIError{StatusCode: 400}, e)
+	e, _ = check(400, `{"errorCode":"220011","errorMessage":"\u001b[31m\n`+strings.Repeat("x", 300)+`"}`) // C-35
+	require.NotContains(t, e.Message, "\x1b")
+	require.Len(t, []rune(e.Message), 256)
+
+	long := strings.Repeat("x", 3<<20)
+	e, resp = check(400, long)
+	require.NotNil(t, e)
+	require.Equal(t, long, body(resp), "beyond the limit the body is still all there")
+	resp = response(nil, 400, "")
+	resp.Body = io.NopCloser(io.MultiReader(strings.NewReader("half"), failing{}))
+	require.Error(t, ganbauth.CheckResponse(resp))
+	data, err := io.ReadAll(resp.Body)
+	require.Equal(t, "half", string(data))
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+}
+
+type failing struct{}
+
+func (failing) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
