@@ -1,6 +1,9 @@
 package ganbauth
 
-import "time"
+import (
+	"net/http"
+	"time"
+)
 
 // What the tests reach for behind the public names.
 
@@ -13,6 +16,52 @@ func VerifyIDToken(c *Connector, raw, accessToken, nonce string, now time.Time) 
 }
 
 func LocalPath(s string) (string, bool) { return localPath(s) }
+
+func ParseToken(body []byte, asked time.Time) (*Token, string, error) {
+	return parseToken(body, asked, assumed{lifetime: defaultLifetime})
+}
+
+type CallbackQuery struct{ State, Code, Failure string }
+
+func ParseCallback(raw string) (CallbackQuery, error) {
+	q, err := parseCallback(raw)
+	return CallbackQuery{q.state, q.code, q.failure}, err
+}
+
+// AttemptCookies returns the name of the cookie for the state "state", and two functions that make and open one, by
+// a kit of the client "id" with the secret "secret" and the salt "s".
+func AttemptCookies() (name string, seal func() string, open func(name, value string) bool) {
+	c, err := NewConnector("id", "secret", AuthBasic, Config{AuthBaseURL: "https://bank.test", Salt: "s"})
+	if err != nil {
+		panic(err)
+	}
+	as, err := newAttempts(c, "", true)
+	if err != nil {
+		panic(err)
+	}
+	name = as.cookieName("state")
+	seal = func() string { return as.sealer.seal((&attempt{returnTo: "/x"}).marshal(), name) }
+	open = func(name, value string) bool {
+		r := &http.Request{Header: http.Header{"Cookie": {name + "=" + value}}}
+		return as.find(r, name) != nil
+	}
+	return name, seal, open
+}
+
+func UnmarshalAttempt(data []byte) { _, _ = unmarshalAttempt(string(data)) }
+
+func SCSRecord(store TokenStore, t *Token) []byte {
+	data, err := store.(*scsStore).encode(t, time.Unix(1e9, 0))
+	if err != nil {
+		panic(err)
+	}
+	return data
+}
+
+func SCSDecode(store TokenStore, data []byte) error {
+	_, _, err := store.(*scsStore).decode(data)
+	return err
+}
 
 func Seal(store TokenStore, keys ...[]byte) TokenStore {
 	s, err := newSealer(keys...)

@@ -310,7 +310,7 @@ func (s sealer) seal(plain, owner string) string {
 }
 
 func (s sealer) open(sealed, owner string) (string, error) {
-	data, err := base64.RawURLEncoding.DecodeString(sealed)
+	data, err := decodeSegment(sealed)
 	if err != nil {
 		return "", errUnreadable
 	}

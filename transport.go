@@ -106,7 +106,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return base.RoundTrip(req)
 	}
-	ctx, cancel := context.WithCancel(req.Context())
+	ctx, cancel := context.WithCancel(joinedContext{req.Context(), t.ctx})
 	stop := context.AfterFunc(t.ctx, cancel)
 	release := func() { stop(); cancel() }
 
@@ -200,6 +200,19 @@ func cameFromElsewhere(req *http.Request, k *Kit) bool {
 		}
 	}
 	return false
+}
+
+// joinedContext is a request's context with the values of the Client's, too: those that Observe and the Logger know.
+type joinedContext struct {
+	context.Context
+	more context.Context
+}
+
+func (c joinedContext) Value(key any) any {
+	if v := c.Context.Value(key); v != nil {
+		return v
+	}
+	return c.more.Value(key)
 }
 
 // releasingBody ends the request's context when the caller is done with the body.

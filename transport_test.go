@@ -329,6 +329,26 @@ func TestClientRefreshes(t *testing.T) {
 	})
 }
 
+// Observe knows the values of the request's context, though the call to the API has a context of its own.
+func TestClientKeepsTheContextsValues(t *testing.T) {
+	type visitor struct{}
+	var seen []any
+	bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+	kit := backgroundKit(t, bank, store, nil, func(o *ganbauth.Options) {
+		o.Observe = func(ctx context.Context, _ ganbauth.Event) { seen = append(seen, ctx.Value(visitor{})) }
+	})
+	connect(t, bank, store, "u")
+	bank.ExpireAccessTokens()
+	r := mustRequest("GET", "/").WithContext(context.WithValue(t.Context(), visitor{}, "v-1"))
+	r.Header.Set("X-User", "u")
+	kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		resp, err := kit.Client(r.Context()).Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 200, resp.StatusCode)
+	})).ServeHTTP(nil, r)
+	require.Equal(t, []any{"v-1"}, seen)
+}
+
 func TestClientEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})

@@ -1,0 +1,218 @@
+// Package e2e tries ganbauth against what others wrote.
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/chromedp/chromedp"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// needs returns the path of a program, or skips the test; under CI a missing part is a failure.
+func needs(t *testing.T, programs ...string) string {
+	t.Helper()
+	for _, program := range programs {
+		if path, err := exec.LookPath(program); err == nil {
+			return path
+		}
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s is not installed", programs[0])
+	}
+	t.Skipf("SKIP: %s is not installed", programs[0])
+	return ""
+}
+
+// newBrowser starts a headless Chromium with no history.
+func newBrowser(t *testing.T) context.Context {
+	t.Helper()
+	path := needs(t, "chromium", "chromium-browser", "google-chrome")
+	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
+		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.WindowSize(1280, 900))
+	ctx, cancel := chromedp.NewExecAllocator(context.Background(), opts...)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewContext(ctx)
+	t.Cleanup(cancel)
+	ctx, cancel = context.WithTimeout(ctx, 2*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// startExample builds and runs the example, and returns the one URL that it prints.
+func startExample(t *testing.T, args ...string) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "example")
+	build := exec.Command("go", "build", "-o", bin, "./_example")
+	build.Dir = ".."
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, string(out))
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, bin, append([]string{"-addr", "127.0.0.1:0"}, args...)...)
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { cancel(); _ = cmd.Wait() })
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	require.NoError(t, err)
+	url := regexp.MustCompile(`http://\S+`).FindString(line)
+	require.NotEmpty(t, url, line)
+	return strings.TrimSuffix(url, "/")
+}
+
+// see waits until the page's text contains want, and takes a picture where SCREENSHOTS names a folder.
+func see(t *testing.T, ctx context.Context, want, name string) string {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	var text string
+	for {
+		// By script, as a query by selector waits for a page that may be gone by then.
+		var err error
+		text, err = chromedp.Run(ctx, chromedp.Evaluate[string](`document.body ? document.body.innerText : ""`))
+		if err == nil && strings.Contains(text, want) {
+			break
+		}
+		if time.Now().After(deadline) {
+			require.NoError(t, err)
+			require.Contains(t, text, want)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if folder := os.Getenv("SCREENSHOTS"); folder != "" && name != "" {
+		png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(folder, name+".png"), png, 0o600))
+	}
+	return text
+}
+
+func click(t *testing.T, ctx context.Context, label string) {
+	t.Helper()
+	xpath := fmt.Sprintf(`//*[self::a or self::button][normalize-space()="%s"]`, label)
+	require.NoError(t, chromedp.Do(ctx, chromedp.Click(xpath)))
+}
+
+func open(t *testing.T, ctx context.Context, url string) {
+	t.Helper()
+	require.NoError(t, chromedp.Do(ctx, chromedp.Navigate(url)))
+}
+
+func TestExampleInBrowser(t *testing.T) {
+	ctx := newBrowser(t)
+	app := startExample(t)
+
+	open(t, ctx, app)
+	see(t, ctx, "Connect a bank account", "home")
+	click(t, ctx, "Connect a bank account")
+	see(t, ctx, "Choose what it may do", "consent")
+
+	click(t, ctx, "Deny")
+	see(t, ctx, "Not connected", "denied")
+	click(t, ctx, "Connect again")
+	see(t, ctx, "Choose what it may do", "")
+
+	click(t, ctx, "Approve")
+	text := see(t, ctx, "My accounts", "accounts")
+	require.Regexp(t, `\d,\d{3}`, text, "balances")
+	require.Contains(t, text, "private:account")
+	require.Contains(t, text, "refreshes so far: 0")
+	seconds, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("#countdown")))
+	require.NoError(t, err)
+	require.Regexp(t, `^1[12]\d$`, seconds)
+
+	click(t, ctx, "Expire the token now")
+	require.Contains(t, see(t, ctx, "refreshes so far: 1", "refreshed"), "My accounts")
+
+	click(t, ctx, "Allow transfers, too")
+	require.Contains(t, see(t, ctx, "Choose what it may do", "incremental"), "private:transfer")
+	click(t, ctx, "Approve")
+	require.NotContains(t, see(t, ctx, "My accounts", ""), "Allow transfers, too")
+
+	// The callback is in the history: going back to it must not end in an error.
+	require.NoError(t, chromedp.Do(ctx, chromedp.NavigateBack()))
+	open(t, ctx, app+"/accounts")
+	see(t, ctx, "My accounts", "")
+
+	click(t, ctx, "Revoke it at the bank")
+	see(t, ctx, "The bank has ended the connection", "revoked")
+	// A login that has just ended and left no token is not begun again unasked.
+	click(t, ctx, "Try again")
+	see(t, ctx, "Connect your bank account", "page")
+	click(t, ctx, "Connect")
+	see(t, ctx, "Choose what it may do", "")
+	click(t, ctx, "Approve")
+	see(t, ctx, "My accounts", "")
+
+	click(t, ctx, "Log out")
+	see(t, ctx, "Connect a bank account", "")
+	open(t, ctx, app+"/accounts")
+	see(t, ctx, "Choose what it may do", "")
+}
+
+// A token that is about to end is refreshed while the user looks on.
+func TestExampleRefreshesByItself(t *testing.T) {
+	ctx := newBrowser(t)
+	app := startExample(t, "-lifetime", "2s")
+	open(t, ctx, app+"/accounts")
+	click(t, ctx, "Approve")
+	see(t, ctx, "My accounts", "")
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		click(t, ctx, "Show again")
+		if text := see(t, ctx, "My accounts", ""); !strings.Contains(text, "refreshes so far: 0") {
+			break
+		}
+		require.False(t, time.Now().After(deadline))
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// With SameSite=Strict the browser leaves the session cookie behind on the way back from the bank, which is another
+// site here: localhost and 127.0.0.1.
+func TestStrictSessionInBrowser(t *testing.T) {
+	ctx := newBrowser(t)
+	bank := ganbtest.NewServer(ganbtest.Options{Consent: true})
+	t.Cleanup(bank.Close)
+	sessions := scs.New()
+	sessions.Cookie.SameSite = http.SameSiteStrictMode
+	mux := http.NewServeMux()
+	server := httptest.NewServer(sessions.LoadAndSave(mux))
+	t.Cleanup(server.Close)
+	app := strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
+	connector, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+	require.NoError(t, err)
+	kit, err := ganbauth.New(connector, sessions, ganbauth.Options{
+		RedirectURI: app + "/bank/callback", Scopes: []string{"openid"}, Logger: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	mux.Handle("/bank/callback", kit.CallbackHandler())
+	mux.Handle("/p", kit.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "connected, cart", sessions.GetString(r.Context(), "cart"))
+	})))
+	mux.HandleFunc("/cart", func(w http.ResponseWriter, r *http.Request) {
+		sessions.Put(r.Context(), "cart", "full")
+		io.WriteString(w, "put")
+	})
+	open(t, ctx, app+"/cart")
+	see(t, ctx, "put", "")
+	open(t, ctx, app+"/p")
+	see(t, ctx, "Choose what it may do", "")
+	click(t, ctx, "Approve")
+	see(t, ctx, "connected, cart full", "")
+}

@@ -1,0 +1,321 @@
+package ganbauth_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"sync"
+
+	"github.com/alexedwards/scs/v2"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// newBrowser is a client with cookies that follows redirects, as a user's browser does. The bank in a box approves
+// at once.
+func newBrowser() *http.Client {
+	jar, _ := cookiejar.New(nil)
+	return &http.Client{Jar: jar}
+}
+
+// visit opens a page as a browser does, and returns what it shows.
+func visit(browser *http.Client, url string) string {
+	req, _ := http.NewRequest(http.MethodGet, url, nil)
+	req.Header.Set("Accept", "text/html")
+	resp, err := browser.Do(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	page, _ := io.ReadAll(resp.Body)
+	return string(page)
+}
+
+// Connecting: mount the three handlers, and protect what needs the bank.
+func Example() {
+	bankServer := ganbtest.NewServer(ganbtest.Options{}) // in production: the bank
+	defer bankServer.Close()
+	mux := http.NewServeMux()
+	sessions := scs.New()
+	app := httptest.NewServer(sessions.LoadAndSave(mux))
+	defer app.Close()
+
+	connector, err := ganbauth.NewConnector(bankServer.ClientID, bankServer.ClientSecret, ganbauth.AuthBasic, bankServer.Config())
+	if err != nil {
+		panic(err)
+	}
+	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{
+		RedirectURI: app.URL + "/bank/callback",
+		Scopes:      []string{"openid", "offline_access", "private:account"},
+		Logger:      slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		panic(err)
+	}
+	mux.Handle("/bank/login", bank.LoginHandler())
+	mux.Handle("/bank/callback", bank.CallbackHandler())
+	mux.Handle("/bank/logout", bank.LogoutHandler())
+	mux.Handle("/balance", bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		resp, err := bank.Client(r.Context()).Get(bankServer.APIBase() + "/accounts/balances")
+		if err != nil {
+			http.Error(w, "the bank could not be asked", http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		if err := ganbauth.CheckResponse(resp); err != nil {
+			http.Error(w, "the bank refused", http.StatusBadGateway)
+			return
+		}
+		var answer struct{ Balances []any }
+		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+			http.Error(w, "the bank answered nonsense", http.StatusBadGateway)
+			return
+		}
+		fmt.Fprintf(w, "%d balances", len(answer.Balances))
+	})))
+
+	// Opening /balance leads to the bank, back through the callback, and to /balance.
+	fmt.Println(visit(newBrowser(), app.URL+"/balance"))
+	// Output: 2 balances
+}
+
+// exampleKit is an app with a kit on the bank in a box, for the examples below.
+func exampleKit(opts ganbauth.Options) (bank *ganbauth.Kit, mux *http.ServeMux, app *httptest.Server, box *ganbtest.Server) {
+	box = ganbtest.NewServer(ganbtest.Options{Subject: "user-1"})
+	mux = http.NewServeMux()
+	sessions := scs.New()
+	app = httptest.NewServer(sessions.LoadAndSave(mux))
+	connector, err := ganbauth.NewConnector(box.ClientID, box.ClientSecret, box.AuthMethod, box.Config())
+	if err != nil {
+		panic(err)
+	}
+	opts.RedirectURI = app.URL + "/bank/callback"
+	opts.Scopes = []string{"openid", "offline_access"}
+	opts.Logger = slog.New(slog.DiscardHandler)
+	if bank, err = ganbauth.New(connector, sessions, opts); err != nil {
+		panic(err)
+	}
+	mux.Handle("/bank/login", bank.LoginHandler())
+	mux.Handle("/bank/callback", bank.CallbackHandler())
+	mux.Handle("/bank/logout", bank.LogoutHandler())
+	return bank, mux, app, box
+}
+
+// Protecting a route: the handler is called with a live token, or not at all.
+func ExampleKit_RequireToken() {
+	bank, mux, app, box := exampleKit(ganbauth.Options{})
+	defer box.Close()
+	defer app.Close()
+	mux.Handle("/me", bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, _ := ganbauth.TokenFromContext(r.Context())
+		fmt.Fprint(w, token.Subject)
+	})))
+
+	fmt.Println("a browser:", visit(newBrowser(), app.URL+"/me"))
+
+	resp, err := http.Get(app.URL + "/me") // a program
+	if err != nil {
+		panic(err)
+	}
+	resp.Body.Close()
+	fmt.Println("a program:", resp.Status, resp.Header.Get("Content-Type"))
+	// Output:
+	// a browser: user-1
+	// a program: 401 Unauthorized application/problem+json; charset=utf-8
+}
+
+// Incremental scopes: ask for the right to transfer money when the user wants to, not before.
+func ExampleKit_RequireScopes() {
+	bank, mux, app, box := exampleKit(ganbauth.Options{})
+	defer box.Close()
+	defer app.Close()
+	scopes := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, _ := ganbauth.TokenFromContext(r.Context())
+		fmt.Fprint(w, token.Scope)
+	})
+	mux.Handle("/balance", bank.RequireToken(scopes))
+	mux.Handle("/transfer", bank.RequireScopes("private:transfer")(scopes))
+
+	browser := newBrowser()
+	fmt.Println(visit(browser, app.URL+"/balance"))
+	fmt.Println(visit(browser, app.URL+"/transfer"))
+	// Output:
+	// openid offline_access
+	// openid offline_access private:transfer
+}
+
+// userStore is a custom TokenStore. Yours would keep the fields in columns, or the bytes of Token.MarshalBinary.
+type userStore struct {
+	mu     sync.Mutex
+	tokens map[string]ganbauth.Token
+}
+
+func (s *userStore) Load(_ context.Context, key string) (*ganbauth.Token, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	token, ok := s.tokens[key]
+	if !ok {
+		return nil, ganbauth.ErrTokenNotFound
+	}
+	return &token, nil
+}
+
+func (s *userStore) Save(_ context.Context, key string, token *ganbauth.Token) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tokens[key] = *token
+	return nil
+}
+
+func (s *userStore) Delete(_ context.Context, key string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tokens, key)
+	return nil
+}
+
+// A custom store, and tokens that belong to the application's own users instead of to sessions. The store sees
+// nothing but sealed secrets, as there is an encryption key.
+func ExampleTokenStore() {
+	store := &userStore{tokens: map[string]ganbauth.Token{}}
+	bank, mux, app, box := exampleKit(ganbauth.Options{
+		Store:          store,
+		Key:            func(*http.Request) (string, error) { return "alice", nil }, // who is logged in to the application
+		EncryptionKeys: [][]byte{[]byte("32 bytes from a secret manager..")},
+	})
+	defer box.Close()
+	defer app.Close()
+	mux.Handle("/me", bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "connected")
+	})))
+
+	fmt.Println(visit(newBrowser(), app.URL+"/me"))
+	sealed, err := store.Load(context.Background(), "alice")
+	fmt.Println(sealed.Scope, sealed.Subject == "user-1", err)
+	// Output:
+	// connected
+	// openid offline_access false <nil>
+}
+
+// Calling the API: the client adds the token, refreshes it when the bank says that it has expired, and sends the
+// request again.
+func ExampleKit_Client() {
+	bank, mux, app, box := exampleKit(ganbauth.Options{})
+	defer box.Close()
+	defer app.Close()
+	mux.Handle("/accounts", bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		box.ExpireAccessTokens() // the worst moment
+		resp, err := bank.Client(r.Context()).Get(box.APIBase() + "/accounts")
+		if err != nil {
+			http.Error(w, err.Error(), ganbauth.StatusCode(err))
+			return
+		}
+		defer resp.Body.Close()
+		var apiErr *ganbauth.APIError
+		if errors.As(ganbauth.CheckResponse(resp), &apiErr) && apiErr.Temporary() {
+			http.Error(w, "the bank is under maintenance", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprint(w, resp.Status)
+	})))
+
+	fmt.Println(visit(newBrowser(), app.URL+"/accounts"))
+	fmt.Println(box.Refreshes(), "refresh")
+	// Output:
+	// 200 OK
+	// 1 refresh
+}
+
+// Background use: a nightly job acts for a user who is not there.
+func ExampleKit_Token() {
+	bank, _, app, box := exampleKit(ganbauth.Options{
+		Store: ganbauth.NewMemoryStore(), // in production: one that outlives the process
+		Key:   func(*http.Request) (string, error) { return "alice", nil },
+	})
+	defer box.Close()
+	defer app.Close()
+	visit(newBrowser(), app.URL+"/bank/login")
+
+	ctx := context.Background()
+	token, err := bank.Token(ctx, "alice")
+	fmt.Println(token.Valid(), err)
+	resp, err := bank.ClientFor("alice").Get(box.APIBase() + "/accounts")
+	if err != nil {
+		panic(err)
+	}
+	resp.Body.Close()
+	fmt.Println(resp.Status)
+
+	_, err = bank.Token(ctx, "bob")
+	fmt.Println(errors.Is(err, ganbauth.ErrLoginRequired)) // ask Bob to connect
+	// Output:
+	// true <nil>
+	// 200 OK
+	// true
+}
+
+// A custom error page, for all refusals.
+func ExampleOptions_onError() {
+	bank, _, app, box := exampleKit(ganbauth.Options{
+		OnError: func(w http.ResponseWriter, r *http.Request, err error) {
+			w.WriteHeader(ganbauth.StatusCode(err))
+			var denied *ganbauth.AuthorizationError
+			switch {
+			case errors.As(err, &denied):
+				fmt.Fprintf(w, "You did not connect (%s).", html.EscapeString(denied.Code))
+			case errors.Is(err, ganbauth.ErrInvalidState):
+				fmt.Fprint(w, "Please start again.")
+			default:
+				fmt.Fprint(w, "Please try later.")
+			}
+		},
+	})
+	_ = bank
+	defer box.Close()
+	defer app.Close()
+	fmt.Println(visit(newBrowser(), app.URL+"/bank/callback?code=c&state=s"))
+	// Output: Please start again.
+}
+
+// Several kits in one application, a personal and a corporate account for instance: give each a Name and a
+// RedirectURI of its own.
+func ExampleNew_several() {
+	box := ganbtest.NewServer(ganbtest.Options{})
+	defer box.Close()
+	mux, sessions := http.NewServeMux(), scs.New()
+	app := httptest.NewServer(sessions.LoadAndSave(mux))
+	defer app.Close()
+	connector, err := ganbauth.NewConnector(box.ClientID, box.ClientSecret, box.AuthMethod, box.Config())
+	if err != nil {
+		panic(err)
+	}
+	for _, name := range []string{"personal", "corporate"} {
+		bank, err := ganbauth.New(connector, sessions, ganbauth.Options{
+			Name:        name,
+			RedirectURI: app.URL + "/" + name + "/callback",
+			Scopes:      []string{"openid"},
+			Logger:      slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			panic(err)
+		}
+		mux.Handle("/"+name+"/callback", bank.CallbackHandler())
+		mux.Handle("/"+name, bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, name, " connected")
+		})))
+	}
+	browser := newBrowser()
+	fmt.Println(visit(browser, app.URL+"/personal"))
+	fmt.Println(visit(browser, app.URL+"/corporate"))
+	// Output:
+	// personal connected
+	// corporate connected
+}

@@ -1,0 +1,204 @@
+package ganbauth_test
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+// E-L9: whatever the judge lets through stays on this site, before and after http.Redirect, and is judged the same
+// again.
+func FuzzReturnPath(f *testing.F) {
+	for _, test := range returnPaths {
+		f.Add(test.payload)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		path, ok := ganbauth.LocalPath(s)
+		if !ok {
+			require.Empty(t, path)
+			return
+		}
+		requireSameOrigin(t, path)
+		require.LessOrEqual(t, len(path), 2048)
+		again, ok := ganbauth.LocalPath(path)
+		require.True(t, ok)
+		require.Equal(t, path, again)
+		base := mustParse(appURL + "/bank/callback")
+		resolved, err := base.Parse(path)
+		require.NoError(t, err)
+		require.Equal(t, base.Host, resolved.Host)
+		w := &headerWriter{http.Header{}}
+		http.Redirect(w, mustRequest("GET", base.String()), path, http.StatusSeeOther)
+		require.Equal(t, path, w.Header().Get("Location"), "E-L8")
+	})
+}
+
+type headerWriter struct{ h http.Header }
+
+func (w *headerWriter) Header() http.Header         { return w.h }
+func (w *headerWriter) Write(b []byte) (int, error) { return len(b), nil }
+func (w *headerWriter) WriteHeader(int)             {}
+
+func FuzzTokenResponse(f *testing.F) {
+	for _, body := range []string{goodToken, `null`, `{}`, `[]`, `{"error":"invalid_grant"}`, `{"errorCode":"WG_ERR_105"}`,
+		strings.Replace(goodToken, "300", `"9223372037"`, 1), strings.Replace(goodToken, "AT-1", `a\r\n`, 1),
+		strings.Replace(goodToken, `"scope"`, `"ACCESS_TOKEN":"x","scope"`, 1), goodToken + goodToken} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		token, _, err := ganbauth.ParseToken(body, judged)
+		if err != nil {
+			require.Nil(t, token)
+			return
+		}
+		require.True(t, utf8.Valid(body))
+		require.NotEmpty(t, token.AccessToken)
+		lifetime := token.ExpiresAt.Sub(token.IssuedAt)
+		require.Positive(t, lifetime)
+		require.LessOrEqual(t, lifetime, 365*24*time.Hour)
+		for _, s := range []string{token.AccessToken, token.RefreshToken} {
+			require.LessOrEqual(t, len(s), 4096)
+			for i := range len(s) {
+				require.True(t, s[i] > ' ' && s[i] < 0x7f)
+			}
+		}
+		var m map[string]json.RawMessage
+		require.NoError(t, json.Unmarshal(body, &m))
+		require.Contains(t, m, "access_token", "the exact name")
+		data, err := token.MarshalBinary()
+		require.NoError(t, err)
+		var again ganbauth.Token
+		require.NoError(t, again.UnmarshalBinary(data))
+		require.Equal(t, *token, again)
+	})
+}
+
+// A token that the key has not signed as it stands is never accepted: the seeds are the one good token and its
+// neighbours.
+func FuzzIDToken(f *testing.F) {
+	ok := signed(good(nil).json())
+	f.Add(ok)
+	f.Add(ok + "\n")
+	f.Add(ok[:len(ok)-1])
+	f.Add(jws(sha256.New, `{"alg":"none"}`, good(nil).json(), ""))
+	f.Add(jws(sha256.New, `{"alg":"HS256","crit":["x"]}`, good(nil).json(), clientSecret))
+	f.Add(strings.Repeat(".", 1000))
+	f.Add(b64(`{"alg":"none"}`) + "." + b64(good(nil).json()) + ".")
+	c, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthBasic,
+		ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: issuer, Salt: "s"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		if err := ganbauth.VerifyIDToken(c, raw, "AT-1", "n-1", judged); err == nil {
+			require.Equal(t, ok, raw)
+		}
+	})
+}
+
+// The claims inside a signature that is right.
+func FuzzIDTokenClaims(f *testing.F) {
+	f.Add(good(nil).json())
+	f.Add(good(claims{"aud": []string{clientID, "x"}}).json())
+	f.Add(good(claims{"exp": raw("1e300")}).json())
+	f.Add(strings.Replace(good(nil).json(), "{", `{"sub":"x",`, 1))
+	f.Add(`null`)
+	c, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthBasic,
+		ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: issuer, Salt: "s"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, payload string) {
+		if ganbauth.VerifyIDToken(c, signed(payload), "AT-1", "n-1", judged) != nil {
+			return
+		}
+		var m map[string]any
+		require.NoError(t, json.Unmarshal([]byte(payload), &m))
+		require.Equal(t, issuer, m["iss"])
+		require.Equal(t, "n-1", m["nonce"])
+		require.NotEmpty(t, m["sub"])
+		require.Greater(t, m["exp"], float64(judged.Unix()))
+	})
+}
+
+func FuzzCallbackQuery(f *testing.F) {
+	for _, q := range []string{"", "code=a&state=b", "code=a&code=b&state=c", "error=access_denied&state=b", "state=%zz", "a;b", "state=b&iss=x&iss=y",
+		"state=" + strings.Repeat("x", 200), "error=%3Cscript%3E&error_description=%1b&state=s"} {
+		f.Add(q)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		q, err := ganbauth.ParseCallback(raw)
+		if err != nil {
+			require.ErrorIs(t, err, ganbauth.ErrInvalidState)
+			return
+		}
+		values, err := url.ParseQuery(raw)
+		require.NoError(t, err)
+		require.Equal(t, []string{q.State}, values["state"])
+		require.LessOrEqual(t, len(values["code"]), 1)
+		require.LessOrEqual(t, len(values["iss"]), 1)
+		require.LessOrEqual(t, len(q.State), 128)
+		for _, c := range q.Failure {
+			require.True(t, c >= ' ' && c <= '~' && c != '"' && c != '\\')
+		}
+	})
+}
+
+// An attempt cookie that ganbauth.AttemptCookies sealed: the workers of the fuzzer share it.
+const sealedAttempt = "n-Pt3DbFJ86AX031fPMb2r7-qZQLyivW_4ScXqXSh7PHhkwJSSjZ6zFWnVy07mzR_g"
+
+// Nobody without the key makes an attempt cookie; the seed is a real one.
+func FuzzAttemptCookie(f *testing.F) {
+	name, seal, open := ganbauth.AttemptCookies()
+	if !open(name, seal()) || !open(name, sealedAttempt) {
+		f.Fatal("a real cookie does not open")
+	}
+	f.Add(name, sealedAttempt)
+	f.Add(name, sealedAttempt+"A")
+	f.Add(name+"x", sealedAttempt)
+	f.Add(name, "")
+	f.Fuzz(func(t *testing.T, n, v string) {
+		if open(n, v) {
+			require.Equal(t, name, n)
+			require.Equal(t, sealedAttempt, strings.TrimSpace(v)) // as net/http reads a Cookie header
+		}
+	})
+}
+
+// The attempt inside the seal, and both kinds of token records.
+func FuzzRecords(f *testing.F) {
+	data, err := fullToken.MarshalBinary()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add([]byte{})
+	f.Add([]byte{1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+	store := ganbauth.NewSCSStore(scs.New())
+	f.Add(ganbauth.SCSRecord(store, &fullToken))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		ganbauth.UnmarshalAttempt(data)
+		_ = ganbauth.SCSDecode(store, data)
+		before := fullToken
+		got := before
+		if err := got.UnmarshalBinary(data); err != nil {
+			require.Equal(t, before, got)
+			return
+		}
+		again, err := got.MarshalBinary()
+		require.NoError(t, err)
+		var twice ganbauth.Token
+		require.NoError(t, twice.UnmarshalBinary(again))
+		require.Equal(t, got, twice)
+	})
+}
