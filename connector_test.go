@@ -505,6 +505,7 @@ func TestTokenResponseRefused(t *testing.T) {
 	token := func(replace, with string) string { return strings.Replace(goodToken, replace, with, 1) }
 	for name, body := range map[string]string{
 		"F-13 truncated":                          `{"access_token":"a"`,
+		"F-52 a byte order mark":                  "\ufeff" + goodToken,
 		"F-50 empty":                              ``,
 		"F-50 V9 null":                            `null`,
 		"F-50 empty object":                       `{}`,
@@ -628,6 +629,11 @@ func TestTokenResponseAccepted(t *testing.T) {
 			require.Contains(t, []string{"RT-1", "RT-2"}, tok.RefreshToken)
 			require.Equal(t, strings.Contains(body, "RT-2"), tok.RefreshToken == "RT-2")
 		}
+	})
+	t.Run("F-72 a refresh that answers the same tokens", func(t *testing.T) {
+		tok, err := newOP(t, answersJSON(token("RT-2", "RT-1"))).connector(t).RefreshSession(t.Context(), &ganbauth.Token{AccessToken: "AT-1", RefreshToken: "RT-1"}, nil)
+		require.NoError(t, err)
+		require.Equal(t, "AT-1 RT-1", tok.AccessToken+" "+tok.RefreshToken)
 	})
 	t.Run("F-70 a login without a refresh token", func(t *testing.T) {
 		tok, err := newOP(t, answersJSON(token(`"refresh_token":"RT-2",`, ``))).connector(t).OAuthToken(t.Context(), callbackURI, "c")
@@ -755,7 +761,7 @@ func TestTokenErrors(t *testing.T) {
 
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	evil := newOP(t, answersJSON(goodToken))
-	for _, status := range []int{301, 302, 303, 307, 308} { // F-20 F-21 V6 C-41 D-50
+	for _, status := range []int{301, 302, 303, 307, 308} { // F-20 F-21 F-25 V6 C-41 D-50
 		for _, location := range []string{evil.URL + "/token", "//" + evil.Listener.Addr().String() + "/token", "/other", `\\evil.example`, ""} { // F-23 F-24
 			t.Run(fmt.Sprint("F-20 ", status, " ", strings.ReplaceAll(location, "/", "|")), func(t *testing.T) {
 				o := newOP(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -870,7 +876,7 @@ func TestHostileNetwork(t *testing.T) {
 	})
 }
 
-// F-06 and F-07: neither silence nor a drip outlasts the deadline for the whole answer. F-17: the caller's client
+// C-40, F-06 and F-07: neither silence nor a drip outlasts the deadline for the whole answer. F-17: the caller's client
 // without a timeout makes no difference.
 func TestDeadline(t *testing.T) {
 	for name, body := range map[string]io.Reader{

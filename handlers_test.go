@@ -109,7 +109,7 @@ func TestLoginRequest(t *testing.T) {
 		}
 		require.NotContains(t, q.Encode(), "secret-path", "E-R8")
 	})
-	t.Run("the cookie's attributes", func(t *testing.T) {
+	t.Run("G-66 the cookie's attributes: a callback over http finds no attempt", func(t *testing.T) {
 		resp := newApp(t, setup{options: ganbauth.Options{Name: "corp"}}).browser().get("/bank/login")
 		c, err := http.ParseSetCookie(resp.Header.Get("Set-Cookie"))
 		require.NoError(t, err)
@@ -272,7 +272,7 @@ func TestForeignCallbacks(t *testing.T) {
 		require.Equal(t, who, body(victim.get("/p")))
 		require.Equal(t, 303, attacker.get(planted).StatusCode, "the attacker's own attempt still works")
 	})
-	t.Run("G-06 D-49 C-13 cookies that are garbage", func(t *testing.T) {
+	t.Run("G-06 G-62 D-49 C-13 cookies that are garbage", func(t *testing.T) {
 		a := newApp(t, setup{})
 		for _, cookie := range []string{"session=attacker-chosen", "session=" + long[:100_000], "session=a; session=b", "session=\"", ""} {
 			resp := a.browser().do("GET", "/bank/callback?code=MARK&state=MARK", with(navigate, "Cookie", cookie))
@@ -281,6 +281,15 @@ func TestForeignCallbacks(t *testing.T) {
 		b := a.browser()
 		resp := b.do("GET", "/p", with(program, "Cookie", "session=attacker-chosen"))
 		require.Equal(t, 401, resp.StatusCode)
+	})
+	t.Run("G-07 a session that cannot be read", func(t *testing.T) {
+		a := newApp(t, setup{})
+		require.NoError(t, a.sessions.Store.Commit("broken", []byte("x"), time.Now().Add(time.Hour)))
+		a.sessions.ErrorFunc = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(500) }
+		for _, path := range []string{"/bank/callback?code=a&state=b", "/p"} {
+			require.Equal(t, 500, a.browser().do("GET", path, with(navigate, "Cookie", "session=broken")).StatusCode)
+		}
+		require.Zero(t, a.next.calls())
 	})
 	t.Run("C-37 D-31 a visit to the login alone is no login", func(t *testing.T) {
 		a := newApp(t, setup{})
@@ -429,7 +438,7 @@ func TestCallbackSucceeds(t *testing.T) {
 			require.Equal(t, 401, a.browser().do("GET", "/p", with(program, "Cookie", "session="+old)).StatusCode)
 		}
 	})
-	t.Run("G-63 F-71 a login as B replaces all of A's", func(t *testing.T) {
+	t.Run("G-61 G-63 F-71 a login as B replaces all of A's", func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {
 			b := a.browser()
 			b.login()
@@ -762,6 +771,8 @@ func TestLogout(t *testing.T) {
 			require.Contains(t, resp.Header["Cache-Control"], "no-store")
 			require.Empty(t, b.cookies(), "C-32: expired with its own attributes")
 			require.Zero(t, records(t, a), "C-15: the record is gone")
+			require.Equal(t, 303, b.get("/p").StatusCode, "I-09: the page asks for a login again")
+			require.Equal(t, 303, b.post("/bank/logout").StatusCode)
 			_, found, _ := a.sessions.Store.Find(cookie)
 			require.False(t, found)
 		})

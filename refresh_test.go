@@ -22,7 +22,7 @@ import (
 // rotating is a bank that ends the whole grant when a refresh token is used twice.
 var rotating = ganbtest.Options{RevokeOnReuse: true, Latency: 50 * time.Millisecond}
 
-// H-01 D-45 D-56: requests of one session that meet the expiry together cause one token request, whether they arrive
+// H-01 D-45 D-56 C-44: requests of one session that meet the expiry together cause one token request, whether they arrive
 // at once or while the refresh is under way and after it. A flight without a second load fails the latter.
 func TestOneRefreshForAll(t *testing.T) {
 	for name, spread := range map[string]time.Duration{"at once": 0, "over 200 ms": 200 * time.Millisecond} {
@@ -50,15 +50,16 @@ func TestOneRefreshForAll(t *testing.T) {
 				for _, token := range a.next.tokens {
 					require.Equal(t, first, token)
 				}
+				require.WithinDuration(t, time.Now().Add(time.Hour), first.ExpiresAt, 2*time.Second, "A-19: the new token")
 				time.Sleep(61 * time.Minute)
 				require.True(t, b.connected(), "the next refresh works, too")
-				require.Equal(t, 2, a.bank.Refreshes(), "A-45: with the newest refresh token")
+				require.Equal(t, 2, a.bank.Refreshes(), "A-45 B-32: with the newest refresh token")
 			})
 		})
 	}
 }
 
-// H-02 D-42 C-07: many users at once, and nobody gets another's token.
+// H-02 D-42 D-10 C-07: many users at once, and nobody gets another's token.
 func TestUsersAreNeverMixed(t *testing.T) {
 	inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
 		const users = 100
@@ -332,6 +333,7 @@ func TestRefreshFailures(t *testing.T) {
 				require.Equal(t, 303, b.get("/p").StatusCode, "a browser goes to the bank")
 				require.False(t, b.connected())
 				require.Equal(t, 1, a.bank.Refreshes(), "nothing more is sent")
+				require.Zero(t, records(t, a), "D-27: the token is gone, not hidden")
 				require.Contains(t, a.eventTypes(), ganbauth.EventTokenLost)
 			})
 		})
