@@ -55,16 +55,22 @@ func newBrowser(t *testing.T) context.Context {
 	return ctx
 }
 
-// startExample builds and runs the example, and returns the one URL that it prints.
-func startExample(t *testing.T, args ...string) string {
+// exampleCommand builds the example.
+func exampleCommand(t *testing.T, ctx context.Context, args ...string) *exec.Cmd {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "example")
 	build := exec.Command("go", "build", "-o", bin, "./_example")
 	build.Dir = ".."
 	out, err := build.CombinedOutput()
 	require.NoError(t, err, string(out))
+	return exec.CommandContext(ctx, bin, append([]string{"-addr", "127.0.0.1:0"}, args...)...)
+}
+
+// startExample runs the example, and returns the one URL that it prints.
+func startExample(t *testing.T, args ...string) string {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, bin, append([]string{"-addr", "127.0.0.1:0"}, args...)...)
+	cmd := exampleCommand(t, ctx, args...)
 	stdout, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
@@ -215,4 +221,64 @@ func TestStrictSessionInBrowser(t *testing.T) {
 	see(t, ctx, "Choose what it may do", "")
 	click(t, ctx, "Approve")
 	see(t, ctx, "connected, cart full", "")
+}
+
+// The same binary against a bank that is not in its box: conf.json, and the client from the environment.
+func TestExampleWithConfig(t *testing.T) {
+	ctx := newBrowser(t)
+	bank := ganbtest.NewServer(ganbtest.Options{AuthMethod: ganbauth.AuthPost})
+	t.Cleanup(bank.Close)
+	t.Setenv("GANB_CLIENT_ID", bank.ClientID)
+	t.Setenv("GANB_CLIENT_SECRET", bank.ClientSecret)
+	conf := filepath.Join(t.TempDir(), "conf.json")
+	cfg := bank.Config()
+	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil,
+		`{"SALT":"s3cret","AUTH_BASE_URL":%q,"AUTH_PATH":"/authorization","TOKEN_PATH":"/token","JWT_ISSUER":%q}`,
+		cfg.AuthBaseURL, cfg.JWTIssuer), 0o600))
+	app := startExample(t, "-conf", conf, "-auth-method", "post", "-accounts", "corporation")
+	open(t, ctx, app+"/accounts")
+	require.NotContains(t, see(t, ctx, "My accounts", ""), "Revoke")
+}
+
+// A setting that is missing or wrong gives one clear line.
+func TestExampleSettings(t *testing.T) {
+	write := func(text string) string {
+		path := filepath.Join(t.TempDir(), "conf.json")
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		return path
+	}
+	good := `{"SALT":"s3cret","AUTH_BASE_URL":"https://bank.test","JWT_ISSUER":"i"}`
+	for name, test := range map[string]struct {
+		id   string
+		args []string
+		want string
+	}{
+		"no such file":     {"id", []string{"-conf", "/nowhere/conf.json"}, "no such file"},
+		"not JSON":         {"id", []string{"-conf", write("{")}, "malformed JSON"},
+		"no client":        {"", []string{"-conf", write(good)}, "GANB_CLIENT_ID"},
+		"no salt":          {"id", []string{"-conf", write(`{"AUTH_BASE_URL":"https://bank.test"}`)}, "Salt is missing"},
+		"http":             {"id", []string{"-conf", write(`{"SALT":"s3cret","AUTH_BASE_URL":"http://bank.test"}`)}, "must be https"},
+		"redirect URI":     {"id", []string{"-conf", write(good), "-redirect-uri", "http://app.example/"}, "RedirectURI must be https"},
+		"method":           {"id", []string{"-auth-method", "both"}, "basic or post"},
+		"a flag too many":  {"id", []string{"-x"}, "flag provided but not defined"},
+		"an address taken": {"id", []string{"-addr", "256.0.0.1:1"}, "-addr"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("GANB_CLIENT_ID", test.id)
+			t.Setenv("GANB_CLIENT_SECRET", "S3CRET")
+			cmd := exampleCommand(t, t.Context(), test.args...)
+			var stderr strings.Builder
+			cmd.Stderr = &stderr
+			require.Error(t, cmd.Run())
+			lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+			last := lines[len(lines)-1]
+			require.True(t, strings.HasPrefix(last, "example: "), last)
+			require.Contains(t, last, test.want)
+			if name != "a flag too many" { // which shows the usage, too
+				require.Len(t, lines, 1)
+			}
+			require.NotContains(t, strings.ToLower(stderr.String()), "s3cret")
+			require.NotContains(t, stderr.String(), "goroutine")
+		})
+	}
 }
