@@ -1,6 +1,7 @@
 package ganbauth
 
 import (
+	"context"
 	"net/http"
 	"time"
 )
@@ -80,4 +81,8 @@ func KeysHeld(k *Kit) int {
 	k.keeper.coolDowns.mu.Lock()
 	defer k.keeper.coolDowns.mu.Unlock()
 	return len(k.keeper.refreshes.m) + len(k.keeper.gate.m) + len(k.keeper.coolDowns.m)
+}
+
+func Replace(k *Kit, ctx context.Context, key, refused string) (*Token, error) {
+	return k.keeper.replace(ctx, key, refused)
 }

@@ -473,6 +473,36 @@ func TestCallbackSucceeds(t *testing.T) {
 		require.True(t, b.connected())
 		require.Equal(t, "openid", a.next.last().Scope)
 	})
+	t.Run("B-35 A-40 an answer with an empty scope, and one without", func(t *testing.T) {
+		for want, change := range map[string]func(map[string]any){
+			"":                                      func(r map[string]any) { r["scope"] = "" },
+			"openid offline_access private:account": func(r map[string]any) { delete(r, "scope") },
+		} {
+			a := newApp(t, setup{})
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: change}, 1)
+			b := a.browser()
+			b.login()
+			require.True(t, b.connected())
+			require.Equal(t, want, a.next.last().Scope)
+		}
+	})
+	t.Run("without scs", func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		kit := backgroundKit(t, bank, ganbauth.NewMemoryStore(), nil)
+		a := &app{t: t, bank: bank, mux: http.NewServeMux(), next: &spy{}}
+		a.mux.Handle("/bank/login", kit.LoginHandler())
+		a.mux.Handle("/bank/callback", kit.CallbackHandler())
+		a.mux.Handle("/bank/logout", kit.LogoutHandler())
+		a.mux.Handle("/p", kit.RequireToken(a.next))
+		a.handler = a.mux
+		b, alice := a.browser(), with(navigate, "X-User", "alice")
+		resp := b.do("GET", "/p", alice)
+		require.Equal(t, 303, resp.StatusCode)
+		require.Equal(t, "/p", b.do("GET", bank.Approve(resp.Header.Get("Location")), alice).Header.Get("Location"))
+		require.Equal(t, 200, b.do("GET", "/p", alice).StatusCode)
+		require.Equal(t, 303, b.do("POST", "/bank/logout", header("X-User", "alice")).StatusCode)
+		require.Equal(t, 401, b.do("GET", "/p", with(program, "X-User", "alice")).StatusCode)
+	})
 	t.Run("plain OAuth", func(t *testing.T) {
 		a := newApp(t, setup{options: ganbauth.Options{Scopes: []string{"private:account"}}})
 		b := a.browser()

@@ -17,6 +17,9 @@ const (
 	saveTimeout   = 30 * time.Second
 	changeTimeout = lockTimeout + exchangeTimeout + saveTimeout // shorter than Locker's two minutes
 
+	// How long a request waits for a refresh while its token still serves.
+	patience = 3 * time.Second
+
 	// Without a Locker, the process that won a refresh may not have saved it yet when the loser looks again.
 	secondLook = time.Second
 )
@@ -93,6 +96,11 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 			return t, nil
 		}
 		return nil, fmt.Errorf("%w: the token is past its expiry and there is no refresh token", ErrLoginRequired)
+	}
+	if usable {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
 	}
 	for range 2 {
 		if err := k.coolDowns.check(key); err != nil {

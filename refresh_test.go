@@ -27,7 +27,8 @@ var rotating = ganbtest.Options{RevokeOnReuse: true, Latency: 50 * time.Millisec
 func TestOneRefreshForAll(t *testing.T) {
 	for name, spread := range map[string]time.Duration{"at once": 0, "over 200 ms": 200 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
+			s := setup{bank: rotating, options: ganbauth.Options{Store: slowStore{ganbauth.NewMemoryStore()}}}
+			inBubble(t, s, func(t *testing.T, a *app) {
 				b := a.browser()
 				b.login()
 				time.Sleep(61 * time.Minute)
@@ -57,6 +58,15 @@ func TestOneRefreshForAll(t *testing.T) {
 			})
 		})
 	}
+}
+
+// slowStore answers a little later, so that a request may hold an old token when the refresh is over.
+type slowStore struct{ ganbauth.TokenStore }
+
+func (s slowStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	t, err := s.TokenStore.Load(ctx, key)
+	time.Sleep(3 * time.Millisecond)
+	return t, err
 }
 
 // H-02 D-42 D-10 C-07: many users at once, and nobody gets another's token.
@@ -526,6 +536,24 @@ func TestRefreshOutlivesItsRequest(t *testing.T) {
 	})
 }
 
+// A bank that is slow keeps nobody waiting for long whose token still serves.
+func TestPatience(t *testing.T) {
+	inBubble(t, setup{bank: ganbtest.Options{RevokeOnReuse: true}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		time.Sleep(59*time.Minute + 10*time.Second)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(20*time.Second), 1)
+		start := time.Now()
+		require.True(t, b.connected())
+		require.Equal(t, 3*time.Second, time.Since(start))
+		old := a.next.last().AccessToken
+		time.Sleep(20 * time.Second)
+		require.True(t, b.connected())
+		require.NotEqual(t, old, a.next.last().AccessToken, "the refresh went on, and its token is used")
+		require.Equal(t, 1, a.bank.Refreshes())
+	})
+}
+
 // F-08: a bank that hangs keeps only those waiting who need it.
 func TestHangingBankConcernsNobodyElse(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
@@ -565,6 +593,7 @@ func TestRefreshMeetsLogoutAndLogin(t *testing.T) {
 			synctest.Wait()
 			require.Equal(t, 303, b.post("/bank/logout").StatusCode)
 			wg.Wait()
+			require.Zero(t, records(t, a), "the new token is discarded")
 			require.False(t, b.connected())
 			require.Equal(t, 401, a.browser().do("GET", "/p", with(program, "Cookie", "session="+cookie)).StatusCode)
 		})
@@ -577,6 +606,7 @@ func TestRefreshMeetsLogoutAndLogin(t *testing.T) {
 			b.login()
 			time.Sleep(61 * time.Minute)
 			callback := b.callbackURL("/bank/login")
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(time.Second), 1)
 			var wg sync.WaitGroup
 			wg.Go(func() { b.do("GET", "/p", program) })
 			synctest.Wait()
@@ -704,6 +734,32 @@ func (s failingEngine) Find(string) ([]byte, bool, error)      { return nil, fal
 func (s failingEngine) Commit(string, []byte, time.Time) error { return s.err }
 func (s failingEngine) Delete(string) error                    { return s.err }
 
+// A refusal by the API may meet a flight that began before it and finds nothing due: then another is needed.
+func TestRefusalMeetsOlderFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		memory := ganbauth.NewMemoryStore()
+		kit := backgroundKit(t, bank, slowStore{memory}, nil)
+		connect(t, bank, memory, "u")
+		time.Sleep(61 * time.Minute)
+		var wg sync.WaitGroup
+		wg.Go(func() { // looks at 0 ms, and again in flight from 3 ms to 6 ms
+			if _, err := kit.Token(t.Context(), "u"); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(2 * time.Millisecond)
+		connect(t, bank, memory, "u") // by another process
+		rotated, err := memory.Load(t.Context(), "u")
+		require.NoError(t, err)
+		next, err := ganbauth.Replace(kit, t.Context(), "u", rotated.AccessToken)
+		require.NoError(t, err)
+		require.NotEqual(t, rotated.AccessToken, next.AccessToken)
+		require.Equal(t, 1, bank.Refreshes())
+		wg.Wait()
+	})
+}
+
 // H-22 H-25 and "nothing grows": after the storm nothing is left.
 func TestNothingIsLeftBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // a bubble fails when a goroutine is left behind
@@ -723,6 +779,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			_, err := kit.Token(t.Context(), fmt.Sprint(25+i))
 			require.Error(t, err)
 		}
+		synctest.Wait()
 		require.Equal(t, 25, ganbauth.KeysHeld(kit), "the cool-downs")
 		time.Sleep(time.Hour)
 		require.Zero(t, ganbauth.KeysHeld(kit))

@@ -30,15 +30,17 @@ func (k *Kit) session(r *http.Request) (*session, error) {
 	if k.sessions == nil {
 		return nil, nil
 	}
-	var token string
-	if c, err := r.Cookie(k.sessions.Cookie.Name); err == nil {
-		token = c.Value
+	ctx, err := k.sessions.Load(r.Context(), "") // returns the context as it is if a session is in it
+	ours := ctx != r.Context()
+	if err == nil && ours {
+		if c, cookieErr := r.Cookie(k.sessions.Cookie.Name); cookieErr == nil {
+			ctx, err = k.sessions.Load(r.Context(), c.Value)
+		}
 	}
-	ctx, err := k.sessions.Load(r.Context(), token)
 	if err != nil {
 		return nil, &unavailableError{err: fmt.Errorf("ganbauth: load session: %w", err), retryAfter: minCoolDown}
 	}
-	return &session{k.sessions, ctx, ctx != r.Context()}, nil
+	return &session{k.sessions, ctx, ours}, nil
 }
 
 // The session holds the random key of the token's record, never the token; and what its token's hash was before
