@@ -46,12 +46,12 @@ func reload(w http.ResponseWriter, path string) {
 func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, retry string) {
 	status := StatusCode(err)
 	var unavailable *unavailableError
-	var auth *TokenError
+	var token *TokenError
 	switch {
 	case errors.As(err, &unavailable):
 		setRetryAfter(w, unavailable.retryAfter)
-	case errors.As(err, &auth):
-		setRetryAfter(w, auth.RetryAfter)
+	case errors.As(err, &token):
+		setRetryAfter(w, token.RetryAfter)
 	case status == http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", `Bearer realm="bank"`)
 	case errors.Is(err, ErrInsufficientScope):
@@ -66,7 +66,8 @@ func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, retry st
 		k.onError(w, r, err)
 		return
 	}
-	if k.usable() == nil && status >= 500 {
+	// An event has told of the bank's trouble already, once and not for each request.
+	if k.usable() == nil && status >= 500 && !errors.As(err, &token) {
 		k.log.WarnContext(r.Context(), "ganbauth: refused", "status", status, "error", err)
 	}
 	text := messageFor(err)

@@ -520,6 +520,7 @@ func TestTokenResponseRefused(t *testing.T) {
 		"F-54 V9 upper-case name only":            token("access_token", "ACCESS_TOKEN"),
 		"F-54 folded name only":                   token("access_token", "acceſſ_token"),
 		"V9 trailing garbage":                     goodToken + `{"x":1}`,
+		"V9 invalid UTF-8 in another member":      token("{", `{"x":"`+"\xff"+`",`),
 		"V9 invalid UTF-8":                        token("AT-1", "AT-\xff"),
 		"F-55 deep":                               `{"x":` + strings.Repeat("[", 100_000),
 		"F-56 access_token null":                  token(`"AT-1"`, `null`),

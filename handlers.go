@@ -61,11 +61,14 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 	case a == nil:
 		return fmt.Errorf("%w: this browser did not begin this login, or too long ago", ErrInvalidState)
 	case !a.done.IsZero():
-		if t, err := k.peek(r); err != nil || t == nil {
-			return &retryError{fmt.Errorf("%w: this login is over", ErrInvalidState), a.retry}
+		t, err := k.peek(r)
+		if err == nil && t == nil {
+			err = &retryError{fmt.Errorf("%w: this login is over", ErrInvalidState), a.retry}
 		}
-		redirect(w, r, k.defaultReturn)
-		return nil
+		if err == nil {
+			redirect(w, r, k.defaultReturn)
+		}
+		return err
 	case a.expired():
 		k.attempts.remove(w, name)
 		return &retryError{errAttemptExpired, a.retry}

@@ -165,7 +165,7 @@ func TestIDTokenRefused(t *testing.T) {
 		"B-76 payload null":                signed(`null`),
 		"B-76 payload empty":               signed(`{}`),
 		"B-76 payload trailing":            signed(good(nil).json() + "{}"),
-		"B-76 payload invalid UTF-8":       signed(`{"x":"` + "\xff" + `"}`),
+		"B-76 payload invalid UTF-8":       signed(strings.Replace(good(nil).json(), "{", `{"x":"`+"\xff"+`",`, 1)),
 		"B-76 payload deep":                signed(`{"x":` + strings.Repeat("[", 12_000)),
 		"B-77 crit exp":                    head(`{"alg":"HS256","crit":["exp"]}`),
 		"B-77 D-05 V11 crit unknown":       head(`{"alg":"HS256","crit":["x"],"x":1}`),
