@@ -486,6 +486,22 @@ func TestLeeway(t *testing.T) {
 			require.False(t, b.connected(), "C-17: 24 hours are over")
 		})
 	})
+	t.Run("the record follows a session that the application prolongs", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			a.mux.HandleFunc("/prolong", func(_ http.ResponseWriter, r *http.Request) {
+				require.NoError(t, a.sessions.RenewToken(r.Context()))
+			})
+			b := a.browser()
+			b.login()
+			time.Sleep(12 * time.Hour)
+			b.get("/prolong")
+			require.True(t, b.connected())
+			time.Sleep(23 * time.Hour)
+			require.True(t, b.connected(), "35 hours after the login")
+			time.Sleep(2 * time.Hour)
+			require.False(t, b.connected())
+		})
+	})
 	t.Run("F-84 I-17 a token from the future and one from long ago", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
