@@ -79,7 +79,8 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 	}
 	if !q.reloaded && (!mine || k.strictSession()) && r.Header.Get("Sec-Fetch-Site") != "same-origin" {
 		// The session cookie may have stayed behind because the bank's site led here.
-		reload(w, r.URL.EscapedPath()+"?"+escapeRest(r.URL.RawQuery)+"&"+reloadedParam+"=1")
+		here := url.URL{Path: k.callback, RawQuery: escapeRest(r.URL.RawQuery) + "&" + reloadedParam + "=1"}
+		reload(w, here.String())
 		return nil
 	}
 	key, err := k.connect(r, a, q, mine, name)
@@ -317,7 +318,9 @@ func (k *Kit) returnPath(r *http.Request) string {
 	if !ok {
 		return k.defaultReturn
 	}
-	if u, err := url.Parse(path); err != nil || u.Path == k.callback || u.Path == r.URL.Path {
+	target, err := url.Parse(path)
+	own, ownErr := url.Parse(ownPath(r))
+	if err != nil || ownErr != nil || target.Path == k.callback || target.Path == own.Path {
 		return k.defaultReturn
 	}
 	return path

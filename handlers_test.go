@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -761,12 +762,37 @@ func TestStrictSessions(t *testing.T) {
 	require.Equal(t, "/p?a=1", resp.Header.Get("Location"))
 	require.True(t, b.connected())
 
+	t.Run("below StripPrefix, and asked for with another host in the path", func(t *testing.T) {
+		a := newApp(t, setup{sessions: strict})
+		for _, h := range []http.Handler{http.StripPrefix("/bank", a.kit.CallbackHandler()), a.kit.CallbackHandler()} {
+			b := a.browser()
+			callback := strings.TrimPrefix(b.callbackURL("/p"), appURL)
+			for _, target := range []string{callback, "//evil.example" + callback} {
+				r := httptest.NewRequest("GET", "/bank/callback", nil)
+				r.URL.Path, r.URL.RawQuery = cutQuery(target)
+				for _, c := range b.cookies() {
+					r.AddCookie(c)
+				}
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, r)
+				if w.Code == 404 {
+					continue // StripPrefix
+				}
+				require.True(t, strings.HasPrefix(w.Header().Get("Refresh"), "0; url=/bank/callback?"), w.Header().Get("Refresh"))
+			}
+		}
+	})
 	t.Run("a link from another site to a protected page", func(t *testing.T) {
 		resp := a.browser().do("GET", "/p?a=1", with(navigate, "Sec-Fetch-Site", "cross-site"))
 		require.Equal(t, "0; url=/p?a=1", resp.Header.Get("Refresh"))
 		resp = a.browser().do("GET", "/p?a=1", with(navigate, "Sec-Fetch-Site", "same-origin"))
 		require.Equal(t, 303, resp.StatusCode)
 	})
+}
+
+func cutQuery(target string) (path, query string) {
+	path, query, _ = strings.Cut(target, "?")
+	return path, query
 }
 
 func TestLogout(t *testing.T) {

@@ -131,6 +131,10 @@ func TestReturnsToWhereTheUserWanted(t *testing.T) {
 		a.mux.Handle("/sub/", http.StripPrefix("/sub", a.kit.RequireToken(a.next)))
 		b := a.browser()
 		require.Equal(t, "/sub/x?y=1", b.get(b.callbackURL("/sub/x?y=1")).Header.Get("Location"))
+
+		a.mux.Handle("/sub/login", http.StripPrefix("/sub", a.kit.LoginHandler()))
+		b = a.browser()
+		require.Equal(t, "/home", b.get(b.callbackURL("/sub/login?return_to=/sub/login")).Header.Get("Location"))
 	})
 }
 
