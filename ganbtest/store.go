@@ -76,7 +76,8 @@ func TestStore(t *testing.T, newStore func() ganbauth.TokenStore) {
 		store, base := newStore(), uniqueKey()
 		keys := []string{
 			base, base + " ", base + "/", base + "/../x", base + "%00", base + "\x00", base + "'", base + "\n", base + "*",
-			base + "é", base + "e\u0301", base + "日本", base + "\xff", base + "A", base + "a", base + strings.Repeat("k", 900),
+			base + "é", base + "e\u0301", base + "日本", base + "\xff", base + "A", base + "a",
+			base + strings.Repeat("k", 900) + "1", base + strings.Repeat("k", 900) + "2",
 		}
 		for i, key := range keys {
 			token := sampleToken()
