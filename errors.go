@@ -23,6 +23,9 @@ var (
 	ErrInsufficientScope = errors.New("ganbauth: insufficient scope")
 	// ErrTokenNotFound is what a [TokenStore] answers for a key without a token.
 	ErrTokenNotFound = errors.New("ganbauth: token not found")
+	// ErrSuperseded is what a [TokenStore] that is a [Locker] may answer to a Save whose lock was lost: another process
+	// has changed the token since, and that change stands.
+	ErrSuperseded = errors.New("ganbauth: another process has changed the token since")
 	// ErrTokenFormat means that the token endpoint answered JSON that is no token response (RFC 6749 section 5.1).
 	ErrTokenFormat = errors.New("ganbauth: token format error")
 	// ErrTokenValue means that the token endpoint answered something that is not a JSON object.

@@ -149,7 +149,10 @@ func (k *keeper) refreshOnce(ctx context.Context, key, refused string) (*Token, 
 		return k.refreshFailed(ctx, key, old, err, start)
 	}
 	k.coolDowns.clear(key)
-	if err := k.save(ctx, key, t); err != nil {
+	switch err := k.save(ctx, key, t); {
+	case errors.Is(err, ErrSuperseded):
+		return k.load(ctx, key)
+	case err != nil:
 		k.observer.event(ctx, EventRefreshFailed, start, err)
 		return t, nil // the old one is dead: those who wait are served, and the log is loud
 	}
@@ -228,6 +231,9 @@ func (k *keeper) save(ctx context.Context, key string, t *Token) error {
 		err := k.store.Save(ctx, key, t)
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, ErrSuperseded) {
+			return &unavailableError{err: err, retryAfter: minCoolDown}
 		}
 		select {
 		case <-time.After(wait):

@@ -260,13 +260,7 @@ func backgroundKit(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStor
 // connect puts a token that the bank has issued into the store.
 func connect(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore, key string) {
 	t.Helper()
-	c, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
-	require.NoError(t, err)
-	authURL, nonce, err := c.OpenIDAuthorization(randomText(), "openid offline_access", appURL+"/bank/callback")
-	require.NoError(t, err)
-	token, err := c.OpenIDToken(t.Context(), appURL+"/bank/callback", mustParse(bank.Approve(authURL)).Query().Get("code"), nonce)
-	require.NoError(t, err)
-	require.NoError(t, store.Save(t.Context(), key, token))
+	require.NoError(t, store.Save(t.Context(), key, bank.Token()))
 }
 
 // What a failing token endpoint means for a refresh: only a dead grant ends the connection (RELOGIN), everything else
@@ -673,6 +667,22 @@ func TestStoreFails(t *testing.T) {
 			require.LessOrEqual(t, time.Since(start), 31*time.Second)
 			require.Contains(t, log.String(), "level=ERROR")
 			require.Contains(t, log.String(), "connection refused")
+		})
+	})
+	t.Run("a save that comes too late gives way to the newer token", func(t *testing.T) {
+		prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, _ *lockedBuffer) {
+			connect(t, bank, ganbauth.NewMemoryStore(), "other")
+			store.set(nil, fmt.Errorf("late: %w", ganbauth.ErrSuperseded), nil)
+			newer := fullToken
+			newer.ExpiresAt = time.Now().Add(time.Hour)
+			bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(map[string]any) {
+				require.NoError(t, store.TokenStore.Save(t.Context(), "u", &newer))
+			}}, 1)
+			start := time.Now()
+			token, err := kit.Token(t.Context(), "u")
+			require.NoError(t, err)
+			require.Equal(t, newer.AccessToken, token.AccessToken)
+			require.Zero(t, time.Since(start), "it is not tried again")
 		})
 	})
 	t.Run("a load that fails is 503, not a login", func(t *testing.T) {

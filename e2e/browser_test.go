@@ -23,27 +23,13 @@ import (
 
 	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/ganbtest"
+	"github.com/ganbauth/ganbauth/internal/testenv"
 )
-
-// needs returns the path of a program, or skips the test; under CI a missing part is a failure.
-func needs(t *testing.T, programs ...string) string {
-	t.Helper()
-	for _, program := range programs {
-		if path, err := exec.LookPath(program); err == nil {
-			return path
-		}
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is not installed", programs[0])
-	}
-	t.Skipf("SKIP: %s is not installed", programs[0])
-	return ""
-}
 
 // newBrowser starts a headless Chromium with no history.
 func newBrowser(t *testing.T) context.Context {
 	t.Helper()
-	path := needs(t, "chromium", "chromium-browser", "google-chrome")
+	path := testenv.Needs(t, "chromium", "chromium-browser", "google-chrome")
 	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.WindowSize(1280, 900))
 	ctx, cancel := chromedp.NewExecAllocator(context.Background(), opts...)

@@ -94,6 +94,18 @@ func TestRotation(t *testing.T) {
 	})
 }
 
+func TestToken(t *testing.T) {
+	both(t, ganbtest.Options{Subject: "u-1"}, func(t *testing.T, s *ganbtest.Server) {
+		token := s.Token()
+		require.Equal(t, "u-1", token.Subject)
+		require.NotEmpty(t, token.RefreshToken)
+		require.Equal(t, 200, callAPI(t, s, token))
+		require.Equal(t, "private:account", s.Token("private:account").Scope)
+		s.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+		require.Panics(t, func() { s.Token() })
+	})
+}
+
 func TestCodes(t *testing.T) {
 	s := ganbtest.NewServer(ganbtest.Options{InProcess: true})
 	c := connector(t, s)

@@ -11,9 +11,13 @@
 package ganbtest
 
 import (
+	"context"
 	"crypto/rand"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -168,6 +172,40 @@ func (s *Server) Config() ganbauth.Config {
 func (s *Server) APIBase() string { return s.URL + basePath + "/personal/v1" }
 
 func (s *Server) issuer() string { return s.URL + "/" }
+
+// Token returns a token as a user's who has just connected and granted these scopes (default: openid and
+// offline_access). Put it into a store to test what comes after the login. It panics if the bank refuses, by a fault
+// for instance.
+func (s *Server) Token(scopes ...string) *ganbauth.Token {
+	if len(scopes) == 0 {
+		scopes = []string{"openid", "offline_access"}
+	}
+	redirectURI := s.opts.RedirectURI
+	if redirectURI == "" {
+		redirectURI = "https://app.test/callback"
+	}
+	c, err := ganbauth.NewConnector(s.ClientID, s.ClientSecret, s.AuthMethod, s.Config())
+	must(err)
+	authURL, nonce, err := c.OpenIDAuthorization(rand.Text(), strings.Join(scopes, " "), redirectURI)
+	must(err)
+	callback, err := url.Parse(s.Approve(authURL))
+	must(err)
+	code := callback.Query().Get("code")
+	if !slices.Contains(scopes, "openid") {
+		t, err := c.OAuthToken(context.Background(), redirectURI, code)
+		must(err)
+		return t
+	}
+	t, err := c.OpenIDToken(context.Background(), redirectURI, code, nonce)
+	must(err)
+	return t
+}
+
+func must(err error) {
+	if err != nil {
+		panic("ganbtest: " + err.Error())
+	}
+}
 
 // ExpireAccessTokens makes the bank refuse every access token issued so far with 401 and WG_ERR_105. Refresh tokens
 // stay good.

@@ -1,0 +1,237 @@
+// Package goredisstore keeps ganbauth's tokens in Redis, and makes refreshes exclusive across processes there.
+//
+//	store := goredisstore.New(redis.NewClient(&redis.Options{Addr: addr}), goredisstore.Options{})
+//	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{Store: store, Key: userID, …})
+//
+// A [Store] is a [ganbauth.TokenStore] and a [ganbauth.Locker]. A single server, Sentinel and Cluster all work: all
+// that belongs to one key has the same hash tag.
+//
+// # How a lock is safe
+//
+// A lock is SET NX PX with a random value; a script compares the value before it extends or releases. That alone
+// excludes while the lease lasts, and no lock library would add what a lost lease needs: each lock gets the next
+// number of its key (a fencing token), and a Save with a number lower than the one that was saved last is refused. A
+// process that was suspended beyond its lease can so not overwrite a newer token. The store runs on one Redis primary; a
+// failover that loses the last write loses what was in it.
+package goredisstore
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+// Options configure a [Store]. The zero value of each field is the right default.
+type Options struct {
+	// Prefix begins the name of everything that the Store keeps in Redis. Default: "ganbauth:".
+	Prefix string
+	// TTL is how long a token is kept after it was last saved. Default: until it is deleted. Set it to the
+	// sessions' Lifetime where tokens belong to sessions (without ganbauth's Options.Key).
+	TTL time.Duration
+	// Lease is how long a lock outlives a process that has died; a living one extends it. At least a second.
+	// Default: 10 seconds.
+	Lease time.Duration
+}
+
+// Store is a [ganbauth.TokenStore] and a [ganbauth.Locker] in Redis. It is safe for concurrent use.
+type Store struct {
+	client redis.UniversalClient
+	prefix string
+	ttl    time.Duration
+	lease  time.Duration
+
+	mu    sync.Mutex
+	fence map[string]int64 // of the locks that this process holds, by key
+}
+
+var (
+	_ ganbauth.TokenStore = (*Store)(nil)
+	_ ganbauth.Locker     = (*Store)(nil)
+)
+
+// New returns a Store. The client's timeouts are its owner's to set; every call ends with its context.
+func New(client redis.UniversalClient, opts Options) *Store {
+	if opts.Prefix == "" {
+		opts.Prefix = "ganbauth:"
+	}
+	if opts.Lease == 0 {
+		opts.Lease = 10 * time.Second
+	}
+	return &Store{
+		client: client, prefix: opts.Prefix, ttl: opts.TTL, lease: max(opts.Lease, time.Second), fence: map[string]int64{},
+	}
+}
+
+// names returns what belongs to key: a hash with the token, and the lock. The braces are Cluster's hash tag, which
+// must not hang on what is in the key.
+func (s *Store) names(key string) (token, lock string) {
+	sum := sha256.Sum256([]byte(key))
+	tag := s.prefix + "{" + base64.RawURLEncoding.EncodeToString(sum[:]) + "}"
+	return tag + ":token", tag + ":lock"
+}
+
+// The fields of a token's hash: "token" is the record, "fence" the number of the last lock, "saved" the number that
+// the last change came with, or the next one if it came without a lock. A hash without a token goes after a while: no
+// lock lives that long.
+const (
+	graveSeconds = 600
+
+	saveScript = `
+local saved = tonumber(redis.call('HGET', KEYS[1], 'saved') or 0)
+local fence = tonumber(ARGV[2])
+if fence > 0 and fence < saved then return 0 end
+if fence == 0 then fence = tonumber(redis.call('HGET', KEYS[1], 'fence') or 0) + 1 end
+redis.call('HSET', KEYS[1], 'token', ARGV[1], 'saved', fence)
+if tonumber(ARGV[3]) > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) else redis.call('PERSIST', KEYS[1]) end
+return 1`
+
+	deleteScript = `
+if redis.call('EXISTS', KEYS[1]) == 0 then return 1 end
+local fence = tonumber(ARGV[1])
+if fence == 0 then fence = tonumber(redis.call('HGET', KEYS[1], 'fence') or 0) + 1 end
+redis.call('HDEL', KEYS[1], 'token')
+redis.call('HSET', KEYS[1], 'saved', fence)
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return 1`
+
+	lockScript = `
+if not redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return 0 end
+local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
+if redis.call('HEXISTS', KEYS[1], 'token') == 0 then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
+return fence`
+
+	extendScript = `
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])`
+
+	unlockScript = `
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0`
+)
+
+var (
+	saveToken   = redis.NewScript(saveScript)
+	deleteToken = redis.NewScript(deleteScript)
+	takeLock    = redis.NewScript(lockScript)
+	extendLock  = redis.NewScript(extendScript)
+	releaseLock = redis.NewScript(unlockScript)
+)
+
+// Load implements [ganbauth.TokenStore].
+func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	name, _ := s.names(key)
+	data, err := s.client.HGet(ctx, name, "token").Bytes()
+	switch {
+	case errors.Is(err, redis.Nil):
+		return nil, ganbauth.ErrTokenNotFound
+	case err != nil:
+		return nil, fmt.Errorf("goredisstore: load: %w", err)
+	}
+	t := new(ganbauth.Token)
+	if err := t.UnmarshalBinary(data); err != nil {
+		return nil, fmt.Errorf("%w: %w", ganbauth.ErrTokenNotFound, err)
+	}
+	return t, nil
+}
+
+// Save implements [ganbauth.TokenStore]. It fails with [ganbauth.ErrSuperseded] if this process has lost its lock on key and
+// another has changed the token since.
+func (s *Store) Save(ctx context.Context, key string, token *ganbauth.Token) error {
+	data, err := token.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	name, _ := s.names(key)
+	saved, err := saveToken.Run(ctx, s.client, []string{name}, data, s.heldFence(key), s.ttl.Milliseconds()).Int()
+	if err != nil {
+		return fmt.Errorf("goredisstore: save: %w", err)
+	}
+	if saved == 0 {
+		return ganbauth.ErrSuperseded
+	}
+	return nil
+}
+
+// Delete implements [ganbauth.TokenStore].
+func (s *Store) Delete(ctx context.Context, key string) error {
+	name, _ := s.names(key)
+	if err := deleteToken.Run(ctx, s.client, []string{name}, s.heldFence(key), graveSeconds).Err(); err != nil {
+		return fmt.Errorf("goredisstore: delete: %w", err)
+	}
+	return nil
+}
+
+// heldFence is the number of the lock on key that this process holds, or held when its lease was lost; 0 without.
+func (s *Store) heldFence(key string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fence[key]
+}
+
+// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so that it outlives any refresh;
+// after the death of its process it lasts for Options.Lease at most.
+func (s *Store) Lock(ctx context.Context, key string) (unlock func(), err error) {
+	token, lock := s.names(key)
+	value := rand.Text()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		fence, err := takeLock.Run(ctx, s.client, []string{token, lock}, value, s.lease.Milliseconds(), graveSeconds).Int64()
+		if err != nil {
+			return nil, fmt.Errorf("goredisstore: lock: %w", err)
+		}
+		if fence > 0 {
+			return s.hold(key, lock, value, fence), nil
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("goredisstore: lock: %w", ctx.Err())
+		}
+	}
+}
+
+// hold keeps the lease until unlock.
+func (s *Store) hold(key, lock, value string, fence int64) (unlock func()) {
+	s.mu.Lock()
+	s.fence[key] = fence
+	s.mu.Unlock()
+	ctx, stop := context.WithCancel(context.Background())
+	extended := make(chan struct{})
+	go func() {
+		defer close(extended)
+		for tick := time.Tick(s.lease / 3); ; {
+			select {
+			case <-tick:
+				// A failure is not the end: the next tick may find Redis again, and a lost lease is what fences are for.
+				_ = extendLock.Run(ctx, s.client, []string{lock}, value, s.lease.Milliseconds()).Err()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() {
+		stop()
+		<-extended
+		s.mu.Lock()
+		if s.fence[key] == fence {
+			delete(s.fence, key)
+		}
+		s.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), s.lease)
+		defer cancel()
+		// If this fails, the lease runs out.
+		_ = releaseLock.Run(ctx, s.client, []string{lock}, value).Err()
+	})
+}
+
+// String shows where the Store keeps its tokens.
+func (s *Store) String() string { return "goredisstore.Store(" + strconv.Quote(s.prefix) + ")" }

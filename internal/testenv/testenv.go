@@ -1,0 +1,143 @@
+// Package testenv starts the real parts that tests need.
+package testenv
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Needs returns the path of the first of the programs that is there, or skips the test. Under CI=true a missing part
+// is a failure.
+func Needs(t testing.TB, programs ...string) string {
+	t.Helper()
+	for _, program := range programs {
+		if path, err := exec.LookPath(program); err == nil {
+			return path
+		}
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s is not installed", programs[0])
+	}
+	t.Skipf("SKIP: %s is not installed", programs[0])
+	return ""
+}
+
+// FreePort returns a loopback port that nothing listens on.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Process is a server that a test has started.
+type Process struct {
+	Addr  string
+	start func() *exec.Cmd
+	cmd   *exec.Cmd
+}
+
+// Start starts it, again after Stop, and waits until it takes connections.
+func (p *Process) Start(t testing.TB) {
+	t.Helper()
+	p.cmd = p.start()
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.DialTimeout("tcp", p.Addr, time.Second)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not take connections: %v", p.cmd.Path, err)
+		}
+	}
+}
+
+// Stop kills it as a power failure would.
+func (p *Process) Stop() {
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait()
+}
+
+// Pause stops it from answering while its connections stay open, and Resume has it go on.
+func (p *Process) Pause() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Resume ends Pause.
+func (p *Process) Resume() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
+
+// Redis starts a redis-server that keeps its data over a Stop.
+func Redis(t testing.TB) *Process {
+	t.Helper()
+	program, dir, port := Needs(t, "redis-server"), t.TempDir(), strconv.Itoa(FreePort(t))
+	p := &Process{Addr: net.JoinHostPort("127.0.0.1", port), start: func() *exec.Cmd {
+		return exec.Command(program, "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "",
+			"--appendonly", "yes", "--appendfsync", "always")
+	}}
+	p.Start(t)
+	t.Cleanup(p.Stop)
+	return p
+}
+
+// Postgres starts a PostgreSQL with an empty database, and returns the connection string, too. It runs as the user
+// postgres where the test is root, whom PostgreSQL refuses.
+func Postgres(t testing.TB) (*Process, string) {
+	t.Helper()
+	bins, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
+	for _, bin := range bins {
+		t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	}
+	initdb, postgres := Needs(t, "initdb"), Needs(t, "postgres")
+	dir, port := t.TempDir(), strconv.Itoa(FreePort(t))
+	attr := &syscall.SysProcAttr{}
+	as := func(program string, args ...string) *exec.Cmd {
+		cmd := exec.Command(program, args...)
+		cmd.Dir, cmd.SysProcAttr = dir, attr
+		return cmd
+	}
+	if os.Getuid() == 0 {
+		attr.Credential = credential(t, "postgres")
+		for path := dir; path != os.TempDir() && path != "/"; path = filepath.Dir(path) {
+			if err := os.Chmod(path, 0o777); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	data := filepath.Join(dir, "data")
+	if out, err := as(initdb, "-D", data, "-U", "postgres", "-A", "trust", "--no-sync").CombinedOutput(); err != nil {
+		t.Fatalf("initdb: %v: %s", err, out)
+	}
+	p := &Process{Addr: net.JoinHostPort("127.0.0.1", port), start: func() *exec.Cmd {
+		return as(postgres, "-D", data, "-p", port, "-k", dir, "-c", "listen_addresses=127.0.0.1")
+	}}
+	p.Start(t)
+	t.Cleanup(p.Stop)
+	return p, fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", p.Addr)
+}
+
+func credential(t testing.TB, name string) *syscall.Credential {
+	t.Helper()
+	u, err := user.Lookup(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	if err1 != nil || err2 != nil {
+		t.Fatalf("user %s: %v %v", name, err1, err2)
+	}
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+}
