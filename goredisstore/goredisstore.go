@@ -17,18 +17,17 @@ package goredisstore
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/internal/lease"
 )
 
 // Options configure a [Store]. The zero value of each field is the right default.
@@ -48,10 +47,7 @@ type Store struct {
 	client redis.UniversalClient
 	prefix string
 	ttl    time.Duration
-	lease  time.Duration
-
-	mu    sync.Mutex
-	fence map[string]int64 // of the locks that this process holds, by key
+	locks  *lease.Locks
 }
 
 var (
@@ -64,12 +60,9 @@ func New(client redis.UniversalClient, opts Options) *Store {
 	if opts.Prefix == "" {
 		opts.Prefix = "ganbauth:"
 	}
-	if opts.Lease == 0 {
-		opts.Lease = 10 * time.Second
-	}
-	return &Store{
-		client: client, prefix: opts.Prefix, ttl: opts.TTL, lease: max(opts.Lease, time.Second), fence: map[string]int64{},
-	}
+	s := &Store{client: client, prefix: opts.Prefix, ttl: opts.TTL}
+	s.locks = lease.New(engine{s}, opts.Lease)
+	return s
 }
 
 // names returns what belongs to key: a hash with the token, and the lock. The braces are Cluster's hash tag, which
@@ -152,7 +145,7 @@ func (s *Store) Save(ctx context.Context, key string, token *ganbauth.Token) err
 		return err
 	}
 	name, _ := s.names(key)
-	saved, err := saveToken.Run(ctx, s.client, []string{name}, data, s.heldFence(key), s.ttl.Milliseconds()).Int()
+	saved, err := saveToken.Run(ctx, s.client, []string{name}, data, s.locks.Fence(key), s.ttl.Milliseconds()).Int()
 	if err != nil {
 		return fmt.Errorf("goredisstore: save: %w", err)
 	}
@@ -165,72 +158,38 @@ func (s *Store) Save(ctx context.Context, key string, token *ganbauth.Token) err
 // Delete implements [ganbauth.TokenStore].
 func (s *Store) Delete(ctx context.Context, key string) error {
 	name, _ := s.names(key)
-	if err := deleteToken.Run(ctx, s.client, []string{name}, s.heldFence(key), graveSeconds).Err(); err != nil {
+	if err := deleteToken.Run(ctx, s.client, []string{name}, s.locks.Fence(key), graveSeconds).Err(); err != nil {
 		return fmt.Errorf("goredisstore: delete: %w", err)
 	}
 	return nil
 }
 
-// heldFence is the number of the lock on key that this process holds, or held when its lease was lost; 0 without.
-func (s *Store) heldFence(key string) int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.fence[key]
-}
-
 // Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so that it outlives any refresh;
 // after the death of its process it lasts for Options.Lease at most.
 func (s *Store) Lock(ctx context.Context, key string) (unlock func(), err error) {
-	token, lock := s.names(key)
-	value := rand.Text()
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		fence, err := takeLock.Run(ctx, s.client, []string{token, lock}, value, s.lease.Milliseconds(), graveSeconds).Int64()
-		if err != nil {
-			return nil, fmt.Errorf("goredisstore: lock: %w", err)
-		}
-		if fence > 0 {
-			return s.hold(key, lock, value, fence), nil
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("goredisstore: lock: %w", ctx.Err())
-		}
+	unlock, err = s.locks.Lock(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("goredisstore: %w", err)
 	}
+	return unlock, nil
 }
 
-// hold keeps the lease until unlock.
-func (s *Store) hold(key, lock, value string, fence int64) (unlock func()) {
-	s.mu.Lock()
-	s.fence[key] = fence
-	s.mu.Unlock()
-	ctx, stop := context.WithCancel(context.Background())
-	extended := make(chan struct{})
-	go func() {
-		defer close(extended)
-		for tick := time.Tick(s.lease / 3); ; {
-			select {
-			case <-tick:
-				// A failure is not the end: the next tick may find Redis again, and a lost lease is what fences are for.
-				_ = extendLock.Run(ctx, s.client, []string{lock}, value, s.lease.Milliseconds()).Err()
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return sync.OnceFunc(func() {
-		stop()
-		<-extended
-		s.mu.Lock()
-		if s.fence[key] == fence {
-			delete(s.fence, key)
-		}
-		s.mu.Unlock()
-		ctx, cancel := context.WithTimeout(context.Background(), s.lease)
-		defer cancel()
-		// If this fails, the lease runs out.
-		_ = releaseLock.Run(ctx, s.client, []string{lock}, value).Err()
-	})
+// engine is the Store's side of its locks.
+type engine struct{ *Store }
+
+func (e engine) TryLock(ctx context.Context, key, holder string, lease time.Duration) (int64, error) {
+	token, lock := e.names(key)
+	return takeLock.Run(ctx, e.client, []string{token, lock}, holder, lease.Milliseconds(), graveSeconds).Int64()
+}
+
+func (e engine) Extend(ctx context.Context, key, holder string, lease time.Duration) error {
+	_, lock := e.names(key)
+	return extendLock.Run(ctx, e.client, []string{lock}, holder, lease.Milliseconds()).Err()
+}
+
+func (e engine) Unlock(ctx context.Context, key, holder string) error {
+	_, lock := e.names(key)
+	return releaseLock.Run(ctx, e.client, []string{lock}, holder).Err()
 }
 
 // String shows where the Store keeps its tokens.

@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -45,10 +46,11 @@ func FreePort(t testing.TB) int {
 type Process struct {
 	Addr  string
 	start func() *exec.Cmd
+	ready func() error
 	cmd   *exec.Cmd
 }
 
-// Start starts it, again after Stop, and waits until it takes connections.
+// Start starts it, again after Stop, and waits until it answers.
 func (p *Process) Start(t testing.TB) {
 	t.Helper()
 	p.cmd = p.start()
@@ -56,13 +58,12 @@ func (p *Process) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		conn, err := net.DialTimeout("tcp", p.Addr, time.Second)
+		err := p.ready()
 		if err == nil {
-			conn.Close()
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s does not take connections: %v", p.cmd.Path, err)
+			t.Fatalf("%s does not answer: %v", p.cmd.Path, err)
 		}
 	}
 }
@@ -74,19 +75,45 @@ func (p *Process) Stop() {
 }
 
 // Pause stops it from answering while its connections stay open, and Resume has it go on.
-func (p *Process) Pause() { _ = p.cmd.Process.Signal(syscall.SIGSTOP) }
+func (p *Process) Pause() { p.signal(syscall.SIGSTOP) }
 
 // Resume ends Pause.
-func (p *Process) Resume() { _ = p.cmd.Process.Signal(syscall.SIGCONT) }
+func (p *Process) Resume() { p.signal(syscall.SIGCONT) }
+
+// signal reaches the children, too, as each connection to PostgreSQL has a process of its own.
+func (p *Process) signal(s syscall.Signal) {
+	_ = p.cmd.Process.Signal(s)
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range stats {
+		data, _ := os.ReadFile(file)
+		var pid, parent int
+		var state string
+		_, after, _ := strings.Cut(string(data), ") ")
+		_, _ = fmt.Sscan(string(data), &pid)
+		if _, err := fmt.Sscan(after, &state, &parent); err == nil && parent == p.cmd.Process.Pid {
+			_ = syscall.Kill(pid, s)
+		}
+	}
+}
 
 // Redis starts a redis-server that keeps its data over a Stop.
 func Redis(t testing.TB) *Process {
 	t.Helper()
 	program, dir, port := Needs(t, "redis-server"), t.TempDir(), strconv.Itoa(FreePort(t))
-	p := &Process{Addr: net.JoinHostPort("127.0.0.1", port), start: func() *exec.Cmd {
-		return exec.Command(program, "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "",
-			"--appendonly", "yes", "--appendfsync", "always")
-	}}
+	p := &Process{
+		Addr: net.JoinHostPort("127.0.0.1", port),
+		start: func() *exec.Cmd {
+			return exec.Command(program, "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "",
+				"--appendonly", "yes", "--appendfsync", "always")
+		},
+	}
+	p.ready = func() error {
+		conn, err := net.DialTimeout("tcp", p.Addr, time.Second)
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	}
 	p.Start(t)
 	t.Cleanup(p.Stop)
 	return p
@@ -100,7 +127,7 @@ func Postgres(t testing.TB) (*Process, string) {
 	for _, bin := range bins {
 		t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	}
-	initdb, postgres := Needs(t, "initdb"), Needs(t, "postgres")
+	initdb, postgres, isReady := Needs(t, "initdb"), Needs(t, "postgres"), Needs(t, "pg_isready")
 	dir, port := t.TempDir(), strconv.Itoa(FreePort(t))
 	attr := &syscall.SysProcAttr{}
 	as := func(program string, args ...string) *exec.Cmd {
@@ -120,9 +147,13 @@ func Postgres(t testing.TB) (*Process, string) {
 	if out, err := as(initdb, "-D", data, "-U", "postgres", "-A", "trust", "--no-sync").CombinedOutput(); err != nil {
 		t.Fatalf("initdb: %v: %s", err, out)
 	}
-	p := &Process{Addr: net.JoinHostPort("127.0.0.1", port), start: func() *exec.Cmd {
-		return as(postgres, "-D", data, "-p", port, "-k", dir, "-c", "listen_addresses=127.0.0.1")
-	}}
+	p := &Process{
+		Addr: net.JoinHostPort("127.0.0.1", port),
+		start: func() *exec.Cmd {
+			return as(postgres, "-D", data, "-p", port, "-k", dir, "-c", "listen_addresses=127.0.0.1")
+		},
+		ready: func() error { return as(isReady, "-q", "-h", "127.0.0.1", "-p", port).Run() },
+	}
 	p.Start(t)
 	t.Cleanup(p.Stop)
 	return p, fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", p.Addr)

@@ -1,0 +1,148 @@
+package pgxstore_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+	"github.com/ganbauth/ganbauth/internal/storetest"
+	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/pgxstore"
+)
+
+func pool(t *testing.T, dsn string) *pgxpool.Pool {
+	t.Helper()
+	p, err := pgxpool.New(context.Background(), dsn)
+	require.NoError(t, err)
+	t.Cleanup(p.Close)
+	return p
+}
+
+// stores makes stores with a pool of their own each, as processes have, and leases of a second.
+func stores(t *testing.T, dsn string) func() storetest.Store {
+	require.NoError(t, pgxstore.New(pool(t, dsn), pgxstore.Options{}).Migrate(context.Background()))
+	return func() storetest.Store { return pgxstore.New(pool(t, dsn), pgxstore.Options{Lease: time.Second}) }
+}
+
+func TestStore(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	s := stores(t, dsn)()
+	ganbtest.TestStore(t, func() ganbauth.TokenStore { return s })
+}
+
+// Several processes that start together migrate together, and a second start changes nothing.
+func TestMigrate(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		s := pgxstore.New(pool(t, dsn), pgxstore.Options{})
+		wg.Go(func() {
+			if err := s.Migrate(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	s := pgxstore.New(pool(t, dsn), pgxstore.Options{})
+	require.NoError(t, s.Save(t.Context(), "k", storetest.Token("a")))
+	require.NoError(t, s.Migrate(t.Context()))
+	_, err := s.Load(t.Context(), "k")
+	require.NoError(t, err)
+}
+
+func TestLostLease(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	stores(t, dsn)
+	p := pool(t, dsn)
+	newStore := func() storetest.Store { return pgxstore.New(p, pgxstore.Options{Lease: time.Hour}) }
+	storetest.LostLease(t, newStore, func(t *testing.T) {
+		tag, err := p.Exec(t.Context(), "UPDATE ganbauth_tokens SET held_until = now() - interval '1 second' WHERE held_until IS NOT NULL")
+		require.NoError(t, err)
+		require.NotZero(t, tag.RowsAffected())
+	})
+}
+
+func TestLeaseIsExtended(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	storetest.LeaseIsExtended(t, stores(t, dsn))
+}
+
+func TestHolderIsKilled(t *testing.T) {
+	dsn := ""
+	if !storetest.IsChild() {
+		_, dsn = testenv.Postgres(t)
+	}
+	storetest.HolderIsKilled(t, dsn, func(dsn string) storetest.Store { return stores(t, dsn)() })
+}
+
+func TestPostgresGoesAway(t *testing.T) {
+	server, dsn := testenv.Postgres(t)
+	storetest.EngineGoesAway(t, server, stores(t, dsn)())
+}
+
+func TestKits(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	storetest.Kits(t, stores(t, dsn))
+}
+
+func TestCleanup(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	stores(t, dsn)
+	p := pool(t, dsn)
+	ctx := t.Context()
+	count := func() (n int) {
+		require.NoError(t, p.QueryRow(ctx, "SELECT count(*) FROM ganbauth_tokens").Scan(&n))
+		return n
+	}
+	age := func(key, interval string) {
+		_, err := p.Exec(ctx, "UPDATE ganbauth_tokens SET touched_at = now() - $2::interval WHERE key = $1", []byte(key), interval)
+		require.NoError(t, err)
+	}
+	clean := func(s *pgxstore.Store) {
+		ended, cancel := context.WithCancel(ctx)
+		done := make(chan error)
+		go func() { done <- s.Cleanup(ended, time.Hour) }()
+		time.Sleep(200 * time.Millisecond)
+		cancel()
+		require.ErrorIs(t, <-done, context.Canceled, "the loop stops")
+	}
+	forever, hour := pgxstore.New(p, pgxstore.Options{}), pgxstore.New(p, pgxstore.Options{TTL: time.Hour})
+	for _, key := range []string{"live", "old", "deleted", "just deleted"} {
+		require.NoError(t, forever.Save(ctx, key, storetest.Token("a")))
+	}
+	require.NoError(t, forever.Delete(ctx, "deleted"))
+	require.NoError(t, forever.Delete(ctx, "just deleted"))
+	age("old", "2 hours")
+	age("deleted", "11 minutes")
+	clean(forever)
+	require.Equal(t, 3, count(), "what is left of a deleted token goes, a token does not")
+	_, err := hour.Load(ctx, "old")
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	_, err = forever.Load(ctx, "old")
+	require.NoError(t, err)
+	clean(hour)
+	require.Equal(t, 2, count())
+	_, err = hour.Load(ctx, "live")
+	require.NoError(t, err)
+}
+
+// A pooler in transaction mode gives each statement another connection: nothing may hang on one.
+func TestEveryStatementOnAnotherConnection(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	stores(t, dsn)
+	cfg, err := pgxpool.ParseConfig(dsn)
+	require.NoError(t, err)
+	cfg.AfterRelease = func(*pgx.Conn) bool { return false } // closes it
+	p, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	require.NoError(t, err)
+	t.Cleanup(p.Close)
+	s := pgxstore.New(p, pgxstore.Options{Lease: time.Second})
+	ganbtest.TestStore(t, func() ganbauth.TokenStore { return s })
+}
