@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"crypto/rand"
 	"io"
 	"log/slog"
 	"net/http"
@@ -296,8 +295,6 @@ func (l *lockedBuffer) String() string {
 	defer l.mu.Unlock()
 	return l.b.String()
 }
-
-func randomText() string { return rand.Text() }
 
 func mustParse(rawURL string) *url.URL {
 	u, err := url.Parse(rawURL)

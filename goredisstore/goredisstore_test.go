@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	scsredis "github.com/alexedwards/scs/goredisstore"
+	"github.com/alexedwards/scs/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
@@ -63,6 +65,14 @@ func TestRedisGoesAway(t *testing.T) {
 }
 
 func TestKits(t *testing.T) { storetest.Kits(t, stores(t, testenv.Redis(t).Addr)) }
+
+// The default store on scs's own goredisstore, with the Locker from here.
+func TestSessions(t *testing.T) {
+	addr := testenv.Redis(t).Addr
+	storetest.Sessions(t,
+		func() scs.Store { return scsredis.New(client(t, addr)) },
+		func() ganbauth.Locker { return stores(t, addr)() })
+}
 
 func TestTTLAndPrefix(t *testing.T) {
 	ctx := t.Context()

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	scspgx "github.com/alexedwards/scs/pgxstore"
+	"github.com/alexedwards/scs/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
@@ -90,6 +92,17 @@ func TestPostgresGoesAway(t *testing.T) {
 func TestKits(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
 	storetest.Kits(t, stores(t, dsn))
+}
+
+// The default store on scs's own pgxstore, with the Locker from here.
+func TestSessions(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	newStore, p := stores(t, dsn), pool(t, dsn)
+	_, err := p.Exec(t.Context(), "CREATE TABLE sessions (token TEXT PRIMARY KEY, data BYTEA NOT NULL, expiry TIMESTAMPTZ NOT NULL)")
+	require.NoError(t, err)
+	storetest.Sessions(t,
+		func() scs.Store { return scspgx.NewWithCleanupInterval(pool(t, dsn), 0) },
+		func() ganbauth.Locker { return newStore() })
 }
 
 func TestCleanup(t *testing.T) {

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/alexedwards/scs/v2"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
@@ -226,5 +228,67 @@ func Kits(t *testing.T, newStore func() Store) {
 		}
 		wg.Wait()
 		require.Equal(t, users, bank.Refreshes()-before)
+	}
+}
+
+// Sessions tests the default store on an engine of scs's that two instances of an application share, with a Locker:
+// a login at one is one at both, and so is a logout, and a refresh happens once.
+func Sessions(t *testing.T, newEngine func() scs.Store, newLocker func() ganbauth.Locker) {
+	bank := ganbtest.NewServer(ganbtest.Options{RevokeOnReuse: true, Latency: 20 * time.Millisecond, Lifetime: 4 * time.Second})
+	t.Cleanup(bank.Close)
+	c, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+	require.NoError(t, err)
+	var instances [2]http.Handler
+	for i := range instances {
+		sessions := scs.New()
+		sessions.Store = newEngine()
+		kit, err := ganbauth.New(c, sessions, ganbauth.Options{
+			RedirectURI: "http://127.0.0.1/callback", Scopes: []string{"openid", "offline_access"}, Locker: newLocker(),
+			Logger: slog.New(slog.DiscardHandler),
+		})
+		require.NoError(t, err)
+		mux := http.NewServeMux()
+		mux.Handle("/callback", kit.CallbackHandler())
+		mux.Handle("/logout", kit.LogoutHandler())
+		mux.Handle("/p", kit.RequireToken(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+		instances[i] = sessions.LoadAndSave(mux)
+	}
+	cookies := ""
+	request := func(instance int, method, target, accept string) *http.Response {
+		r, w := httptest.NewRequest(method, target, nil), httptest.NewRecorder()
+		r.Header.Set("Accept", accept)
+		r.Header.Set("Cookie", cookies)
+		instances[instance].ServeHTTP(w, r)
+		return w.Result()
+	}
+	keep := func(resp *http.Response) {
+		for _, c := range resp.Cookies() {
+			cookies += c.Name + "=" + c.Value + "; "
+		}
+	}
+	begun := request(0, "GET", "/p", "text/html")
+	require.Equal(t, http.StatusSeeOther, begun.StatusCode)
+	keep(begun)
+	done := request(1, "GET", bank.Approve(begun.Header.Get("Location")), "text/html")
+	require.Equal(t, http.StatusSeeOther, done.StatusCode, "begun at one, finished at the other")
+	cookies = ""
+	keep(done)
+	for range 2 {
+		time.Sleep(4 * time.Second)
+		before := bank.Refreshes()
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				if resp := request(i%2, "GET", "/p", ""); resp.StatusCode != http.StatusOK {
+					t.Error(resp.Status)
+				}
+			})
+		}
+		wg.Wait()
+		require.Equal(t, 1, bank.Refreshes()-before)
+	}
+	require.Equal(t, http.StatusSeeOther, request(0, "POST", "/logout", "").StatusCode)
+	for i := range instances {
+		require.Equal(t, http.StatusUnauthorized, request(i, "GET", "/p", "").StatusCode)
 	}
 }
