@@ -43,11 +43,6 @@ func (k *Kit) session(r *http.Request) (*session, error) {
 	return &session{k.sessions, ctx, ours}, nil
 }
 
-// The session holds the random key of the token's record, never the token; and what its token's hash was before
-// the login, by which the attempts of the other tabs know it again.
-func (k *Kit) sessionValue() string    { return "ganbauth." + k.name }
-func (k *Kit) sessionAncestor() string { return "ganbauth.from." + k.name }
-
 // storeKey says under which key the store has the token of r, "" if r's session has none.
 func (k *Kit) storeKey(r *http.Request) (string, error) {
 	if k.key == nil {
@@ -55,7 +50,7 @@ func (k *Kit) storeKey(r *http.Request) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return s.GetString(s.ctx, k.sessionValue()), nil
+		return s.GetString(s.ctx, k.sessionKey), nil
 	}
 	key, err := k.key(r)
 	switch {
@@ -103,7 +98,7 @@ func (k *Kit) owns(r *http.Request, a *attempt) (bool, error) {
 		return owner == a.owner, err
 	}
 	s, err := k.session(r)
-	return err == nil && s.GetString(s.ctx, k.sessionAncestor()) == a.owner, err
+	return err == nil && s.GetString(s.ctx, k.sessionAncestor) == a.owner, err
 }
 
 func hash(s string) string {
@@ -134,10 +129,10 @@ func (k *Kit) attach(w http.ResponseWriter, r *http.Request, key string, a *atte
 	}
 	old := ""
 	if k.key == nil {
-		old = s.GetString(s.ctx, k.sessionValue())
-		s.Put(s.ctx, k.sessionValue(), key)
+		old = s.GetString(s.ctx, k.sessionKey)
+		s.Put(s.ctx, k.sessionKey, key)
 		if a.owner != "" {
-			s.Put(s.ctx, k.sessionAncestor(), a.owner)
+			s.Put(s.ctx, k.sessionAncestor, a.owner)
 		}
 	}
 	if err := s.commit(w); err != nil {
@@ -154,11 +149,11 @@ func (k *Kit) attach(w http.ResponseWriter, r *http.Request, key string, a *atte
 // detach takes the key out of the session. A session with nothing else in it ends; another gets a new token.
 func (k *Kit) detach(w http.ResponseWriter, r *http.Request) error {
 	s, err := k.session(r)
-	if err != nil || s == nil || !s.Exists(s.ctx, k.sessionValue()) {
+	if err != nil || s == nil || !s.Exists(s.ctx, k.sessionKey) {
 		return err
 	}
-	s.Remove(s.ctx, k.sessionValue())
-	s.Remove(s.ctx, k.sessionAncestor())
+	s.Remove(s.ctx, k.sessionKey)
+	s.Remove(s.ctx, k.sessionAncestor)
 	if len(s.Keys(s.ctx)) == 0 {
 		err = s.Destroy(s.ctx)
 	} else {

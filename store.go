@@ -105,7 +105,8 @@ const (
 // semicolon cannot come in a cookie's value, so that no cookie can name a record and have scs open or overwrite it.
 func recordName(key string) string {
 	sum := sha256.Sum256([]byte("ganbauth token\x00" + key))
-	return ";" + base64.RawURLEncoding.EncodeToString(sum[:])[:42]
+	name := base64.RawURLEncoding.AppendEncode([]byte{';'}, sum[:])
+	return string(name[:43])
 }
 
 func (s *scsStore) Load(ctx context.Context, key string) (*Token, error) {
