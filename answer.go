@@ -45,29 +45,29 @@ func reload(w http.ResponseWriter, path string) {
 // A page links to retry.
 func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, retry string) {
 	status := StatusCode(err)
-	var unavailable *unavailableError
-	var token *TokenError
+	var (
+		unavailable *unavailableError
+		token       *TokenError
+		lacks       *scopeError
+	)
+	fromBank := errors.As(err, &token)
 	switch {
-	case errors.As(err, &unavailable):
-		setRetryAfter(w, unavailable.retryAfter)
-	case errors.As(err, &token):
-		setRetryAfter(w, token.RetryAfter)
 	case status == http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", `Bearer realm="bank"`)
-	case errors.Is(err, ErrInsufficientScope):
-		challenge := `Bearer realm="bank", error="insufficient_scope"`
-		var lacks *scopeError
-		if errors.As(err, &lacks) {
-			challenge += fmt.Sprintf(", scope=%q", strings.Join(lacks.missing, " "))
-		}
-		w.Header().Set("WWW-Authenticate", challenge)
+	case errors.As(err, &lacks):
+		w.Header().Set("WWW-Authenticate",
+			fmt.Sprintf(`Bearer realm="bank", error="insufficient_scope", scope=%q`, strings.Join(lacks.missing, " ")))
+	case errors.As(err, &unavailable):
+		setRetryAfter(w, unavailable.retryAfter)
+	case fromBank:
+		setRetryAfter(w, token.RetryAfter)
 	}
 	if k != nil && k.onError != nil {
 		k.onError(w, r, err)
 		return
 	}
 	// An event has told of the bank's trouble already, once and not for each request.
-	if k.usable() == nil && status >= 500 && !errors.As(err, &token) {
+	if k.usable() == nil && status >= 500 && !fromBank {
 		k.log.WarnContext(r.Context(), "ganbauth: refused", "status", status, "error", err)
 	}
 	text := messageFor(err)

@@ -63,8 +63,9 @@ type Connector struct {
 	timeout                time.Duration
 }
 
-// NewConnector makes a Connector from the client id and secret that the bank issued, 1 to 128 bytes each, the method they are registered for, and the bank's environment. It reports everything that is
-// wrong at once, and no secret in it.
+// NewConnector makes a Connector from the client id and secret that the bank issued, 1 to 128 bytes each, the method
+// they are registered for, and the bank's environment. It reports everything that is wrong at once, and no secret in
+// it.
 func NewConnector(clientID, clientSecret string, method AuthMethod, cfg Config) (*Connector, error) {
 	cfg = cfg.withDefaults()
 	errs := []error{

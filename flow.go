@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -181,10 +182,7 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry stri
 	if len(retry) <= maxRetryPath {
 		a.retry = retry
 	}
-	more := url.Values{}
-	for name, values := range k.authParams {
-		more[name] = values
-	}
+	more := maps.Clone(k.authParams)
 	if slices.Contains(scopes, "openid") {
 		a.nonce = rand.Text()
 		more.Set("nonce", a.nonce)
@@ -207,18 +205,13 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry stri
 }
 
 // localPath judges a path to return to by what a browser would do with it: only a path of this site survives, in
-// percent-encoded ASCII, at most 2,048 characters, without its fragment. Decoded, it must be free of what one parser reads as a path and
-// another as a host: backslashes, control characters, empty and dot segments.
+// percent-encoded ASCII, at most 2,048 characters, without its fragment. As it is and decoded, it must be free of what
+// one parser reads as a path and another as a host: backslashes, control characters, empty and dot segments.
 func localPath(s string) (string, bool) {
-	if !strings.HasPrefix(s, "/") || strings.Contains(s, `\`) ||
-		strings.ContainsFunc(s, unicode.IsControl) {
-		return "", false
-	}
+	ambiguous := func(c rune) bool { return c == '\\' || unicode.IsControl(c) }
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || !strings.HasPrefix(u.Path, "/") {
-		return "", false
-	}
-	if strings.Contains(u.Path, `\`) || strings.ContainsFunc(u.Path, unicode.IsControl) {
+	if err != nil || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(u.Path, "/") ||
+		strings.ContainsFunc(s, ambiguous) || strings.ContainsFunc(u.Path, ambiguous) {
 		return "", false
 	}
 	segments := strings.Split(u.Path[1:], "/")

@@ -137,46 +137,51 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 		k.refuse(w, r, err, "")
 		return
 	}
+	back := k.wantedPath(r)
 	var lacks *scopeError
 	loginHelps := errors.As(err, &lacks) || errors.Is(err, ErrLoginRequired) && !errors.Is(err, errNobody)
-	back := ownPath(r)
-	if isHTMX(r) {
-		u, _ := url.Parse(r.Header.Get("HX-Current-URL"))
-		if u == nil {
-			u = &url.URL{}
-		}
-		back, _ = localPath(u.RequestURI())
+	if !loginHelps || isPrefetch(r) || !isNavigation(r) && !isHTMX(r) {
+		k.refuse(w, r, err, back)
+		return
 	}
-	if back == "" {
-		back = k.defaultReturn
-	}
-	switch {
-	case !loginHelps || isPrefetch(r) || !isNavigation(r) && !isHTMX(r):
-	case k.strictSession() && r.Header.Get("Sec-Fetch-Site") == "cross-site" && isNavigation(r):
+	if k.strictSession() && isNavigation(r) && r.Header.Get("Sec-Fetch-Site") == "cross-site" {
 		// The session cookie stayed behind because another site led here.
 		reload(w, back)
 		return
-	default:
-		wanted := union(k.scopes, scopes)
-		if lacks != nil {
-			wanted = union(k.scopes, lacks.granted, scopes)
-		}
-		if k.cameStraightBack(w, r, wanted) {
-			break
-		}
-		target, beginErr := k.begin(w, r, back, back, wanted)
-		if beginErr != nil {
-			err = beginErr
-			break
-		}
-		if isHTMX(r) {
-			w.Header().Set("HX-Redirect", target)
-			break
-		}
-		redirect(w, r, target)
+	}
+	wanted := union(k.scopes, scopes)
+	if lacks != nil {
+		wanted = union(k.scopes, lacks.granted, scopes)
+	}
+	if k.cameStraightBack(w, r, wanted) {
+		k.refuse(w, r, err, back)
 		return
 	}
-	k.refuse(w, r, err, back)
+	target, beginErr := k.begin(w, r, back, back, wanted)
+	switch {
+	case beginErr != nil:
+		k.refuse(w, r, beginErr, back)
+	case isHTMX(r):
+		w.Header().Set("HX-Redirect", target)
+		k.refuse(w, r, err, back)
+	default:
+		redirect(w, r, target)
+	}
+}
+
+// wantedPath is the page that the user wanted: the one requested, or the one that HTMX requested a part for.
+func (k *Kit) wantedPath(r *http.Request) string {
+	path := ownPath(r)
+	if isHTMX(r) {
+		path = ""
+		if u, err := url.Parse(r.Header.Get("HX-Current-URL")); err == nil {
+			path, _ = localPath(u.RequestURI())
+		}
+	}
+	if path == "" {
+		return k.defaultReturn
+	}
+	return path
 }
 
 // cameStraightBack reports whether a login for all these scopes has only just ended: another would be a loop. The

@@ -333,6 +333,7 @@ func TestRefreshFailures(t *testing.T) {
 				time.Sleep(59*time.Minute + 10*time.Second)
 				resp := b.do("GET", "/p", program)
 				require.Equal(t, 401, resp.StatusCode, "H-13: this very request is blocked")
+				require.NotEmpty(t, resp.Header.Get("WWW-Authenticate"))
 				require.Zero(t, a.next.calls())
 				require.Equal(t, 303, b.get("/p").StatusCode, "a browser goes to the bank")
 				require.False(t, b.connected())
