@@ -37,7 +37,7 @@ type Options struct {
 	// Locker makes a refresh exclusive across processes. Default: Store, if it is a Locker, else none.
 	Locker Locker
 	// Name tells several kits in one application apart: up to 32 letters, digits, hyphens and underscores. Give each
-	// its own RedirectURI too.
+	// its own RedirectURI too. Kits that share a Store all need one.
 	Name string
 	// DefaultReturn is the path to go to when a login or a logout does not say. Default: "/".
 	DefaultReturn string
@@ -240,6 +240,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 	if locker == nil {
 		locker, _ = store.(Locker)
 	}
+	lister, _ := store.(ExpiryLister)
 	if len(opts.EncryptionKeys) > 0 {
 		s, err := newSealer(opts.EncryptionKeys...)
 		if err != nil {
@@ -258,6 +259,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		connector: c,
 		store:     store,
 		locker:    locker,
+		lister:    lister,
 		leeway:    orDefault(opts.RefreshLeeway, time.Minute),
 		lifetime:  orDefault(opts.DefaultLifetime, defaultLifetime),
 		observer:  k.observer,

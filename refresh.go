@@ -30,6 +30,7 @@ type keeper struct {
 	connector *Connector
 	store     TokenStore
 	locker    Locker
+	lister    ExpiryLister // nil if the store is none
 	leeway    time.Duration
 	lifetime  time.Duration
 	observer  observer
@@ -110,7 +111,7 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 			return nil, err
 		}
 		next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (*Token, error) {
-			return k.refreshOnce(ctx, key, refused)
+			return k.refreshOnce(ctx, key, func(t *Token) bool { return k.due(t) || t.AccessToken == refused })
 		})
 		switch {
 		case err == nil && next.AccessToken == refused:
@@ -125,8 +126,24 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 	return nil, &unavailableError{err: errors.New("ganbauth: the bank's API refuses the token"), retryAfter: minCoolDown}
 }
 
-// refreshOnce runs in one goroutine per key, on a context that no request can cancel.
-func (k *keeper) refreshOnce(ctx context.Context, key, refused string) (*Token, error) {
+// ahead refreshes key's token if it ends before that time, and reports whether it has.
+func (k *keeper) ahead(ctx context.Context, key string, before time.Time) (refreshed bool, err error) {
+	t, err := k.load(ctx, key)
+	if err != nil || t.RefreshToken == "" || !t.ExpiresAt.Before(before) {
+		return false, err
+	}
+	if err := k.coolDowns.check(key); err != nil {
+		return false, err
+	}
+	next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (*Token, error) {
+		return k.refreshOnce(ctx, key, func(t *Token) bool { return t.ExpiresAt.Before(before) })
+	})
+	return err == nil && next.AccessToken != t.AccessToken, err
+}
+
+// refreshOnce runs in one goroutine per key, on a context that no request can cancel. The function needed is asked
+// about the token again behind the gate.
+func (k *keeper) refreshOnce(ctx context.Context, key string, needed func(*Token) bool) (*Token, error) {
 	unlock, err := k.lock(ctx, key)
 	if err != nil {
 		return nil, err
@@ -137,7 +154,7 @@ func (k *keeper) refreshOnce(ctx context.Context, key, refused string) (*Token, 
 	if err != nil {
 		return nil, err
 	}
-	if !k.due(old) && old.AccessToken != refused {
+	if !needed(old) {
 		return old, nil
 	}
 	if old.RefreshToken == "" {

@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,6 +42,13 @@ type Locker interface {
 	Lock(ctx context.Context, key string) (unlock func(), err error)
 }
 
+// ExpiryLister is what [Kit.RefreshExpiring] needs of a TokenStore besides.
+type ExpiryLister interface {
+	// Expiring returns the keys of the tokens that can be refreshed and end before that time, soonest first. A key that
+	// is listed needlessly does no harm.
+	Expiring(ctx context.Context, before time.Time) (keys []string, err error)
+}
+
 // NewMemoryStore returns a TokenStore in the process's memory, for tests and for a single process: tokens end with
 // it, and those that nobody deletes stay.
 func NewMemoryStore() TokenStore { return &memoryStore{tokens: map[string]Token{}} }
@@ -65,6 +73,19 @@ func (s *memoryStore) Save(_ context.Context, key string, token *Token) error {
 	defer s.mu.Unlock()
 	s.tokens[key] = *token
 	return nil
+}
+
+func (s *memoryStore) Expiring(_ context.Context, before time.Time) ([]string, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var keys []string
+	for key, t := range s.tokens {
+		if t.RefreshToken != "" && t.ExpiresAt.Before(before) {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(a, b string) int { return s.tokens[a].ExpiresAt.Compare(s.tokens[b].ExpiresAt) })
+	return keys, nil
 }
 
 func (s *memoryStore) Delete(_ context.Context, key string) error {

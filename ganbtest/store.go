@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,7 +14,8 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// TestStore tests what every [ganbauth.TokenStore] promises, and every [ganbauth.Locker] if the store is one.
+// TestStore tests what every [ganbauth.TokenStore] promises, and every [ganbauth.Locker] and [ganbauth.ExpiryLister] if
+// the store is one.
 // The function newStore is called for each test and may return the same store each time: the keys differ.
 func TestStore(t *testing.T, newStore func() ganbauth.TokenStore) {
 	t.Helper()
@@ -136,6 +138,55 @@ func TestStore(t *testing.T, newStore func() ganbauth.TokenStore) {
 	if _, ok := newStore().(ganbauth.Locker); ok {
 		testLocker(t, newStore)
 	}
+	if _, ok := newStore().(ganbauth.ExpiryLister); ok {
+		t.Run("ExpiryLister", func(t *testing.T) { testExpiryLister(t, newStore()) })
+	}
+}
+
+func testExpiryLister(t *testing.T, store ganbauth.TokenStore) {
+	expiring := func(before time.Time, candidates ...string) (found []string) {
+		t.Helper()
+		keys, err := store.(ganbauth.ExpiryLister).Expiring(context.Background(), before)
+		if err != nil {
+			t.Fatalf("Expiring: %v", err)
+		}
+		for _, key := range keys {
+			if slices.Contains(candidates, key) {
+				found = append(found, key)
+			}
+		}
+		return found
+	}
+	want := func(got []string, want ...string) {
+		t.Helper()
+		if !slices.Equal(got, want) {
+			t.Errorf("got keys %q, want %q", got, want)
+		}
+	}
+	base := uniqueKey()
+	late, early, odd, spent, gone := base+"late", base+"early", base+"\x00\xff日本", base+"spent", base+"gone"
+	all := []string{late, early, odd, spent, gone}
+	end := sampleToken().ExpiresAt
+	for key, expiry := range map[string]time.Time{
+		late: end.Add(2 * time.Hour), early: end, odd: end.Add(time.Hour), spent: end, gone: end,
+	} {
+		token := sampleToken()
+		token.ExpiresAt = expiry
+		if key == spent {
+			token.RefreshToken = ""
+		}
+		save(t, store, key, token)
+	}
+	if err := store.Delete(context.Background(), gone); err != nil {
+		t.Fatalf("Delete: %v", err)
+	}
+	want(expiring(end, all...))
+	want(expiring(end.Add(time.Hour), all...), early)
+	want(expiring(end.Add(3*time.Hour), all...), early, odd, late)
+	token := sampleToken()
+	token.ExpiresAt = end.Add(4 * time.Hour)
+	save(t, store, early, token)
+	want(expiring(end.Add(3*time.Hour), all...), odd, late)
 }
 
 func testLocker(t *testing.T, newStore func() ganbauth.TokenStore) {

@@ -53,6 +53,8 @@ type Store struct {
 var (
 	_ ganbauth.TokenStore = (*Store)(nil)
 	_ ganbauth.Locker     = (*Store)(nil)
+
+	_ ganbauth.ExpiryLister = (*Store)(nil)
 )
 
 // New returns a Store. The client's timeouts are its owner's to set; every call ends with its context.
@@ -144,6 +146,10 @@ func (s *Store) Save(ctx context.Context, key string, token *ganbauth.Token) err
 	if err != nil {
 		return err
 	}
+	// The index first: a key that is listed needlessly does no harm, one that is missing would lapse.
+	if err := s.index(ctx, key, token); err != nil {
+		return fmt.Errorf("goredisstore: save: %w", err)
+	}
 	name, _ := s.names(key)
 	saved, err := saveToken.Run(ctx, s.client, []string{name}, data, s.locks.Fence(key), s.ttl.Milliseconds()).Int()
 	if err != nil {
@@ -161,7 +167,35 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	if err := deleteToken.Run(ctx, s.client, []string{name}, s.locks.Fence(key), graveSeconds).Err(); err != nil {
 		return fmt.Errorf("goredisstore: delete: %w", err)
 	}
+	if err := s.client.ZRem(ctx, s.expiries(), key).Err(); err != nil {
+		return fmt.Errorf("goredisstore: delete: %w", err)
+	}
 	return nil
+}
+
+// expiries is a sorted set of the keys whose tokens can be refreshed, by the end of the token. With a TTL there is
+// none: such tokens are not kept alive.
+func (s *Store) expiries() string { return s.prefix + "expiries" }
+
+func (s *Store) index(ctx context.Context, key string, token *ganbauth.Token) error {
+	switch {
+	case s.ttl > 0:
+		return nil
+	case token.RefreshToken == "":
+		return s.client.ZRem(ctx, s.expiries(), key).Err()
+	}
+	return s.client.ZAdd(ctx, s.expiries(), redis.Z{Score: float64(token.ExpiresAt.Unix()), Member: key}).Err()
+}
+
+// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing.
+func (s *Store) Expiring(ctx context.Context, before time.Time) ([]string, error) {
+	keys, err := s.client.ZRangeArgs(ctx, redis.ZRangeArgs{
+		Key: s.expiries(), ByScore: true, Start: "-inf", Stop: "(" + strconv.FormatInt(before.Unix(), 10),
+	}).Result()
+	if err != nil {
+		return nil, fmt.Errorf("goredisstore: list: %w", err)
+	}
+	return keys, nil
 }
 
 // Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so that it outlives any refresh;

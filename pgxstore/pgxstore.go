@@ -52,6 +52,8 @@ type Store struct {
 var (
 	_ ganbauth.TokenStore = (*Store)(nil)
 	_ ganbauth.Locker     = (*Store)(nil)
+
+	_ ganbauth.ExpiryLister = (*Store)(nil)
 )
 
 // New returns a Store. Call [Store.Migrate] before its first use.
@@ -124,6 +126,11 @@ WHERE key = $1 AND holder = $2 AND held_until > now()`
 
 	unlockSQL = `UPDATE ganbauth_tokens SET holder = NULL, held_until = NULL WHERE key = $1 AND holder = $2`
 
+	expiringSQL = `
+SELECT key FROM ganbauth_tokens
+WHERE access_token IS NOT NULL AND refresh_token <> '' AND expires_at < $1 AND $2::bigint = 0
+ORDER BY expires_at`
+
 	// Rows without a token, and rows that nobody has saved for the TTL.
 	buriedSQL = `
 DELETE FROM ganbauth_tokens WHERE ctid = ANY (ARRAY(
@@ -173,6 +180,23 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 		return fmt.Errorf("pgxstore: delete: %w", err)
 	}
 	return nil
+}
+
+// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing: such tokens are not kept alive.
+func (s *Store) Expiring(ctx context.Context, before time.Time) ([]string, error) {
+	rows, err := s.pool.Query(ctx, expiringSQL, pgx.QueryExecModeExec, before, s.ttlSeconds())
+	if err != nil {
+		return nil, fmt.Errorf("pgxstore: list: %w", err)
+	}
+	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
+		var key []byte
+		err := row.Scan(&key)
+		return string(key), err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("pgxstore: list: %w", err)
+	}
+	return keys, nil
 }
 
 func (s *Store) ttlSeconds() int64 { return int64(s.ttl / time.Second) }
