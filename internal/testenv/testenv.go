@@ -44,20 +44,23 @@ func FreePort(t testing.TB) int {
 
 // Process is a server that a test has started.
 type Process struct {
-	Addr  string
-	start func() *exec.Cmd
-	ready func() error
-	cmd   *exec.Cmd
+	Addr    string
+	command func() *exec.Cmd
+	ready   func() error
+	cmd     *exec.Cmd
+	ended   chan struct{}
 }
 
 // Start starts it, again after Stop, and waits until it answers.
 func (p *Process) Start(t testing.TB) {
 	t.Helper()
-	p.cmd = p.start()
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	p.launch(t)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		select {
+		case <-p.ended: // PostgreSQL refuses to start while a child of the one before it lives
+			p.launch(t)
+		default:
+		}
 		err := p.ready()
 		if err == nil {
 			return
@@ -68,10 +71,23 @@ func (p *Process) Start(t testing.TB) {
 	}
 }
 
-// Stop kills it as a power failure would.
+func (p *Process) launch(t testing.TB) {
+	t.Helper()
+	cmd, ended := p.command(), make(chan struct{})
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
+	p.cmd, p.ended = cmd, ended
+}
+
+// Stop kills it and its children as a power failure would.
 func (p *Process) Stop() {
-	_ = p.cmd.Process.Kill()
-	_ = p.cmd.Wait()
+	p.signal(syscall.SIGKILL)
+	<-p.ended
 }
 
 // Pause stops it from answering while its connections stay open, and Resume has it go on.
@@ -82,7 +98,7 @@ func (p *Process) Resume() { p.signal(syscall.SIGCONT) }
 
 // signal reaches the children, too, as each connection to PostgreSQL has a process of its own.
 func (p *Process) signal(s syscall.Signal) {
-	_ = p.cmd.Process.Signal(s)
+	pids := []int{p.cmd.Process.Pid}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, file := range stats {
 		data, _ := os.ReadFile(file)
@@ -91,8 +107,11 @@ func (p *Process) signal(s syscall.Signal) {
 		_, after, _ := strings.Cut(string(data), ") ")
 		_, _ = fmt.Sscan(string(data), &pid)
 		if _, err := fmt.Sscan(after, &state, &parent); err == nil && parent == p.cmd.Process.Pid {
-			_ = syscall.Kill(pid, s)
+			pids = append(pids, pid)
 		}
+	}
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, s)
 	}
 }
 
@@ -102,7 +121,7 @@ func Redis(t testing.TB) *Process {
 	program, dir, port := Needs(t, "redis-server"), t.TempDir(), strconv.Itoa(FreePort(t))
 	p := &Process{
 		Addr: net.JoinHostPort("127.0.0.1", port),
-		start: func() *exec.Cmd {
+		command: func() *exec.Cmd {
 			return exec.Command(program, "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "",
 				"--appendonly", "yes", "--appendfsync", "always")
 		},
@@ -149,7 +168,7 @@ func Postgres(t testing.TB) (*Process, string) {
 	}
 	p := &Process{
 		Addr: net.JoinHostPort("127.0.0.1", port),
-		start: func() *exec.Cmd {
+		command: func() *exec.Cmd {
 			return as(postgres, "-D", data, "-p", port, "-k", dir, "-c", "listen_addresses=127.0.0.1")
 		},
 		ready: func() error { return as(isReady, "-q", "-h", "127.0.0.1", "-p", port).Run() },
