@@ -1,0 +1,110 @@
+package ganbauth_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// skewed is the store as a machine sees it whose clock is ahead by that much: on a bubble's one clock, the times that
+// it reads and writes are off instead.
+type skewed struct {
+	ganbauth.TokenStore
+	ahead time.Duration
+}
+
+func (s skewed) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	t, err := s.TokenStore.Load(ctx, key)
+	if err == nil {
+		t.IssuedAt, t.ExpiresAt = t.IssuedAt.Add(-s.ahead), t.ExpiresAt.Add(-s.ahead)
+	}
+	return t, err
+}
+
+func (s skewed) Save(ctx context.Context, key string, t *ganbauth.Token) error {
+	c := *t
+	c.IssuedAt, c.ExpiresAt = c.IssuedAt.Add(s.ahead), c.ExpiresAt.Add(s.ahead)
+	return s.TokenStore.Save(ctx, key, &c)
+}
+
+// The clock of one machine is 30 s off: no loop of refreshes, no early logout, no token past its expiry.
+func TestClockOfOneMachineIsOff(t *testing.T) {
+	for _, ahead := range []time.Duration{30 * time.Second, -30 * time.Second} {
+		t.Run(fmt.Sprint(ahead), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, RevokeOnReuse: true})
+				store, locker := ganbauth.NewMemoryStore(), &keyLocker{held: map[string]bool{}}
+				kits := []*ganbauth.Kit{
+					backgroundKit(t, bank, store, locker), backgroundKit(t, bank, skewed{store, ahead}, locker),
+				}
+				connect(t, bank, store, "u")
+				const hours = 12
+				for i := range hours * 360 {
+					resp, err := kits[i%2].ClientFor("u").Get(bank.APIBase() + "/accounts")
+					require.NoError(t, err)
+					require.NoError(t, resp.Body.Close())
+					require.Equal(t, http.StatusOK, resp.StatusCode)
+					time.Sleep(10 * time.Second)
+				}
+				require.Equal(t, bank.Count(ganbtest.API), hours*360, "the bank has refused no token")
+				require.LessOrEqual(t, bank.Refreshes(), hours+1)
+			})
+		})
+	}
+}
+
+// A logout on one machine while another refreshes is a logout on every machine.
+func TestLogoutOnOneMachineWhileAnotherRefreshes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, Latency: time.Second})
+		store, locker := ganbauth.NewMemoryStore(), &keyLocker{held: map[string]bool{}}
+		one, two := backgroundKit(t, bank, store, locker), backgroundKit(t, bank, store, locker)
+		connect(t, bank, store, "u")
+		time.Sleep(61 * time.Minute)
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = one.Token(t.Context(), "u") })
+		time.Sleep(500 * time.Millisecond) // the refresh is at the bank
+		require.NoError(t, two.Disconnect(t.Context(), "u"))
+		wg.Wait()
+		require.Equal(t, 1, bank.Refreshes())
+		for _, kit := range []*ganbauth.Kit{one, two} {
+			_, err := kit.Token(t.Context(), "u")
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		}
+	})
+}
+
+// The bank is down for a minute under 1,000 requests a second: the token at hand serves while it lives, then it is
+// 503 with Retry-After, and the bank sees no more than the cool-down allows.
+func TestBankIsDownUnderLoad(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, -1)
+		time.Sleep(59*time.Minute + 30*time.Second)
+		statuses := map[int]int{}
+		for range 60_000 {
+			resp := b.do("GET", "/p", program)
+			statuses[resp.StatusCode]++
+			if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") == "" {
+				t.Fatal("503 without Retry-After")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		t.Logf("%d served, %d answered 503, %d token requests", statuses[200], statuses[503], a.bank.Refreshes())
+		require.Equal(t, map[int]int{200: 30_000, 503: 30_000}, statuses)
+		require.LessOrEqual(t, a.bank.Refreshes(), 7)
+		a.bank.Heal()
+		time.Sleep(76 * time.Second)
+		require.True(t, b.connected())
+	})
+}
