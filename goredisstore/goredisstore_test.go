@@ -66,6 +66,11 @@ func TestRedisGoesAway(t *testing.T) {
 
 func TestKits(t *testing.T) { storetest.Kits(t, stores(t, testenv.Redis(t).Addr)) }
 
+func TestProcesses(t *testing.T) {
+	storetest.Processes(t, func() string { return testenv.Redis(t).Addr },
+		func(addr string) storetest.Store { return stores(t, addr)() })
+}
+
 // The default store on scs's own goredisstore, with the Locker from here.
 func TestSessions(t *testing.T) {
 	addr := testenv.Redis(t).Addr

@@ -94,6 +94,14 @@ func TestKits(t *testing.T) {
 	storetest.Kits(t, stores(t, dsn))
 }
 
+func TestProcesses(t *testing.T) {
+	engine := func() string {
+		_, dsn := testenv.Postgres(t)
+		return dsn
+	}
+	storetest.Processes(t, engine, func(dsn string) storetest.Store { return stores(t, dsn)() })
+}
+
 // The default store on scs's own pgxstore, with the Locker from here.
 func TestSessions(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
