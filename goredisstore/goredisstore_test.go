@@ -109,7 +109,7 @@ func TestUnreadableRecord(t *testing.T) {
 	c := client(t, testenv.Redis(t).Addr)
 	s := goredisstore.New(c, goredisstore.Options{})
 	require.NoError(t, s.Save(ctx, "k", storetest.Token("a")))
-	names, err := c.Keys(ctx, "*").Result()
+	names, err := c.Keys(ctx, "ganbauth:{*").Result()
 	require.NoError(t, err)
 	require.NoError(t, c.HSet(ctx, names[0], "token", "garbage").Err())
 	_, err = s.Load(ctx, "k")
