@@ -210,7 +210,7 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry stri
 func localPath(s string) (string, bool) {
 	ambiguous := func(c rune) bool { return c == '\\' || unicode.IsControl(c) }
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(u.Path, "/") ||
+	if err != nil || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(s, "/") || !strings.HasPrefix(u.Path, "/") ||
 		strings.ContainsFunc(s, ambiguous) || strings.ContainsFunc(u.Path, ambiguous) {
 		return "", false
 	}

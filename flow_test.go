@@ -55,6 +55,8 @@ var returnPaths = []struct{ id, payload, want string }{
 	{"E-L1", "/" + strings.Repeat("a", 8191), ""},
 	{"E-L1 encoded too long", "/" + strings.Repeat("日", 300), ""},
 	{"E-L4", "%2f%2fevil.example", ""},
+	{"E-L4 the slash itself encoded", "%2f", ""},
+	{"E-L4 the slash itself encoded", "%2fevil.example", ""},
 	{"E-L4", "/%252f%252fevil.example", "/%252f%252fevil.example"},
 	{"E-L5", "/bank/login", ""},
 	{"E-L5", "/bank/callback?code=x&state=y", ""},
