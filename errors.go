@@ -268,6 +268,11 @@ type unavailableError struct {
 	retryAfter time.Duration
 }
 
+// unavailable is an unavailableError that may be tried again soon.
+func unavailable(format string, args ...any) error {
+	return &unavailableError{fmt.Errorf(format, args...), minCoolDown}
+}
+
 func (e *unavailableError) Error() string { return e.err.Error() }
 func (e *unavailableError) Unwrap() error { return e.err }
 

@@ -103,8 +103,7 @@ func newAttempts(c *Connector, name string, secure bool) (attempts, error) {
 
 // cookieName names an attempt after its state without telling it.
 func (as attempts) cookieName(state string) string {
-	sum := sha256.Sum256([]byte(state))
-	return as.prefix + base64.RawURLEncoding.EncodeToString(sum[:16])
+	return as.prefix + hash(state)
 }
 
 func (as attempts) write(w http.ResponseWriter, cookieName string, a *attempt) {

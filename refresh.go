@@ -74,7 +74,7 @@ func (k *keeper) load(ctx context.Context, key string) (*Token, error) {
 		}
 		return nil, fmt.Errorf("%w: %w", ErrLoginRequired, err)
 	case err != nil:
-		return nil, &unavailableError{err: fmt.Errorf("ganbauth: load token: %w", err), retryAfter: minCoolDown}
+		return nil, unavailable("ganbauth: load token: %w", err)
 	case t == nil || t.AccessToken == "":
 		return nil, fmt.Errorf("%w: the stored token is empty", ErrLoginRequired)
 	}
@@ -123,7 +123,7 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 		}
 		return t, nil
 	}
-	return nil, &unavailableError{err: errors.New("ganbauth: the bank's API refuses the token"), retryAfter: minCoolDown}
+	return nil, unavailable("ganbauth: the bank's API refuses the token")
 }
 
 // ahead refreshes key's token if it ends before that time, and reports whether it has.
@@ -235,7 +235,7 @@ func (k *keeper) lock(ctx context.Context, key string) (unlock func(), err error
 		}
 	}
 	if err != nil {
-		return nil, &unavailableError{err: fmt.Errorf("ganbauth: lock: %w", err), retryAfter: minCoolDown}
+		return nil, unavailable("ganbauth: lock: %w", err)
 	}
 	return leave, nil
 }
@@ -250,14 +250,14 @@ func (k *keeper) save(ctx context.Context, key string, t *Token) error {
 			return nil
 		}
 		if errors.Is(err, ErrSuperseded) {
-			return &unavailableError{err: err, retryAfter: minCoolDown}
+			return unavailable("%w", err)
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
 			err = fmt.Errorf("ganbauth: save token: %w", err)
 			k.observer.log.ErrorContext(ctx, "ganbauth: a token could not be saved and will be lost", "error", err)
-			return &unavailableError{err: err, retryAfter: minCoolDown}
+			return unavailable("%w", err)
 		}
 	}
 }
@@ -275,7 +275,7 @@ func (k *keeper) drop(ctx context.Context, key string) error {
 	return k.change(ctx, key, func(ctx context.Context) error {
 		k.coolDowns.clear(key)
 		if err := k.store.Delete(ctx, key); err != nil {
-			return &unavailableError{err: fmt.Errorf("ganbauth: delete token: %w", err), retryAfter: minCoolDown}
+			return unavailable("ganbauth: delete token: %w", err)
 		}
 		return nil
 	})
@@ -325,7 +325,7 @@ func (f *flights[V]) do(ctx context.Context, key string, fn func(context.Context
 		return c.value, c.err
 	case <-ctx.Done():
 		var zero V
-		return zero, &unavailableError{err: fmt.Errorf("ganbauth: %w", ctx.Err()), retryAfter: minCoolDown}
+		return zero, unavailable("ganbauth: %w", ctx.Err())
 	}
 }
 

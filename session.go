@@ -38,7 +38,7 @@ func (k *Kit) session(r *http.Request) (*session, error) {
 		}
 	}
 	if err != nil {
-		return nil, &unavailableError{err: fmt.Errorf("ganbauth: load session: %w", err), retryAfter: minCoolDown}
+		return nil, unavailable("ganbauth: load session: %w", err)
 	}
 	return &session{k.sessions, ctx, ours}, nil
 }
@@ -66,7 +66,7 @@ func (k *Kit) storeKey(r *http.Request) (string, error) {
 
 // named keeps the users of several kits apart in one store.
 func (k *Kit) named(key string) string {
-	if k.name == "" {
+	if k == nil || k.name == "" {
 		return key
 	}
 	return k.name + "/" + key
@@ -101,6 +101,7 @@ func (k *Kit) owns(r *http.Request, a *attempt) (bool, error) {
 	return err == nil && s.GetString(s.ctx, k.sessionAncestor) == a.owner, err
 }
 
+// hash tells values apart without telling them.
 func hash(s string) string {
 	if s == "" {
 		return ""
@@ -125,7 +126,7 @@ func (k *Kit) attach(w http.ResponseWriter, r *http.Request, key string, a *atte
 		return err
 	}
 	if err := s.RenewToken(s.ctx); err != nil {
-		return &unavailableError{err: fmt.Errorf("ganbauth: renew session: %w", err), retryAfter: minCoolDown}
+		return unavailable("ganbauth: renew session: %w", err)
 	}
 	old := ""
 	if k.key == nil {
@@ -160,7 +161,7 @@ func (k *Kit) detach(w http.ResponseWriter, r *http.Request) error {
 		err = s.RenewToken(s.ctx)
 	}
 	if err != nil {
-		return &unavailableError{err: fmt.Errorf("ganbauth: end session: %w", err), retryAfter: minCoolDown}
+		return unavailable("ganbauth: end session: %w", err)
 	}
 	return s.commit(w)
 }
@@ -174,7 +175,7 @@ func (s *session) commit(w http.ResponseWriter) error {
 	case scs.Modified:
 		token, expiry, err := s.Commit(s.ctx)
 		if err != nil {
-			return &unavailableError{err: fmt.Errorf("ganbauth: commit session: %w", err), retryAfter: minCoolDown}
+			return unavailable("ganbauth: commit session: %w", err)
 		}
 		s.WriteSessionCookie(s.ctx, w, token, expiry)
 	case scs.Destroyed:

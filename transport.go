@@ -33,7 +33,7 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 
 // ClientFor is [Kit.Client] for the user whose token is stored under key, outside a request. See [Kit.Token].
 func (k *Kit) ClientFor(key string) *http.Client {
-	return (&transport{kit: k, ctx: context.Background(), key: k.safeName(key)}).client()
+	return (&transport{kit: k, ctx: context.Background(), key: k.named(key)}).client()
 }
 
 // Token returns the live token stored under key, refreshed if need be, without its refresh token: for nightly jobs
@@ -56,13 +56,6 @@ func (k *Kit) Disconnect(ctx context.Context, key string) error {
 		return err
 	}
 	return k.keeper.drop(ctx, k.named(key))
-}
-
-func (k *Kit) safeName(key string) string {
-	if k == nil {
-		return ""
-	}
-	return k.named(key)
 }
 
 // transport is the RoundTripper of one Client.
