@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/http"
@@ -44,26 +43,12 @@ func (a *attempt) strings() [6]*string {
 }
 
 func (a *attempt) marshal() string {
-	b := []byte{attemptVersion}
-	b = binary.AppendVarint(b, a.begun.Unix())
-	b = binary.AppendVarint(b, a.done.Unix())
-	for _, s := range a.strings() {
-		b = appendString(b, *s)
-	}
-	return string(b)
+	return string(appendRecord(attemptVersion, a.begun, a.done, a.strings()))
 }
 
 func unmarshalAttempt(data string) (*attempt, error) {
-	r := recordReader{rest: data}
-	if v := r.byte(); v != attemptVersion {
-		return nil, fmt.Errorf("%w: version %d", errUnreadable, v)
-	}
 	a := &attempt{}
-	a.begun, a.done = r.time(), r.time()
-	for _, s := range a.strings() {
-		*s = r.string()
-	}
-	if err := r.end(); err != nil {
+	if err := readRecord(data, attemptVersion, &a.begun, &a.done, a.strings()); err != nil {
 		return nil, err
 	}
 	return a, nil

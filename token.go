@@ -86,40 +86,46 @@ func (t *Token) strings() [6]*string {
 // MarshalBinary implements [encoding.BinaryMarshaler] with a compact, versioned record, secrets included: it is
 // for stores. The error is always nil.
 func (t Token) MarshalBinary() ([]byte, error) {
-	b := []byte{tokenVersion}
-	b = binary.AppendVarint(b, t.ExpiresAt.Unix())
-	b = binary.AppendVarint(b, t.IssuedAt.Unix())
-	for _, s := range t.strings() {
-		b = appendString(b, *s)
-	}
-	return b, nil
+	return appendRecord(tokenVersion, t.ExpiresAt, t.IssuedAt, t.strings()), nil
 }
 
 // UnmarshalBinary implements [encoding.BinaryUnmarshaler]. It fails on a record that is truncated, has bytes left
 // over, or is of another version, and then leaves t as it was.
 func (t *Token) UnmarshalBinary(data []byte) error {
-	r := recordReader{rest: string(data)}
-	if v := r.byte(); v != tokenVersion && r.err == nil {
-		return fmt.Errorf("ganbauth: token: %w: version %d", errUnreadable, v)
-	}
 	var u Token
-	u.ExpiresAt, u.IssuedAt = r.time(), r.time()
-	for _, s := range u.strings() {
-		*s = r.string()
-	}
-	if err := r.end(); err != nil {
+	if err := readRecord(string(data), tokenVersion, &u.ExpiresAt, &u.IssuedAt, u.strings()); err != nil {
 		return fmt.Errorf("ganbauth: token: %w", err)
 	}
 	*t = u
 	return nil
 }
 
-func appendString(b []byte, s string) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+// appendRecord makes the record of a token or of an attempt: a version, two times in seconds, six strings.
+func appendRecord(version byte, first, second time.Time, fields [6]*string) []byte {
+	b := []byte{version}
+	b = binary.AppendVarint(b, first.Unix())
+	b = binary.AppendVarint(b, second.Unix())
+	for _, s := range fields {
+		b = append(binary.AppendUvarint(b, uint64(len(*s))), *s...)
+	}
+	return b
 }
 
-// recordReader reads what appendString and encoding/binary wrote. After the first fault everything reads as zero.
-// Its strings share one allocation.
+// readRecord reads what appendRecord made. When it fails, the fields may have changed.
+func readRecord(data string, version byte, first, second *time.Time, fields [6]*string) error {
+	r := recordReader{rest: data}
+	if v := r.byte(); v != version && r.err == nil {
+		return fmt.Errorf("%w: version %d", errUnreadable, v)
+	}
+	*first, *second = r.time(), r.time()
+	for _, s := range fields {
+		*s = r.string()
+	}
+	return r.end()
+}
+
+// recordReader reads the parts of a record. After the first fault everything reads as zero. Its strings share one
+// allocation.
 type recordReader struct {
 	rest string
 	err  error
