@@ -168,9 +168,9 @@ func TestDay(t *testing.T) {
 				lost++
 			}
 		}
+		t.Attr("measured", fmt.Sprintf("%d users: %d token requests, %d connections refused, %d answers lost, %d users have to connect "+
+			"again; %d requests served, %d answered 503", users, bank.Count(ganbtest.TokenEndpoint)-before, day.failed, len(day.lost),
+			lost, served, unavailable))
 		require.Len(t, day.lost, lost, "each loss is an answer that died on the way, and each such answer is one loss")
-		t.Logf("%d users, 24 hours: %d token requests, %d refused connections, %d answers lost, %d connections lost; "+
-			"%d requests served, %d answered 503", users, bank.Count(ganbtest.TokenEndpoint)-before, day.failed, len(day.lost), lost,
-			served, unavailable)
 	})
 }

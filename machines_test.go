@@ -55,6 +55,8 @@ func TestClockOfOneMachineIsOff(t *testing.T) {
 					require.Equal(t, http.StatusOK, resp.StatusCode)
 					time.Sleep(10 * time.Second)
 				}
+				t.Attr("measured", fmt.Sprintf("%d hours: %d token requests, %d of %d requests served, %d tokens refused by the bank",
+					hours, bank.Refreshes(), hours*360, hours*360, bank.Count(ganbtest.API)-hours*360))
 				require.Equal(t, bank.Count(ganbtest.API), hours*360, "the bank has refused no token")
 				require.LessOrEqual(t, bank.Refreshes(), hours+1)
 			})
@@ -80,6 +82,7 @@ func TestLogoutOnOneMachineWhileAnotherRefreshes(t *testing.T) {
 			_, err := kit.Token(t.Context(), "u")
 			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
 		}
+		t.Attr("measured", "logged out on both")
 	})
 }
 
@@ -100,11 +103,36 @@ func TestBankIsDownUnderLoad(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 		}
-		t.Logf("%d served, %d answered 503, %d token requests", statuses[200], statuses[503], a.bank.Refreshes())
+		t.Attr("measured", fmt.Sprintf("%d served, %d answered 503 with Retry-After, %d token requests",
+			statuses[200], statuses[503], a.bank.Refreshes()))
 		require.Equal(t, map[int]int{200: 30_000, 503: 30_000}, statuses)
 		require.LessOrEqual(t, a.bank.Refreshes(), 7)
 		a.bank.Heal()
 		time.Sleep(76 * time.Second)
 		require.True(t, b.connected())
+	})
+}
+
+// Answers that are lost after the bank has processed the refresh: those users connect again, nobody else notices.
+func TestAnswersLost(t *testing.T) {
+	inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
+		const users, unlucky = 100, 10
+		browsers := make([]*browser, users)
+		for i := range browsers {
+			browsers[i] = a.browser()
+			browsers[i].login()
+		}
+		time.Sleep(61 * time.Minute)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.AnswerLost, unlucky)
+		for _, b := range browsers {
+			b.do("GET", "/p", program)
+		}
+		time.Sleep(2 * time.Minute)
+		statuses := map[int]int{}
+		for _, b := range browsers {
+			statuses[b.do("GET", "/p", program).StatusCode]++
+		}
+		t.Attr("measured", fmt.Sprintf("%d answers lost: %d users have to connect again, %d served", unlucky, statuses[401], statuses[200]))
+		require.Equal(t, map[int]int{200: users - unlucky, 401: unlucky}, statuses)
 	})
 }

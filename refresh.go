@@ -15,6 +15,7 @@ const (
 
 	lockTimeout   = 30 * time.Second
 	saveTimeout   = 30 * time.Second
+	saveAttempt   = 5 * time.Second                             // of a store that hangs
 	changeTimeout = lockTimeout + exchangeTimeout + saveTimeout // shorter than Locker's two minutes
 
 	// How long a request waits for a refresh while its token still serves.
@@ -245,7 +246,9 @@ func (k *keeper) save(ctx context.Context, key string, t *Token) error {
 	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
 	defer cancel()
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		err := k.store.Save(ctx, key, t)
+		attempt, done := context.WithTimeout(ctx, saveAttempt)
+		err := k.store.Save(attempt, key, t)
+		done()
 		if err == nil {
 			return nil
 		}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -658,6 +659,21 @@ func TestStoreFails(t *testing.T) {
 			require.Equal(t, 1, bank.Refreshes())
 		})
 	})
+	t.Run("a save that hangs is tried again", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, RevokeOnReuse: true})
+			store := &hangingStore{TokenStore: ganbauth.NewMemoryStore()}
+			connect(t, bank, store.TokenStore, "u")
+			time.Sleep(61 * time.Minute)
+			store.hangs.Store(true)
+			time.AfterFunc(8*time.Second, func() { store.hangs.Store(false) })
+			served, err := backgroundKit(t, bank, store, nil).Token(t.Context(), "u")
+			require.NoError(t, err)
+			saved, err := store.Load(t.Context(), "u")
+			require.NoError(t, err)
+			require.Equal(t, served.AccessToken, saved.AccessToken)
+		})
+	})
 	t.Run("a save that fails for good is loud, and the requests at hand are served", func(t *testing.T) {
 		prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, log *lockedBuffer) {
 			store.set(nil, down, nil)
@@ -753,6 +769,20 @@ func TestStoreFails(t *testing.T) {
 		require.Equal(t, 503, resp.StatusCode)
 		require.NotContains(t, body(resp), "refused")
 	})
+}
+
+// hangingStore does not answer a Save while it hangs.
+type hangingStore struct {
+	ganbauth.TokenStore
+	hangs atomic.Bool
+}
+
+func (s *hangingStore) Save(ctx context.Context, key string, token *ganbauth.Token) error {
+	if s.hangs.Load() {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return s.TokenStore.Save(ctx, key, token)
 }
 
 type failingEngine struct{ err error }

@@ -8,11 +8,12 @@
 //
 // # How a lock is safe
 //
-// A lock is SET NX PX with a random value; a script compares the value before it extends or releases. That alone
-// excludes while the lease lasts, and no lock library would add what a lost lease needs: each lock gets the next
-// number of its key (a fencing token), and a Save with a number lower than the one that was saved last is refused. A
-// process that was suspended beyond its lease can so not overwrite a newer token. The store runs on one Redis primary; a
-// failover that loses the last write loses what was in it.
+// A lock is a random name in the token's hash, which scripts set and compare. Its holder counts it up while he lives;
+// who waits takes it over when it has stood still for a lease, as seen by his own clock while Redis answers. No lock by
+// SET NX PX would do, nor the libraries made of it: it ends during an outage of Redis, and the holder may have a new token
+// that he could not save. Each lock also gets the next number of its key (a fencing token), and a Save with a number lower
+// than the one that was saved last is refused: a process that was suspended for longer cannot overwrite a newer token. The
+// store runs on one Redis primary; a failover that loses the last write loses what was in it.
 package goredisstore
 
 import (
@@ -37,7 +38,7 @@ type Options struct {
 	// TTL is how long a token is kept after it was last saved. Default: until it is deleted. Set it to the
 	// sessions' Lifetime where tokens belong to sessions (without ganbauth's Options.Key).
 	TTL time.Duration
-	// Lease is how long a lock outlives a process that has died; a living one extends it. At least a second.
+	// Lease is how long a lock outlives a process that has died; a living one extends it. One to 20 seconds.
 	// Default: 10 seconds.
 	Lease time.Duration
 }
@@ -67,17 +68,15 @@ func New(client redis.UniversalClient, opts Options) *Store {
 	return s
 }
 
-// names returns what belongs to key: a hash with the token, and the lock. The braces are Cluster's hash tag, which
-// must not hang on what is in the key.
-func (s *Store) names(key string) (token, lock string) {
+// name returns the name of the hash of key. The braces are Cluster's hash tag, which must not hang on what is in the key.
+func (s *Store) name(key string) string {
 	sum := sha256.Sum256([]byte(key))
-	tag := s.prefix + "{" + base64.RawURLEncoding.EncodeToString(sum[:]) + "}"
-	return tag + ":token", tag + ":lock"
+	return s.prefix + "{" + base64.RawURLEncoding.EncodeToString(sum[:]) + "}:token"
 }
 
 // The fields of a token's hash: "token" is the record, "fence" the number of the last lock, "saved" the number that
-// the last change came with, or the next one if it came without a lock. A hash without a token goes after a while: no
-// lock lives that long.
+// the last change came with, or the next one if it came without a lock; "holder" and "beats" are the lock. A hash without
+// a token goes after a while: no lock lives that long.
 const (
 	graveSeconds = 600
 
@@ -100,18 +99,20 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 return 1`
 
 	lockScript = `
-if not redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return 0 end
+local held = redis.call('HMGET', KEYS[1], 'holder', 'beats')
+if held[1] and not (held[1] == ARGV[2] and held[2] == ARGV[3]) then return {0, held[1], tonumber(held[2])} end
+redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'beats', 0)
 local fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
-if redis.call('HEXISTS', KEYS[1], 'token') == 0 then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
-return fence`
+if redis.call('HEXISTS', KEYS[1], 'token') == 0 then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
+return {fence, '', 0}`
 
 	extendScript = `
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])`
+if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[1] then return 0 end
+return redis.call('HINCRBY', KEYS[1], 'beats', 1)`
 
 	unlockScript = `
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0`
+if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[1] then return 0 end
+return redis.call('HDEL', KEYS[1], 'holder', 'beats')`
 )
 
 var (
@@ -124,8 +125,7 @@ var (
 
 // Load implements [ganbauth.TokenStore].
 func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
-	name, _ := s.names(key)
-	data, err := s.client.HGet(ctx, name, "token").Bytes()
+	data, err := s.client.HGet(ctx, s.name(key), "token").Bytes()
 	switch {
 	case errors.Is(err, redis.Nil):
 		return nil, ganbauth.ErrTokenNotFound
@@ -150,8 +150,7 @@ func (s *Store) Save(ctx context.Context, key string, token *ganbauth.Token) err
 	if err := s.index(ctx, key, token); err != nil {
 		return fmt.Errorf("goredisstore: save: %w", err)
 	}
-	name, _ := s.names(key)
-	saved, err := saveToken.Run(ctx, s.client, []string{name}, data, s.locks.Fence(key), s.ttl.Milliseconds()).Int()
+	saved, err := saveToken.Run(ctx, s.client, []string{s.name(key)}, data, s.locks.Fence(key), s.ttl.Milliseconds()).Int()
 	if err != nil {
 		return fmt.Errorf("goredisstore: save: %w", err)
 	}
@@ -163,8 +162,7 @@ func (s *Store) Save(ctx context.Context, key string, token *ganbauth.Token) err
 
 // Delete implements [ganbauth.TokenStore].
 func (s *Store) Delete(ctx context.Context, key string) error {
-	name, _ := s.names(key)
-	if err := deleteToken.Run(ctx, s.client, []string{name}, s.locks.Fence(key), graveSeconds).Err(); err != nil {
+	if err := deleteToken.Run(ctx, s.client, []string{s.name(key)}, s.locks.Fence(key), graveSeconds).Err(); err != nil {
 		return fmt.Errorf("goredisstore: delete: %w", err)
 	}
 	if err := s.client.ZRem(ctx, s.expiries(), key).Err(); err != nil {
@@ -211,19 +209,23 @@ func (s *Store) Lock(ctx context.Context, key string) (unlock func(), err error)
 // engine is the Store's side of its locks.
 type engine struct{ *Store }
 
-func (e engine) TryLock(ctx context.Context, key, holder string, lease time.Duration) (int64, error) {
-	token, lock := e.names(key)
-	return takeLock.Run(ctx, e.client, []string{token, lock}, holder, lease.Milliseconds(), graveSeconds).Int64()
+func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold) (fence int64, held lease.Hold, err error) {
+	answer, err := takeLock.Run(ctx, e.client, []string{e.name(key)}, holder, dead.Holder, dead.Beats, graveSeconds).Slice()
+	if err != nil {
+		return 0, lease.Hold{}, err
+	}
+	fence, _ = answer[0].(int64)
+	held.Holder, _ = answer[1].(string)
+	held.Beats, _ = answer[2].(int64)
+	return fence, held, nil
 }
 
-func (e engine) Extend(ctx context.Context, key, holder string, lease time.Duration) error {
-	_, lock := e.names(key)
-	return extendLock.Run(ctx, e.client, []string{lock}, holder, lease.Milliseconds()).Err()
+func (e engine) Extend(ctx context.Context, key, holder string) error {
+	return extendLock.Run(ctx, e.client, []string{e.name(key)}, holder).Err()
 }
 
 func (e engine) Unlock(ctx context.Context, key, holder string) error {
-	_, lock := e.names(key)
-	return releaseLock.Run(ctx, e.client, []string{lock}, holder).Err()
+	return releaseLock.Run(ctx, e.client, []string{e.name(key)}, holder).Err()
 }
 
 // String shows where the Store keeps its tokens.

@@ -10,11 +10,12 @@
 //
 // # How a lock is safe
 //
-// A lock is a lease in the token's row, by the database's clock: no session or transaction has to stay open for it, so
-// that a process that was killed frees it after Options.Lease, and a pooler in transaction mode, PgBouncer for one,
-// does not break it. Nothing is prepared on the server either. Each lock has the next number of its key (a fencing
-// token), and a Save with a number lower than the one that was saved last is refused: a process that was suspended
-// beyond its lease can not overwrite a newer token.
+// A lock is a random name in the token's row. Its holder counts it up while he lives; who waits takes it over when it has
+// stood still for a lease, as seen by his own clock while PostgreSQL answers. No session or transaction has to stay open
+// for it, so that a pooler in transaction mode, PgBouncer for one, does not break it, and neither does an outage, after
+// which the holder still can save the token that he has got. Nothing is prepared on the server either. Each lock also has
+// the next number of its key (a fencing token), and a Save with a number lower than the one that was saved last is refused:
+// a process that was suspended for longer cannot overwrite a newer token.
 package pgxstore
 
 import (
@@ -36,7 +37,7 @@ type Options struct {
 	// TTL is how long a token is kept after it was last saved. Default: until it is deleted. Set it to the
 	// sessions' Lifetime where tokens belong to sessions (without ganbauth's Options.Key).
 	TTL time.Duration
-	// Lease is how long a lock outlives a process that has died; a living one extends it. At least a second.
+	// Lease is how long a lock outlives a process that has died; a living one extends it. One to 20 seconds.
 	// Default: 10 seconds.
 	Lease time.Duration
 }
@@ -56,7 +57,8 @@ var (
 	_ ganbauth.ExpiryLister = (*Store)(nil)
 )
 
-// New returns a Store. Call [Store.Migrate] before its first use.
+// New returns a Store. Call [Store.Migrate] before its first use. A call ends with its context, and after three seconds at
+// most, the listing and the cleaning excepted.
 func New(pool *pgxpool.Pool, opts Options) *Store {
 	s := &Store{pool: pool, ttl: opts.TTL}
 	s.locks = lease.New(engine{s}, opts.Lease)
@@ -86,6 +88,9 @@ func (s *Store) Migrate(ctx context.Context) error {
 }
 
 const (
+	// How long a statement may take, the wait for a connection included: pgx itself waits for ever.
+	callTimeout = 3 * time.Second
+
 	// Whatever is in a row without a token, no lock and no Save refers to it after this time.
 	grave = 10 * time.Minute
 
@@ -114,17 +119,17 @@ UPDATE ganbauth_tokens SET
 WHERE key = $1`
 
 	lockSQL = `
-INSERT INTO ganbauth_tokens AS t (key, fence, holder, held_until)
-VALUES ($1, 1, $2, now() + $3::bigint * interval '1 millisecond')
-ON CONFLICT (key) DO UPDATE SET fence = t.fence + 1, holder = EXCLUDED.holder, held_until = EXCLUDED.held_until
-WHERE t.held_until IS NULL OR t.held_until < now()
+INSERT INTO ganbauth_tokens AS t (key, fence, holder) VALUES ($1, 1, $2)
+ON CONFLICT (key) DO UPDATE SET fence = t.fence + 1, holder = EXCLUDED.holder, beats = 0,
+    touched_at = CASE WHEN t.access_token IS NULL THEN now() ELSE t.touched_at END
+WHERE t.holder IS NULL OR (t.holder = $3 AND t.beats = $4)
 RETURNING fence`
 
-	extendSQL = `
-UPDATE ganbauth_tokens SET held_until = now() + $3::bigint * interval '1 millisecond'
-WHERE key = $1 AND holder = $2 AND held_until > now()`
+	heldSQL = `SELECT holder, beats FROM ganbauth_tokens WHERE key = $1 AND holder IS NOT NULL`
 
-	unlockSQL = `UPDATE ganbauth_tokens SET holder = NULL, held_until = NULL WHERE key = $1 AND holder = $2`
+	extendSQL = `UPDATE ganbauth_tokens SET beats = beats + 1 WHERE key = $1 AND holder = $2`
+
+	unlockSQL = `UPDATE ganbauth_tokens SET holder = NULL WHERE key = $1 AND holder = $2`
 
 	expiringSQL = `
 SELECT key FROM ganbauth_tokens
@@ -136,17 +141,18 @@ ORDER BY expires_at`
 DELETE FROM ganbauth_tokens WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM ganbauth_tokens
     WHERE access_token IS NULL AND touched_at < now() - $1::bigint * interval '1 second'
-        AND (held_until IS NULL OR held_until < now())
     LIMIT 1000 FOR UPDATE SKIP LOCKED))`
 	oldSQL = `
 DELETE FROM ganbauth_tokens WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM ganbauth_tokens
-    WHERE touched_at < now() - $1::bigint * interval '1 second' AND (held_until IS NULL OR held_until < now())
+    WHERE touched_at < now() - $1::bigint * interval '1 second'
     LIMIT 1000 FOR UPDATE SKIP LOCKED))`
 )
 
 // Load implements [ganbauth.TokenStore].
 func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	var t ganbauth.Token
 	err := s.pool.QueryRow(ctx, loadSQL, pgx.QueryExecModeExec, []byte(key), s.ttlSeconds()).Scan(
 		&t.AccessToken, &t.RefreshToken, &t.TokenType, &t.Scope, &t.IDToken, &t.Subject, &t.IssuedAt, &t.ExpiresAt)
@@ -163,6 +169,8 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 // Save implements [ganbauth.TokenStore]. It fails with [ganbauth.ErrSuperseded] if this process has lost its lock on
 // key and another has changed the token since.
 func (s *Store) Save(ctx context.Context, key string, t *ganbauth.Token) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	tag, err := s.pool.Exec(ctx, saveSQL, pgx.QueryExecModeExec, []byte(key), t.AccessToken, t.RefreshToken, t.TokenType,
 		t.Scope, t.IDToken, t.Subject, t.IssuedAt, t.ExpiresAt, s.locks.Fence(key))
 	if err != nil {
@@ -176,6 +184,8 @@ func (s *Store) Save(ctx context.Context, key string, t *ganbauth.Token) error {
 
 // Delete implements [ganbauth.TokenStore].
 func (s *Store) Delete(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	if _, err := s.pool.Exec(ctx, deleteSQL, pgx.QueryExecModeExec, []byte(key), s.locks.Fence(key)); err != nil {
 		return fmt.Errorf("pgxstore: delete: %w", err)
 	}
@@ -240,20 +250,30 @@ func (s *Store) deleteAll(ctx context.Context, sql string, age time.Duration) {
 // engine is the Store's side of its locks.
 type engine struct{ *Store }
 
-func (e engine) TryLock(ctx context.Context, key, holder string, lease time.Duration) (fence int64, err error) {
-	err = e.pool.QueryRow(ctx, lockSQL, pgx.QueryExecModeExec, []byte(key), holder, lease.Milliseconds()).Scan(&fence)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, nil
+func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold) (fence int64, held lease.Hold, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err = e.pool.QueryRow(ctx, lockSQL, pgx.QueryExecModeExec, []byte(key), holder, dead.Holder, dead.Beats).Scan(&fence)
+	if !errors.Is(err, pgx.ErrNoRows) {
+		return fence, held, err
 	}
-	return fence, err
+	err = e.pool.QueryRow(ctx, heldSQL, pgx.QueryExecModeExec, []byte(key)).Scan(&held.Holder, &held.Beats)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = nil // released meanwhile
+	}
+	return 0, held, err
 }
 
-func (e engine) Extend(ctx context.Context, key, holder string, lease time.Duration) error {
-	_, err := e.pool.Exec(ctx, extendSQL, pgx.QueryExecModeExec, []byte(key), holder, lease.Milliseconds())
+func (e engine) Extend(ctx context.Context, key, holder string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := e.pool.Exec(ctx, extendSQL, pgx.QueryExecModeExec, []byte(key), holder)
 	return err
 }
 
 func (e engine) Unlock(ctx context.Context, key, holder string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	_, err := e.pool.Exec(ctx, unlockSQL, pgx.QueryExecModeExec, []byte(key), holder)
 	return err
 }

@@ -27,10 +27,15 @@ func pool(t *testing.T, dsn string) *pgxpool.Pool {
 	return p
 }
 
+func storeWithLease(t *testing.T, dsn string, lease time.Duration) storetest.Store {
+	s := pgxstore.New(pool(t, dsn), pgxstore.Options{Lease: lease})
+	require.NoError(t, s.Migrate(context.Background()))
+	return s
+}
+
 // stores makes stores with a pool of their own each, as processes have, and leases of a second.
 func stores(t *testing.T, dsn string) func() storetest.Store {
-	require.NoError(t, pgxstore.New(pool(t, dsn), pgxstore.Options{}).Migrate(context.Background()))
-	return func() storetest.Store { return pgxstore.New(pool(t, dsn), pgxstore.Options{Lease: time.Second}) }
+	return func() storetest.Store { return storeWithLease(t, dsn, time.Second) }
 }
 
 func TestStore(t *testing.T) {
@@ -61,11 +66,11 @@ func TestMigrate(t *testing.T) {
 
 func TestLostLease(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
-	stores(t, dsn)
+	stores(t, dsn)()
 	p := pool(t, dsn)
-	newStore := func() storetest.Store { return pgxstore.New(p, pgxstore.Options{Lease: time.Hour}) }
+	newStore := func() storetest.Store { return pgxstore.New(p, pgxstore.Options{}) }
 	storetest.LostLease(t, newStore, func(t *testing.T) {
-		tag, err := p.Exec(t.Context(), "UPDATE ganbauth_tokens SET held_until = now() - interval '1 second' WHERE held_until IS NOT NULL")
+		tag, err := p.Exec(t.Context(), "UPDATE ganbauth_tokens SET holder = NULL WHERE holder IS NOT NULL")
 		require.NoError(t, err)
 		require.NotZero(t, tag.RowsAffected())
 	})
@@ -95,11 +100,8 @@ func TestKits(t *testing.T) {
 }
 
 func TestProcesses(t *testing.T) {
-	engine := func() string {
-		_, dsn := testenv.Postgres(t)
-		return dsn
-	}
-	storetest.Processes(t, engine, func(dsn string) storetest.Store { return stores(t, dsn)() })
+	engine := func() (*testenv.Process, string) { return testenv.Postgres(t) }
+	storetest.Processes(t, engine, func(dsn string) storetest.Store { return storeWithLease(t, dsn, 3*time.Second) })
 }
 
 // The default store on scs's own pgxstore, with the Locker from here.
@@ -115,7 +117,7 @@ func TestSessions(t *testing.T) {
 
 func TestCleanup(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
-	stores(t, dsn)
+	stores(t, dsn)()
 	p := pool(t, dsn)
 	ctx := t.Context()
 	count := func() (n int) {
@@ -157,7 +159,7 @@ func TestCleanup(t *testing.T) {
 // A pooler in transaction mode gives each statement another connection: nothing may hang on one.
 func TestEveryStatementOnAnotherConnection(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
-	stores(t, dsn)
+	stores(t, dsn)()
 	cfg, err := pgxpool.ParseConfig(dsn)
 	require.NoError(t, err)
 	cfg.AfterRelease = func(*pgx.Conn) bool { return false } // closes it

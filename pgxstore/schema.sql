@@ -9,13 +9,14 @@ CREATE TABLE IF NOT EXISTS ganbauth_tokens (
     subject       text NOT NULL DEFAULT '',
     issued_at     timestamptz,
     expires_at    timestamptz,
-    touched_at    timestamptz NOT NULL DEFAULT now(), -- when it was last saved, deleted or first locked
+    touched_at    timestamptz NOT NULL DEFAULT now(), -- when it was last saved, deleted, or locked without a token
 
-    -- fence is the number of the last lock, saved the number that the last change came with.
+    -- fence is the number of the last lock, saved the number that the last change came with. The holder of the lock, if
+    -- there is one, counts up its beats while he lives.
     fence         bigint NOT NULL DEFAULT 0,
     saved         bigint NOT NULL DEFAULT 0,
     holder        text,
-    held_until    timestamptz
+    beats         bigint NOT NULL DEFAULT 0
 );
 
 -- What Cleanup looks for.
