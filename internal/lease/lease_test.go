@@ -13,25 +13,25 @@ import (
 	"github.com/ganbauth/ganbauth/internal/lease"
 )
 
-// engine is one in memory that can stand still.
+// engine is one in memory that can be away: what extends a hold fails then, and so does what asks for one, or hangs.
 type engine struct {
 	mu    sync.Mutex
 	held  lease.Hold
 	fence int64
-	until time.Time // it stands still or is down until then
-	down  error
+	away  time.Time // until then
+	hangs bool
 }
 
-func (e *engine) do(fn func()) error {
+var errAway = errors.New("connection refused")
+
+func (e *engine) do(mayHang bool, fn func()) error {
 	e.mu.Lock()
-	until, down := e.until, e.down
+	wait, hangs := time.Until(e.away), e.hangs && mayHang
 	e.mu.Unlock()
-	if wait := time.Until(until); wait > 0 {
-		if down != nil {
-			return down
-		}
-		time.Sleep(wait)
+	if wait > 0 && !hangs {
+		return errAway
 	}
+	time.Sleep(wait)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	fn()
@@ -39,7 +39,7 @@ func (e *engine) do(fn func()) error {
 }
 
 func (e *engine) TryLock(_ context.Context, _, holder string, dead lease.Hold) (fence int64, held lease.Hold, err error) {
-	err = e.do(func() {
+	err = e.do(true, func() {
 		if e.held != (lease.Hold{}) && e.held != dead {
 			held = e.held
 			return
@@ -51,7 +51,7 @@ func (e *engine) TryLock(_ context.Context, _, holder string, dead lease.Hold) (
 }
 
 func (e *engine) Extend(_ context.Context, _, holder string) error {
-	return e.do(func() {
+	return e.do(false, func() {
 		if e.held.Holder == holder {
 			e.held.Beats++
 		}
@@ -59,7 +59,7 @@ func (e *engine) Extend(_ context.Context, _, holder string) error {
 }
 
 func (e *engine) Unlock(_ context.Context, _, holder string) error {
-	return e.do(func() {
+	return e.do(false, func() {
 		if e.held.Holder == holder {
 			e.held = lease.Hold{}
 		}
@@ -108,21 +108,21 @@ func TestTheLockOfADeadHolderIsFreeAfterALease(t *testing.T) {
 
 // After an outage the holder is heard first, however long it was.
 func TestALivingHolderKeepsHisLockOverAnOutage(t *testing.T) {
-	for name, down := range map[string]error{"it hangs": nil, "it is down": errors.New("connection refused")} {
+	for name, hangs := range map[string]bool{"it hangs": true, "it is down": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				e := &engine{}
+				e := &engine{hangs: hangs}
 				unlock := held(t, e)
 				defer unlock()
 				waits := make(chan bool)
 				go func() { waits <- try(t, e, 4*aLease) }()
 				time.Sleep(aLease)
+				back := time.Now().Add(2*aLease + time.Second) // before the holder tries again
 				e.mu.Lock()
-				outage := time.Now().Add(2 * aLease)
-				e.until, e.down = outage, down
+				e.away = back
 				e.mu.Unlock()
 				require.False(t, <-waits)
-				time.Sleep(time.Until(outage))
+				time.Sleep(time.Until(back))
 				require.False(t, try(t, e, 4*aLease))
 			})
 		})
