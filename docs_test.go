@@ -1,6 +1,7 @@
 package ganbauth_test
 
 import (
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,8 +54,44 @@ func main() {}
 	for _, name := range regexp.MustCompile("`bank\\.(\\w+)").FindAllStringSubmatch(string(readme), -1) {
 		require.NoError(t, exec.Command("go", "doc", "Kit."+name[1]).Run(), "the README names Kit.%s", name[1])
 	}
-	for _, link := range regexp.MustCompile(`\]\(([^)h][^)]*)\)`).FindAllStringSubmatch(string(readme), -1) {
-		_, err := os.Stat(strings.TrimPrefix(link[1], "./"))
+}
+
+// What the pages link to, and the tests that they name, are there.
+func TestDocs(t *testing.T) {
+	source := &strings.Builder{}
+	var pages []string
+	require.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || d.Name() == "node_modules"):
+			return filepath.SkipDir
+		case filepath.Ext(path) == ".md":
+			pages = append(pages, path)
+		case filepath.Ext(path) == ".go":
+			data, err := os.ReadFile(path)
+			source.Write(data)
+			return err
+		}
+		return nil
+	}))
+	require.NotEmpty(t, pages)
+	test := regexp.MustCompile(`\b((?:Test|Fuzz|Example|Benchmark)[A-Z_]\w*)((?:/[\w.,-]+)*)`)
+	link := regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`)
+	for _, page := range pages {
+		data, err := os.ReadFile(page)
 		require.NoError(t, err)
+		for _, m := range test.FindAllStringSubmatch(string(data), -1) {
+			require.True(t, strings.Contains(source.String(), "func "+m[1]+"("), "%s names %s", page, m[0])
+			for _, sub := range strings.FieldsFunc(m[2], func(r rune) bool { return r == '/' }) {
+				require.True(t, strings.Contains(source.String(), strings.ReplaceAll(sub, "_", " ")+`"`), "%s names %s", page, m[0])
+			}
+		}
+		for _, m := range link.FindAllStringSubmatch(string(data), -1) {
+			if !strings.Contains(m[1], "://") {
+				_, err := os.Stat(filepath.Join(filepath.Dir(page), m[1]))
+				require.NoError(t, err, page)
+			}
+		}
 	}
 }
