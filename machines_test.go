@@ -49,7 +49,7 @@ func TestClockOfOneMachineIsOff(t *testing.T) {
 				connect(t, bank, store, "u")
 				const hours = 12
 				for i := range hours * 360 {
-					client := kits[i/180%2].ClientFor("u") // half an hour each
+					client := kits[i/200%2].ClientFor("u") // half an hour each, and a little
 					resp, err := client.Get(bank.APIBase() + "/accounts")
 					require.NoError(t, err)
 					require.NoError(t, resp.Body.Close())

@@ -92,21 +92,21 @@ func (k *keeper) due(t *Token) bool {
 // refresh joins or begins the refresh of key. The token t is what the caller has; refused is its access token if
 // the bank's API has refused it, and t serves on while nothing better is to be had if not.
 func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused string) (*Token, error) {
-	usable := t.Valid() && t.AccessToken != refused
+	usable := func() bool { return t.Valid() && t.AccessToken != refused }
 	if t.RefreshToken == "" {
-		if usable {
+		if usable() {
 			return t, nil
 		}
 		return nil, fmt.Errorf("%w: the token is past its expiry and there is no refresh token", ErrLoginRequired)
 	}
-	if usable {
+	if usable() {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
 	for range 2 {
 		if err := k.coolDowns.check(key); err != nil {
-			if usable {
+			if usable() {
 				return t, nil
 			}
 			return nil, err
@@ -119,7 +119,7 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 			continue // a refresh that began before the refusal and found nothing due
 		case err == nil:
 			return next, nil
-		case errors.Is(err, ErrLoginRequired) || !usable:
+		case errors.Is(err, ErrLoginRequired) || !usable():
 			return nil, err
 		}
 		return t, nil

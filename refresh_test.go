@@ -566,6 +566,21 @@ func TestPatience(t *testing.T) {
 	})
 }
 
+// A token that ended while its request waited does not serve any more.
+func TestPatienceOutlivesTheToken(t *testing.T) {
+	inBubble(t, setup{bank: ganbtest.Options{Lifetime: 8 * time.Second}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(10*time.Second), 1)
+		time.Sleep(7 * time.Second)
+		served := a.next.calls()
+		require.Equal(t, 503, b.do("GET", "/p", program).StatusCode)
+		require.Equal(t, served, a.next.calls())
+		time.Sleep(10 * time.Second)
+		require.True(t, b.connected())
+	})
+}
+
 // F-08: a bank that hangs keeps only those waiting who need it.
 func TestHangingBankConcernsNobodyElse(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
