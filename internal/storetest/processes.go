@@ -302,13 +302,14 @@ func Processes(t *testing.T, engine func() (*testenv.Process, string), newStore 
 		t.Run(outage.name, func(t *testing.T) {
 			// With lives that short there is always some refresh under way.
 			f := newFleet(t, addr, newStore, ganbtest.Options{RevokeOnReuse: true, Latency: 300 * time.Millisecond, Lifetime: 4 * time.Second})
-			f.outageUnderLoad(func() { outage.is(t) })
+			unavailable := f.outageUnderLoad(func() { outage.is(t) })
+			require.True(t, unavailable > 0 || outage.name == "restarted") // which may be too quick to be seen
 		})
 	}
 }
 
 // outageUnderLoad breaks the engine: nobody is logged out, not for a moment, and all is well again without a restart.
-func (f *fleet) outageUnderLoad(outage func()) {
+func (f *fleet) outageUnderLoad(outage func()) (unavailable int) {
 	t := f.t
 	users := names(50)
 	f.connect(users...)
@@ -356,5 +357,5 @@ func (f *fleet) outageUnderLoad(outage func()) {
 	t.Attr("measured", fmt.Sprintf("%d served, %d answered 503, %d sent to log in; everybody served again after %s",
 		s.count[200], s.count[503], s.count[303], recovery.Round(100*time.Millisecond)))
 	require.Equal(t, s.count[200]+s.count[503], total(s.count))
-	require.NotZero(t, s.count[503])
+	return s.count[503]
 }
