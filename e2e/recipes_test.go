@@ -1,0 +1,385 @@
+package e2e
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/coder/websocket"
+	"github.com/gin-gonic/gin"
+	"github.com/go-chi/chi/v5"
+	"github.com/gorilla/mux"
+	"github.com/klauspost/compress/gzhttp"
+	"github.com/labstack/echo/v4"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// The functions of this file are the snippets of docs/recipes.md.
+
+func serveMux(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/bank/login", bank.LoginHandler())
+	mux.Handle("/bank/callback", bank.CallbackHandler())
+	mux.Handle("/bank/logout", bank.LogoutHandler())
+	mux.Handle("GET /accounts", bank.RequireToken(accounts(bank)))
+	return sessions.LoadAndSave(mux)
+}
+
+func chiRouter(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
+	r := chi.NewRouter()
+	r.Use(sessions.LoadAndSave)
+	r.Handle("/bank/login", bank.LoginHandler())
+	r.Handle("/bank/callback", bank.CallbackHandler())
+	r.Handle("/bank/logout", bank.LogoutHandler())
+	r.Group(func(r chi.Router) {
+		r.Use(bank.RequireToken)
+		r.Method("GET", "/accounts", accounts(bank))
+	})
+	return r
+}
+
+func gorillaMux(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
+	r := mux.NewRouter()
+	r.Use(sessions.LoadAndSave)
+	r.Handle("/bank/login", bank.LoginHandler())
+	r.Handle("/bank/callback", bank.CallbackHandler())
+	r.Handle("/bank/logout", bank.LogoutHandler())
+	protected := r.NewRoute().Subrouter()
+	protected.Use(bank.RequireToken)
+	protected.Handle("/accounts", accounts(bank)).Methods("GET")
+	return r
+}
+
+func echoServer(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
+	e := echo.New()
+	e.Use(echo.WrapMiddleware(sessions.LoadAndSave))
+	e.Any("/bank/login", echo.WrapHandler(bank.LoginHandler()))
+	e.Any("/bank/callback", echo.WrapHandler(bank.CallbackHandler()))
+	e.Any("/bank/logout", echo.WrapHandler(bank.LogoutHandler()))
+	e.GET("/accounts", echo.WrapHandler(accounts(bank)), echo.WrapMiddleware(bank.RequireToken))
+	return e
+}
+
+func ginEngine(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
+	r := gin.New()
+	r.Any("/bank/login", gin.WrapH(bank.LoginHandler()))
+	r.Any("/bank/callback", gin.WrapH(bank.CallbackHandler()))
+	r.Any("/bank/logout", gin.WrapH(bank.LogoutHandler()))
+	protected := r.Group("/", ginRequireToken(bank))
+	protected.GET("/accounts", gin.WrapH(accounts(bank)))
+	return sessions.LoadAndSave(r)
+}
+
+// gin has no adapter for net/http middleware.
+func ginRequireToken(bank *ganbauth.Kit) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		passed := false
+		bank.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			passed = true
+			c.Request = r
+			c.Next()
+		})).ServeHTTP(c.Writer, c.Request)
+		if !passed {
+			c.Abort()
+		}
+	}
+}
+
+func outerHandlers(handler http.Handler) http.Handler {
+	handler = http.MaxBytesHandler(handler, 1<<20)
+	handler = http.TimeoutHandler(handler, 10*time.Second, "")
+	return gzhttp.GzipHandler(handler)
+}
+
+func h2cServer(handler http.Handler) *http.Server {
+	server := &http.Server{Handler: handler, Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
+	return server
+}
+
+func accounts(bank *ganbauth.Kit) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		resp, err := bank.Client(r.Context()).Get(apiBase + "/accounts")
+		if err != nil {
+			http.Error(w, "the bank could not be asked", ganbauth.StatusCode(err))
+			return
+		}
+		defer resp.Body.Close()
+		if err := ganbauth.CheckResponse(resp); err != nil {
+			http.Error(w, "the bank has refused", ganbauth.StatusCode(err))
+			return
+		}
+		_, _ = io.Copy(w, resp.Body)
+	})
+}
+
+func serverSentEvents(bank *ganbauth.Kit) http.Handler {
+	return bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		client := bank.Client(r.Context()) // its token is refreshed for as long as the stream lasts
+		w.Header().Set("Content-Type", "text/event-stream")
+		flusher := http.NewResponseController(w)
+		for {
+			resp, err := client.Get(apiBase + "/accounts")
+			if err != nil {
+				return
+			}
+			resp.Body.Close()
+			fmt.Fprintf(w, "data: %d\n\n", resp.StatusCode)
+			if err := flusher.Flush(); err != nil {
+				return
+			}
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}))
+}
+
+func webSocket(bank *ganbauth.Kit) http.Handler {
+	return bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer conn.CloseNow()
+		token, _ := ganbauth.TokenFromContext(r.Context())
+		_ = conn.Write(r.Context(), websocket.MessageText, []byte(token.Subject))
+		_ = conn.Close(websocket.StatusNormalClosure, "")
+	}))
+}
+
+// What the snippets need around them.
+
+var apiBase string
+
+type recipeApp struct {
+	*httptest.Server
+	bank   *ganbtest.Server
+	client *http.Client
+}
+
+// newRecipe serves what the recipe makes of a kit.
+func newRecipe(t *testing.T, server *http.Server, recipe func(*ganbauth.Kit, *scs.SessionManager) http.Handler) *recipeApp {
+	t.Helper()
+	bank := ganbtest.NewServer(ganbtest.Options{RevokeOnReuse: true})
+	t.Cleanup(bank.Close)
+	apiBase = bank.APIBase()
+	app := httptest.NewUnstartedServer(nil)
+	sessions := scs.New()
+	connector, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+	require.NoError(t, err)
+	kit, err := ganbauth.New(connector, sessions, ganbauth.Options{
+		RedirectURI: "http://" + app.Listener.Addr().String() + "/bank/callback",
+		Scopes:      []string{"openid", "offline_access"}, Logger: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	if server != nil {
+		app.Config = server
+	}
+	app.Config.Handler = recipe(kit, sessions)
+	app.Start()
+	t.Cleanup(app.Close)
+	jar, err := cookiejar.New(nil)
+	require.NoError(t, err)
+	return &recipeApp{app, bank, &http.Client{Jar: jar}}
+}
+
+func (a *recipeApp) do(t *testing.T, method, path, accept string) (resp *http.Response, body string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, a.URL+path, nil)
+	require.NoError(t, err)
+	r.Header.Set("Accept", accept)
+	resp, err = a.client.Do(r)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return resp, string(data)
+}
+
+// worksAsEverywhere is a login, a refresh and a logout.
+func (a *recipeApp) worksAsEverywhere(t *testing.T) {
+	t.Helper()
+	resp, body := a.do(t, "GET", "/accounts", "application/json")
+	require.Equal(t, http.StatusUnauthorized, resp.StatusCode, body)
+	require.NotContains(t, body, "accountId")
+	resp, body = a.do(t, "GET", "/accounts", "text/html")
+	require.Equal(t, http.StatusOK, resp.StatusCode, body)
+	require.Contains(t, body, "accountId")
+	a.bank.ExpireAccessTokens()
+	resp, body = a.do(t, "GET", "/accounts", "application/json")
+	require.Equal(t, http.StatusOK, resp.StatusCode, body)
+	require.Equal(t, 1, a.bank.Refreshes())
+	a.do(t, "POST", "/bank/logout", "text/html")
+	resp, _ = a.do(t, "GET", "/accounts", "application/json")
+	require.Equal(t, http.StatusUnauthorized, resp.StatusCode)
+}
+
+func TestServers(t *testing.T) {
+	gin.SetMode(gin.TestMode)
+	for name, recipe := range map[string]func(*ganbauth.Kit, *scs.SessionManager) http.Handler{
+		"net/http": serveMux, "chi": chiRouter, "gorilla mux": gorillaMux, "echo": echoServer, "gin": ginEngine,
+	} {
+		t.Run(name, func(t *testing.T) { newRecipe(t, nil, recipe).worksAsEverywhere(t) })
+	}
+	t.Run("h2c", func(t *testing.T) {
+		a := newRecipe(t, h2cServer(nil), serveMux)
+		transport := &http.Transport{Protocols: new(http.Protocols)}
+		transport.Protocols.SetUnencryptedHTTP2(true)
+		t.Cleanup(transport.CloseIdleConnections)
+		a.client.Transport = onlyFor{a.URL, transport}
+		a.worksAsEverywhere(t)
+		resp, _ := a.do(t, "GET", "/accounts", "application/json")
+		require.Equal(t, 2, resp.ProtoMajor)
+	})
+}
+
+// onlyFor uses the transport for one origin: the bank speaks HTTP/1.1.
+type onlyFor struct {
+	origin    string
+	transport http.RoundTripper
+}
+
+func (o onlyFor) RoundTrip(r *http.Request) (*http.Response, error) {
+	if strings.HasPrefix(r.URL.String(), o.origin) {
+		return o.transport.RoundTrip(r)
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+func TestOuterHandlers(t *testing.T) {
+	recipe := func(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
+		mux := http.NewServeMux()
+		mux.Handle("/", serveMux(bank, sessions))
+		mux.Handle("/upload", sessions.LoadAndSave(bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+				return
+			}
+			_, _ = io.WriteString(w, strings.Repeat("well compressed ", 1000))
+		}))))
+		return outerHandlers(mux)
+	}
+	newRecipe(t, nil, recipe).worksAsEverywhere(t)
+
+	a := newRecipe(t, nil, recipe)
+	a.do(t, "GET", "/accounts", "text/html")
+	post := func(size int) *http.Response {
+		r, err := http.NewRequestWithContext(t.Context(), "POST", a.URL+"/upload", strings.NewReader(strings.Repeat("x", size)))
+		require.NoError(t, err)
+		r.Header.Set("Accept-Encoding", "gzip")
+		resp, err := a.client.Do(r)
+		require.NoError(t, err)
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	require.Equal(t, http.StatusRequestEntityTooLarge, post(2<<20).StatusCode)
+	resp := post(1000)
+	require.Equal(t, "gzip", resp.Header.Get("Content-Encoding"))
+	unzipped, err := gzip.NewReader(resp.Body)
+	require.NoError(t, err)
+	text, err := io.ReadAll(unzipped)
+	require.NoError(t, err)
+	require.Len(t, text, 16_000)
+}
+
+// A request that http.TimeoutHandler gives up does not burn the refresh token: the refresh goes on without it.
+func TestTimeoutHandler(t *testing.T) {
+	a := newRecipe(t, nil, func(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
+		return http.TimeoutHandler(serveMux(bank, sessions), 500*time.Millisecond, "")
+	})
+	a.do(t, "GET", "/accounts", "text/html")
+	a.bank.ExpireAccessTokens()
+	a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(time.Second), 1)
+	resp, _ := a.do(t, "GET", "/accounts", "application/json")
+	require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+	require.Eventually(t, func() bool {
+		resp, _ := a.do(t, "GET", "/accounts", "application/json")
+		return resp.StatusCode == http.StatusOK
+	}, 10*time.Second, 50*time.Millisecond)
+	require.Equal(t, 1, a.bank.Refreshes())
+}
+
+func TestServerSentEvents(t *testing.T) {
+	a := newRecipe(t, nil, func(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
+		mux := http.NewServeMux()
+		mux.Handle("/bank/callback", bank.CallbackHandler())
+		mux.Handle("/accounts", bank.RequireToken(accounts(bank)))
+		mux.Handle("/events", serverSentEvents(bank))
+		return sessions.LoadAndSave(mux)
+	})
+	a.do(t, "GET", "/accounts", "text/html")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, "GET", a.URL+"/events", nil)
+	require.NoError(t, err)
+	resp, err := a.client.Do(r)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	for range 3 {
+		require.True(t, lines.Scan())
+		require.Equal(t, "data: 200", lines.Text())
+		require.True(t, lines.Scan())
+		a.bank.ExpireAccessTokens() // the stream goes on
+	}
+	require.NotZero(t, a.bank.Refreshes())
+}
+
+func TestWebSocket(t *testing.T) {
+	a := newRecipe(t, nil, func(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
+		mux := http.NewServeMux()
+		mux.Handle("/bank/callback", bank.CallbackHandler())
+		mux.Handle("/accounts", bank.RequireToken(accounts(bank)))
+		mux.Handle("/socket", webSocket(bank))
+		return sessions.LoadAndSave(mux)
+	})
+	dial := func() (string, int) {
+		conn, resp, err := websocket.Dial(t.Context(), a.URL+"/socket", &websocket.DialOptions{HTTPClient: a.client})
+		if err != nil {
+			return "", resp.StatusCode
+		}
+		defer conn.CloseNow()
+		_, message, err := conn.Read(t.Context())
+		require.NoError(t, err)
+		return string(message), resp.StatusCode
+	}
+	_, status := dial()
+	require.Equal(t, http.StatusUnauthorized, status)
+	a.do(t, "GET", "/accounts", "text/html")
+	subject, status := dial()
+	require.Equal(t, http.StatusSwitchingProtocols, status)
+	require.NotEmpty(t, subject)
+}
+
+// Each snippet of the page is in this file, line by line.
+func TestRecipesPage(t *testing.T) {
+	source, err := os.ReadFile("recipes_test.go")
+	require.NoError(t, err)
+	page, err := os.ReadFile("../docs/recipes.md")
+	require.NoError(t, err)
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(page), -1)
+	require.NotEmpty(t, blocks)
+	for _, block := range blocks {
+		indented := regexp.MustCompile(`(?m)^(.)`).ReplaceAllString(block[1], "\t$1")
+		require.True(t, strings.Contains(string(source), block[1]) || strings.Contains(string(source), indented), block[1])
+	}
+}
