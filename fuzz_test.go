@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -169,8 +170,8 @@ func FuzzAttemptCookie(f *testing.F) {
 	f.Add(name, "")
 	f.Fuzz(func(t *testing.T, n, v string) {
 		if open(n, v) {
-			require.Equal(t, name, n)
-			require.Equal(t, sealedAttempt, strings.TrimSpace(v)) // as net/http reads a Cookie header
+			r := &http.Request{Header: http.Header{"Cookie": {n + "=" + v}}} // which n and v may split otherwise than at the "="
+			require.True(t, slices.ContainsFunc(r.CookiesNamed(name), func(c *http.Cookie) bool { return c.Value == sealedAttempt }))
 		}
 	})
 }
