@@ -5,10 +5,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
-	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/alexedwards/scs/v2"
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 	"github.com/stretchr/testify/require"
 
@@ -175,38 +171,66 @@ func TestExampleRefreshesByItself(t *testing.T) {
 	}
 }
 
-// With SameSite=Strict the browser leaves the session cookie behind on the way back from the bank, which is another
-// site here: localhost and 127.0.0.1.
-func TestStrictSessionInBrowser(t *testing.T) {
+func TestExampleByKeyboard(t *testing.T) {
 	ctx := newBrowser(t)
-	bank := ganbtest.NewServer(ganbtest.Options{Consent: true})
-	t.Cleanup(bank.Close)
-	sessions := scs.New()
-	sessions.Cookie.SameSite = http.SameSiteStrictMode
-	mux := http.NewServeMux()
-	server := httptest.NewServer(sessions.LoadAndSave(mux))
-	t.Cleanup(server.Close)
-	app := strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
-	connector, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
-	require.NoError(t, err)
-	kit, err := ganbauth.New(connector, sessions, ganbauth.Options{
-		RedirectURI: app + "/bank/callback", Scopes: []string{"openid"}, Logger: slog.New(slog.DiscardHandler),
-	})
-	require.NoError(t, err)
-	mux.Handle("/bank/callback", kit.CallbackHandler())
-	mux.Handle("/p", kit.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintln(w, "connected, cart", sessions.GetString(r.Context(), "cart"))
-	})))
-	mux.HandleFunc("/cart", func(w http.ResponseWriter, r *http.Request) {
-		sessions.Put(r.Context(), "cart", "full")
-		io.WriteString(w, "put")
-	})
-	open(t, ctx, app+"/cart")
-	see(t, ctx, "put", "")
-	open(t, ctx, app+"/p")
-	see(t, ctx, "Choose what it may do", "")
-	click(t, ctx, "Approve")
-	see(t, ctx, "connected, cart full", "")
+	open(t, ctx, startExample(t))
+	for _, step := range []struct{ page, label string }{
+		{"Connect a bank account", "Connect a bank account"},
+		{consent, "Deny"},
+		{"Not connected", "Connect again"},
+		{consent, "Approve"},
+		{"My accounts", "Expire the token now"},
+		{"refreshes so far: 1", "Log out"},
+	} {
+		see(t, ctx, step.page, "")
+		press(t, ctx, step.label)
+	}
+	see(t, ctx, "Connect a bank account", "")
+}
+
+// On a phone and on a desktop, in both languages, no page is wider than the window.
+func TestExampleFits(t *testing.T) {
+	for _, width := range []int64{390, 1280} {
+		for _, language := range []string{"ja", "en"} {
+			name := fmt.Sprint(language, "-", width)
+			t.Run(name, func(t *testing.T) {
+				ctx := newBrowser(t)
+				require.NoError(t, chromedp.Do(ctx, chromedp.EmulateViewport(width, 800)))
+				_, err := chromedp.Call(ctx, network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{
+					Headers: network.Headers{"Accept-Language": language},
+				})
+				require.NoError(t, err)
+				say := func(ja, en string) string {
+					if language == "ja" {
+						return ja
+					}
+					return en
+				}
+				fits := func(want, page string) {
+					t.Helper()
+					see(t, ctx, want, name+"-"+page)
+					require.LessOrEqual(t, evaluate[int64](t, ctx, "document.documentElement.scrollWidth"), width, page)
+				}
+				app := startExample(t)
+				open(t, ctx, app)
+				fits("Connect a bank account", "home")
+				click(t, ctx, "Connect a bank account")
+				fits(consent, "consent")
+				click(t, ctx, "Deny")
+				fits(say("接続は許可されませんでした", "Not connected"), "denied")
+				callback := location(t, ctx)
+				open(t, ctx, callback)
+				fits(say("接続を完了できません", "The login cannot be completed"), "over")
+				open(t, ctx, app+"/accounts")
+				click(t, ctx, "Approve")
+				fits("My accounts", "accounts")
+				click(t, ctx, "Revoke it at the bank")
+				fits("The bank has ended the connection", "trouble")
+				click(t, ctx, "Try again")
+				fits(say("銀行口座の接続が必要です", "Connect your bank account"), "ended")
+			})
+		}
+	}
 }
 
 // The same binary against a bank that is not in its box: conf.json, and the client from the environment.

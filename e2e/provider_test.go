@@ -10,9 +10,7 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -23,25 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
-	"github.com/ganbauth/ganbauth/internal/testenv"
 )
-
-// providerNode installs the provider where it is not there yet, and returns the Node.js that came with it.
-var providerNode = sync.OnceValues(func() (node string, err error) {
-	find := func() string {
-		found, _ := filepath.Glob("provider/node_modules/node-*/bin/node")
-		return strings.Join(found, "")
-	}
-	if node = find(); node == "" {
-		npm := exec.Command("npm", "ci", "--no-audit", "--no-fund")
-		npm.Dir = "provider"
-		if out, err := npm.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("npm ci: %w: %s", err, out)
-		}
-		node = find()
-	}
-	return filepath.Abs(node)
-})
 
 // provider is a certified OpenID provider and an application that uses it, with a user's browser.
 type provider struct {
@@ -68,13 +48,7 @@ const providerSecret = "a-secret-of-at-least-32-characters-for-HS256"
 
 func newProvider(t *testing.T, s providerSetup) *provider {
 	t.Helper()
-	testenv.Needs(t, "npm")
-	node, err := providerNode()
-	if err != nil && os.Getenv("CI") != "true" {
-		t.Skip("SKIP: the provider cannot be installed:", err)
-	}
-	require.NoError(t, err)
-
+	node := nodeModules(t)
 	server := httptest.NewUnstartedServer(nil)
 	app := "http://" + server.Listener.Addr().String()
 	method := map[ganbauth.AuthMethod]string{ganbauth.AuthBasic: "client_secret_basic", ganbauth.AuthPost: "client_secret_post"}[s.method]
@@ -87,7 +61,6 @@ func newProvider(t *testing.T, s providerSetup) *provider {
 	})
 	require.NoError(t, err)
 	cmd := exec.Command(node, "provider.mjs", string(config))
-	cmd.Dir = "provider"
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
