@@ -262,6 +262,34 @@ func ExampleKit_Token() {
 	// true
 }
 
+// Taking over the tokens of another SDK: their users stay connected.
+func ExampleKit_SetToken() {
+	bank, _, app, box := exampleKit(ganbauth.Options{
+		Store: ganbauth.NewMemoryStore(), // in production: one that outlives the process
+		Key:   func(*http.Request) (string, error) { return "alice", nil },
+	})
+	defer box.Close()
+	defer app.Close()
+	issued := box.Token("private:account", "offline_access") // from the old application's table
+	row := struct{ UserID, AccessToken, RefreshToken, Scope string }{"alice", issued.AccessToken, issued.RefreshToken, issued.Scope}
+
+	ctx := context.Background()
+	if err := bank.SetToken(ctx, row.UserID, &ganbauth.Token{
+		AccessToken:  row.AccessToken,
+		RefreshToken: row.RefreshToken,
+		Scope:        row.Scope,
+		// Without ExpiresAt the token is refreshed at its first use.
+	}); err != nil {
+		panic(err)
+	}
+	token, err := bank.Token(ctx, "alice")
+	fmt.Println(token.Valid(), token.Scope, err)
+	fmt.Println(box.Refreshes(), "refresh")
+	// Output:
+	// true private:account offline_access <nil>
+	// 1 refresh
+}
+
 // A custom error page, for all refusals.
 func ExampleOptions_onError() {
 	bank, _, app, box := exampleKit(ganbauth.Options{

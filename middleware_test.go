@@ -312,6 +312,8 @@ func TestZeroKit(t *testing.T) {
 			_, err = kit.Token(t.Context(), "k")
 			require.Error(t, err)
 			require.Error(t, kit.Disconnect(t.Context(), "k"))
+			require.Error(t, kit.SetToken(t.Context(), "k", &ganbauth.Token{AccessToken: "a"}))
+			require.Error(t, kit.Shutdown(t.Context()))
 			for _, client := range []*http.Client{kit.Client(t.Context()), kit.ClientFor("k")} {
 				_, err = client.Get("https://api.gmo-aozora.com/")
 				require.Error(t, err)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -348,6 +350,21 @@ func (f *flights[V]) run(ctx context.Context, key string, c *flight[V], fn func(
 		}
 	}()
 	c.value, c.err = fn(ctx)
+}
+
+// wait returns when the calls that run now have ended.
+func (f *flights[V]) wait(ctx context.Context) error {
+	f.mu.Lock()
+	running := slices.Collect(maps.Values(f.m))
+	f.mu.Unlock()
+	for _, c := range running {
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 func (f *flights[V]) forget(key string) {

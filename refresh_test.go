@@ -566,6 +566,38 @@ func TestPatience(t *testing.T) {
 	})
 }
 
+// A process that is about to end waits for what the bank has issued.
+func TestShutdown(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		require.NoError(t, a.kit.Shutdown(t.Context()), "nothing is on its way")
+		b := a.browser()
+		b.login()
+		time.Sleep(59*time.Minute + 10*time.Second)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(20*time.Second), 1)
+		require.True(t, b.connected(), "with the old token, after 3 s")
+
+		soon, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		require.ErrorIs(t, a.kit.Shutdown(soon), context.DeadlineExceeded)
+		start := time.Now()
+		require.NoError(t, a.kit.Shutdown(t.Context()))
+		require.Equal(t, 12*time.Second, time.Since(start))
+		require.Contains(t, a.eventTypes(), ganbauth.EventTokenRefreshed)
+
+		gone, leave := context.WithTimeout(t.Context(), time.Second)
+		defer leave()
+		other := a.browser()
+		req, err := http.NewRequestWithContext(gone, http.MethodGet, other.callbackURL("/bank/login"), nil)
+		require.NoError(t, err)
+		req.Header = navigate
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(20*time.Second), 1)
+		_, _ = other.client.Do(req)
+		start = time.Now()
+		require.NoError(t, a.kit.Shutdown(t.Context()))
+		require.Equal(t, 19*time.Second, time.Since(start), "a login counts too")
+	})
+}
+
 // A token that ended while its request waited does not serve any more.
 func TestPatienceOutlivesTheToken(t *testing.T) {
 	inBubble(t, setup{bank: ganbtest.Options{Lifetime: 8 * time.Second}}, func(t *testing.T, a *app) {

@@ -74,20 +74,17 @@ func parseToken(body []byte, asked time.Time, a assumed) (*Token, string, error)
 		{"id_token", maxIDToken, &idToken},
 	} {
 		s, _, err := member[string](o, m.name)
-		switch {
-		case err != nil:
+		if err != nil {
 			return nil, "", fmt.Errorf("%w: %w", ErrTokenFormat, err)
-		case len(s) > m.limit:
-			return nil, "", fmt.Errorf("%w: %s is longer than %d bytes", ErrTokenFormat, m.name, m.limit)
-		case !isVisible(s, m.name == "scope"):
-			// It could not stand in a header, and would fail every request until logout.
-			return nil, "", fmt.Errorf("%w: %s has a character that is not visible ASCII", ErrTokenFormat, m.name)
+		}
+		if err := checkMember(m.name, s, m.limit); err != nil {
+			return nil, "", err
 		}
 		*m.value = s
 	}
 	switch {
 	case t.AccessToken == "":
-		return nil, "", fmt.Errorf("%w: access_token is missing", ErrTokenFormat)
+		return nil, "", errNoAccessToken
 	case !strings.EqualFold(tokenType, "Bearer"):
 		return nil, "", fmt.Errorf("%w: token_type is not Bearer", ErrTokenFormat)
 	}
@@ -99,6 +96,19 @@ func parseToken(body []byte, asked time.Time, a assumed) (*Token, string, error)
 	}
 	t.Scope = strings.Join(strings.Fields(t.Scope), " ")
 	return t, idToken, nil
+}
+
+var errNoAccessToken = fmt.Errorf("%w: access_token is missing", ErrTokenFormat)
+
+// checkMember refuses what could not stand in a header, and would fail every request until logout.
+func checkMember(name, value string, limit int) error {
+	switch {
+	case len(value) > limit:
+		return fmt.Errorf("%w: %s is longer than %d bytes", ErrTokenFormat, name, limit)
+	case !isVisible(value, name == "scope"):
+		return fmt.Errorf("%w: %s has a character that is not visible ASCII", ErrTokenFormat, name)
+	}
+	return nil
 }
 
 func isVisible(s string, spaces bool) bool {

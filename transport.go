@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -50,12 +51,53 @@ func (k *Kit) Token(ctx context.Context, key string) (*Token, error) {
 	return t.withoutRefresh(), nil
 }
 
+// SetToken stores under key a token that came from elsewhere, another SDK's for instance: its user need not connect
+// again. One with a zero ExpiresAt is refreshed at its first use. Whoever else has its refresh token must not use it any
+// more. A token that the bank cannot have issued is [ErrTokenFormat]; else the error has the [StatusCode] 503.
+func (k *Kit) SetToken(ctx context.Context, key string, token *Token) error {
+	if err := k.usable(); err != nil {
+		return err
+	}
+	if key == "" || len(key) > maxKey {
+		return fmt.Errorf("ganbauth: SetToken: the key is empty or longer than %d bytes", maxKey)
+	}
+	if token == nil || token.AccessToken == "" {
+		return errNoAccessToken
+	}
+	if err := errors.Join(
+		checkMember("access_token", token.AccessToken, maxReceived),
+		checkMember("refresh_token", token.RefreshToken, maxReceived),
+		checkMember("scope", token.Scope, maxReceived),
+	); err != nil {
+		return err
+	}
+	t := *token
+	t.TokenType = "Bearer"
+	t.Scope = strings.Join(strings.Fields(t.Scope), " ")
+	t.ExpiresAt, t.IssuedAt = t.ExpiresAt.UTC().Truncate(time.Second), t.IssuedAt.UTC().Truncate(time.Second)
+	return k.keeper.put(ctx, k.named(key), &t)
+}
+
 // Disconnect forgets the token stored under key. There being none is no error.
 func (k *Kit) Disconnect(ctx context.Context, key string) error {
 	if err := k.usable(); err != nil {
 		return err
 	}
 	return k.keeper.drop(ctx, k.named(key))
+}
+
+// Shutdown waits until no token is on its way from the bank to the store, at most as long as ctx lets it, and returns
+// ctx's error then. A refresh goes on when its request has gone, for two minutes at the very worst: call Shutdown after
+// [http.Server.Shutdown] and before the process ends. The Kit can be used during and after it.
+func (k *Kit) Shutdown(ctx context.Context) error {
+	if err := k.usable(); err != nil {
+		return err
+	}
+	err := errors.Join(k.keeper.refreshes.wait(ctx), k.exchanges.wait(ctx))
+	if err != nil {
+		return fmt.Errorf("ganbauth: a token is on its way still: %w", err)
+	}
+	return nil
 }
 
 // transport is the RoundTripper of one Client.

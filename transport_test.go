@@ -430,3 +430,48 @@ func TestCheckResponse(t *testing.T) {
 type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// A token from elsewhere is stored as the kit's own are: sealed, under the kit's name, and judged first.
+func TestSetToken(t *testing.T) {
+	store := ganbauth.NewMemoryStore()
+	inBubble(t, setup{options: ganbauth.Options{
+		Name: "personal", Store: store, EncryptionKeys: [][]byte{bytes.Repeat([]byte{1}, 32)},
+	}}, func(t *testing.T, a *app) {
+		ctx := t.Context()
+		imported := a.bank.Token("private:account", "offline_access")
+		*imported = ganbauth.Token{AccessToken: imported.AccessToken, RefreshToken: imported.RefreshToken, Scope: " private:account  offline_access"}
+		require.NoError(t, a.kit.SetToken(ctx, "alice", imported))
+		sealed, err := store.Load(ctx, "personal/alice")
+		require.NoError(t, err)
+		require.NotContains(t, sealed.AccessToken, imported.AccessToken)
+		require.Empty(t, imported.TokenType, "the caller's token is the caller's")
+		token, err := a.kit.Token(ctx, "alice")
+		require.NoError(t, err)
+		require.True(t, token.Valid())
+		require.Equal(t, "private:account offline_access", token.Scope)
+		require.Equal(t, 1, a.bank.Refreshes(), "as its expiry is not known")
+
+		live := a.bank.Token("private:account", "offline_access")
+		require.NoError(t, a.kit.SetToken(ctx, "alice", live))
+		token, err = a.kit.Token(ctx, "alice")
+		require.NoError(t, err)
+		require.Equal(t, live.AccessToken, token.AccessToken)
+		require.Equal(t, 1, a.bank.Refreshes())
+
+		for name, token := range map[string]*ganbauth.Token{
+			"none":            nil,
+			"no access token": {RefreshToken: "r"},
+			"a line break":    {AccessToken: "a\n"},
+			"a space":         {AccessToken: "a", RefreshToken: "r r"},
+			"too long":        {AccessToken: strings.Repeat("a", 4097)},
+			"scope":           {AccessToken: "a", Scope: "\x00"},
+		} {
+			require.ErrorIs(t, a.kit.SetToken(ctx, "alice", token), ganbauth.ErrTokenFormat, name)
+		}
+		require.Error(t, a.kit.SetToken(ctx, "", live))
+		require.Error(t, a.kit.SetToken(ctx, strings.Repeat("k", 1025), live))
+		token, err = a.kit.Token(ctx, "alice")
+		require.NoError(t, err)
+		require.Equal(t, live.AccessToken, token.AccessToken, "what is refused changes nothing")
+	})
+}
