@@ -1,34 +1,55 @@
 package ganbauth_test
 
 import (
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
 	"io/fs"
+	"net/http"
+	"net/http/cookiejar"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth/ganbtest"
+	"github.com/ganbauth/ganbauth/internal/testenv"
 )
 
-// The README's lines are the manual's, and compile as pasted.
-func TestREADME(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
+// goBlocks returns the fenced Go code of a page.
+func goBlocks(t *testing.T, page string) (blocks []string) {
+	t.Helper()
+	data, err := os.ReadFile(page)
 	require.NoError(t, err)
-	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(readme), -1)
-	require.Len(t, blocks, 2)
-	quickStart, box := blocks[0][1], blocks[1][1]
+	for _, m := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(data), -1) {
+		blocks = append(blocks, m[1])
+	}
+	require.NotEmpty(t, blocks, page)
+	return blocks
+}
 
+// The README's lines are the manual's, and compile as pasted, as do those of the pages.
+func TestREADME(t *testing.T) {
 	doc, err := os.ReadFile("doc.go")
 	require.NoError(t, err)
 	inDoc := regexp.MustCompile(`(?m)^//\t?`).ReplaceAllString(string(doc), "")
-	require.Contains(t, inDoc, quickStart)
+	require.Contains(t, inDoc, goBlocks(t, "README.md")[0])
 
-	program := `package main
+	program := &strings.Builder{}
+	program.WriteString(`package main
 
 import (
+	"context"
+	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/alexedwards/scs/v2"
 
@@ -36,23 +57,123 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-func server(mux *http.ServeMux, balance http.HandlerFunc, addr, id, secret, salt string) {
-` + quickStart + `_ = err
-}
-
-func test() {
-` + box + `_, _ = connector, err
-}
+type _ struct{ *scs.SessionManager; *ganbtest.Server; *slog.Logger; time.Time }
 
 func main() {}
-`
+`)
+	declared := regexp.MustCompile(`(?m)^(\w+(?:, \w+)*) :=`)
+	for _, page := range []string{"README.md", "docs/migrating.md", "docs/production.md", "docs/security.md"} {
+		for i, block := range goBlocks(t, page) {
+			fmt.Fprintf(program, `
+// %s
+func _(mux *http.ServeMux, balance http.HandlerFunc, transfer, handler http.Handler, w http.ResponseWriter, server *http.Server,
+	addr, id, secret, salt, scope, redirectURI, code, attemptID string, newKey, oldKey []byte, err error,
+	ctx context.Context, sessions *scs.SessionManager, opts ganbauth.Options, store ganbauth.TokenStore,
+	userID func(context.Context) (string, error), row struct{ UserID, AccessToken, RefreshToken, Scope string },
+`, page)
+			if page != "README.md" || i > 0 {
+				program.WriteString("bank *ganbauth.Kit, connector *ganbauth.Connector,\n")
+			}
+			program.WriteString(") { {\n" + block)
+			for _, m := range declared.FindAllStringSubmatch(block, -1) {
+				for name := range strings.SplitSeq(m[1], ", ") {
+					program.WriteString("_ = " + name + "\n")
+				}
+			}
+			program.WriteString("} }\n")
+		}
+	}
 	file := filepath.Join(t.TempDir(), "main.go")
-	require.NoError(t, os.WriteFile(file, []byte(program), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte(program.String()), 0o600))
 	out, err := exec.Command("go", "build", "-o", os.DevNull, file).CombinedOutput()
 	require.NoError(t, err, string(out))
 
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
 	for _, name := range regexp.MustCompile("`bank\\.(\\w+)").FindAllStringSubmatch(string(readme), -1) {
 		require.NoError(t, exec.Command("go", "doc", "Kit."+name[1]).Run(), "the README names Kit.%s", name[1])
+	}
+}
+
+// The quick start's program, with the quick start's certificate and conf.json, connects accounts at the bank in a box,
+// and its troubles show as the page says.
+func TestQuickStart(t *testing.T) {
+	page, err := os.ReadFile("docs/quickstart.md")
+	require.NoError(t, err)
+	block := func(language string) string {
+		return regexp.MustCompile("(?s)```" + language + "\n(.*?)```").FindStringSubmatch(string(page))[1]
+	}
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(block("go")), 0o600))
+	out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "bank"), filepath.Join(dir, "main.go")).CombinedOutput()
+	require.NoError(t, err, string(out))
+	certify := exec.Command("sh", "-c", regexp.MustCompile(`(?m)^go run "\$\(go env GOROOT.*$`).FindString(block("sh")))
+	certify.Dir = dir
+	out, err = certify.CombinedOutput()
+	require.NoError(t, err, string(out))
+	cert, err := os.ReadFile(filepath.Join(dir, "cert.pem"))
+	require.NoError(t, err)
+	roots := x509.NewCertPool()
+	require.True(t, roots.AppendCertsFromPEM(cert))
+
+	for _, c := range []struct {
+		name           string
+		secret, issuer string // besides the box's
+		page, log      string
+	}{
+		{name: "connected", page: `"accounts":`, log: "login_succeeded"},
+		{name: "wrong secret", secret: "another", page: "The connection failed", log: "class=invalid_client"},
+		{name: "wrong issuer", issuer: "https://api.gmo-aozora.com", page: "The connection failed", log: "class=invalid_id_token"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			addr := fmt.Sprint("localhost:", testenv.FreePort(t))
+			redirectURI := "https://" + addr + "/bank/callback"
+			box := ganbtest.NewServer(ganbtest.Options{RedirectURI: redirectURI})
+			defer box.Close()
+			conf := box.Config()
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "conf.json"), []byte(strings.NewReplacer(
+				"https://api.gmo-aozora.com/ganb/api/auth/v1", conf.AuthBaseURL,
+				"https://api.gmo-aozora.com/", cmp.Or(c.issuer, conf.JWTIssuer),
+			).Replace(block("json"))), 0o600))
+			program := exec.Command(filepath.Join(dir, "bank"))
+			program.Dir = dir
+			program.Env = append(os.Environ(), "ADDR="+addr, "GANB_REDIRECT_URI="+redirectURI, "GANB_API="+box.APIBase(),
+				"GANB_CLIENT_ID="+box.ClientID, "GANB_CLIENT_SECRET="+cmp.Or(c.secret, box.ClientSecret))
+			log := &lockedBuffer{}
+			program.Stderr = log
+			require.NoError(t, program.Start())
+			stop := sync.OnceFunc(func() { _ = program.Process.Kill(); _ = program.Wait() })
+			defer stop()
+
+			jar, err := cookiejar.New(nil)
+			require.NoError(t, err)
+			browser := &http.Client{Jar: jar, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+			defer browser.CloseIdleConnections()
+			var shown string
+			require.Eventually(t, func() bool {
+				shown = visit(browser, "https://"+addr+"/accounts")
+				return !strings.Contains(shown, "connection refused")
+			}, 10*time.Second, 20*time.Millisecond, log.String())
+			require.Contains(t, shown, c.page)
+			stop() // the log is whole
+			require.Contains(t, log.String(), c.log)
+		})
+	}
+}
+
+// Each Japanese page has the English page's code, and a heading, a row and an item for each of its.
+func TestTranslations(t *testing.T) {
+	shape := regexp.MustCompile("(?ms)^```.*?^```$|^#+ |^\\| |^- |^\\d\\. ")
+	pages, err := filepath.Glob("docs/ja/*.md")
+	require.NoError(t, err)
+	require.Len(t, pages, 3)
+	for _, japanese := range append(pages, "README.ja.md") {
+		english := strings.NewReplacer("/ja/", "/", ".ja.", ".").Replace(japanese)
+		en, err := os.ReadFile(english)
+		require.NoError(t, err)
+		ja, err := os.ReadFile(japanese)
+		require.NoError(t, err)
+		require.Equal(t, shape.FindAllString(string(en), -1), shape.FindAllString(string(ja), -1), japanese)
 	}
 }
 
