@@ -29,7 +29,7 @@ type site struct {
 	bank       *ganbtest.Server
 	store      ganbauth.TokenStore
 	mux        *http.ServeMux // for more pages
-	prefetched atomic.Int32   // requests that the browser said to be prefetches
+	prefetched atomic.Int32   // the status of the answer to what the browser said to be a prefetch
 }
 
 // newSite serves protected pages below /p/ that show their number and the cart, and a page / that puts a thing into
@@ -42,7 +42,11 @@ func newSite(t *testing.T, sameSite http.SameSite, body string) *site {
 	sessions.Cookie.SameSite = sameSite
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.Header.Get("Sec-Purpose"), "prefetch") && strings.HasPrefix(r.URL.Path, "/bank/") {
-			s.prefetched.Add(1)
+			answer := httptest.NewRecorder()
+			sessions.LoadAndSave(s.mux).ServeHTTP(answer, r)
+			s.prefetched.Store(int32(answer.Code))
+			w.WriteHeader(answer.Code)
+			return
 		}
 		sessions.LoadAndSave(s.mux).ServeHTTP(w, r)
 	}))
@@ -227,6 +231,7 @@ func TestPrefetch(t *testing.T) {
 			open(t, ctx, s.url)
 			see(t, ctx, "Connect", "")
 			require.Eventually(t, func() bool { return s.prefetched.Load() > 0 }, 20*time.Second, 10*time.Millisecond)
+			require.EqualValues(t, http.StatusForbidden, s.prefetched.Load())
 			require.Zero(t, s.bank.Count(ganbtest.Authorization))
 			click(t, ctx, "Connect")
 			see(t, ctx, consent, "")
