@@ -65,7 +65,7 @@ func SCSDecode(store TokenStore, data []byte) error {
 }
 
 func Seal(store TokenStore, keys ...[]byte) TokenStore {
-	s, err := newSealer(keys...)
+	s, err := newSealer("token", keys...)
 	if err != nil {
 		panic(err)
 	}
@@ -83,6 +83,6 @@ func KeysHeld(k *Kit) int {
 	return len(k.keeper.refreshes.m) + len(k.keeper.gate.m) + len(k.keeper.coolDowns.m)
 }
 
-func Replace(k *Kit, ctx context.Context, key, refused string) (*Token, error) {
+func Replace(k *Kit, ctx context.Context, key, refused string) (Token, error) {
 	return k.keeper.replace(ctx, key, refused)
 }

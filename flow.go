@@ -78,7 +78,7 @@ func newAttempts(c *Connector, name string, secure bool) (attempts, error) {
 	if err != nil {
 		return attempts{}, fmt.Errorf("ganbauth: attempt cookie: %w", err)
 	}
-	s, err := newSealer(key)
+	s, err := newSealer("attempt", key)
 	prefix := "ganb." + name + "."
 	if secure {
 		prefix = "__Host-" + prefix

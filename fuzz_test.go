@@ -156,7 +156,7 @@ func FuzzCallbackQuery(f *testing.F) {
 }
 
 // An attempt cookie that ganbauth.AttemptCookies sealed: the workers of the fuzzer share it.
-const sealedAttempt = "n-Pt3DbFJ86AX031fPMb2r7-qZQLyivW_4ScXqXSh7PHhkwJSSjZ6zFWnVy07mzR_g"
+const sealedAttempt = "y-JmlnOiKjyKt4Plscv_6tnmVYhjTh2lTDAgxwnngOiXpLFGZCwGQFbWvbFYTSPnsw"
 
 // Nobody without the key makes an attempt cookie; the seed is a real one.
 func FuzzAttemptCookie(f *testing.F) {

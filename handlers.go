@@ -260,8 +260,10 @@ func (k *Kit) peek(r *http.Request) (*Token, error) {
 	switch {
 	case errors.Is(err, ErrLoginRequired), err == nil && !t.Valid() && t.RefreshToken == "":
 		return nil, nil
+	case err != nil:
+		return nil, err
 	}
-	return t, err
+	return &t, nil
 }
 
 // handler frames what all handlers have in common: methods, headers, refusals.

@@ -118,7 +118,8 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	if len(missing) > 0 {
 		return nil, &scopeError{granted: strings.Fields(t.Scope), missing: missing}
 	}
-	return &grant{r.Context(), k, key, *t.withoutRefresh()}, nil
+	t.RefreshToken = ""
+	return &grant{r.Context(), k, key, t}, nil
 }
 
 // scopeError is ErrInsufficientScope with what is granted and what is not.

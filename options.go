@@ -242,7 +242,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 	}
 	lister, _ := store.(ExpiryLister)
 	if len(opts.EncryptionKeys) > 0 {
-		s, err := newSealer(opts.EncryptionKeys...)
+		s, err := newSealer("token", opts.EncryptionKeys...)
 		if err != nil {
 			errs = append(errs, err)
 		}

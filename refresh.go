@@ -38,28 +38,25 @@ type keeper struct {
 	lifetime  time.Duration
 	observer  observer
 
-	refreshes flights[*Token]
+	refreshes flights[Token]
 	gate      keyedMutex
 	coolDowns coolDowns
 }
 
 // live returns key's token, refreshed if it is about to end.
-func (k *keeper) live(ctx context.Context, key string) (*Token, error) {
+func (k *keeper) live(ctx context.Context, key string) (Token, error) {
 	t, err := k.load(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	if !k.due(t) {
-		return t, nil
+	if err != nil || !k.due(t) {
+		return t, err
 	}
 	return k.refresh(ctx, key, t, "")
 }
 
 // replace returns another token than the one whose access token the bank's API has refused.
-func (k *keeper) replace(ctx context.Context, key, refused string) (*Token, error) {
+func (k *keeper) replace(ctx context.Context, key, refused string) (Token, error) {
 	t, err := k.load(ctx, key)
 	if err != nil {
-		return nil, err
+		return Token{}, err
 	}
 	if t.AccessToken != refused && !k.due(t) {
 		return t, nil // somebody else has rotated it
@@ -68,38 +65,38 @@ func (k *keeper) replace(ctx context.Context, key, refused string) (*Token, erro
 }
 
 // load tells a token that is not there from a store that does not work.
-func (k *keeper) load(ctx context.Context, key string) (*Token, error) {
-	t, err := k.store.Load(ctx, key)
+func (k *keeper) load(ctx context.Context, key string) (Token, error) {
+	t, err := load(ctx, k.store, key)
 	switch {
 	case errors.Is(err, ErrTokenNotFound):
 		if errors.Is(err, errUnreadable) {
 			k.observer.log.WarnContext(ctx, "ganbauth: a stored token cannot be read and counts as none", "error", err)
 		}
-		return nil, fmt.Errorf("%w: %w", ErrLoginRequired, err)
+		return Token{}, fmt.Errorf("%w: %w", ErrLoginRequired, err)
 	case err != nil:
-		return nil, unavailable("ganbauth: load token: %w", err)
-	case t == nil || t.AccessToken == "":
-		return nil, fmt.Errorf("%w: the stored token is empty", ErrLoginRequired)
+		return Token{}, unavailable("ganbauth: load token: %w", err)
+	case t.AccessToken == "":
+		return Token{}, fmt.Errorf("%w: the stored token is empty", ErrLoginRequired)
 	}
 	return t, nil
 }
 
 // due reports whether t ends within the leeway, which is at most a quarter of its life: a token of five seconds
 // is not refreshed on every request.
-func (k *keeper) due(t *Token) bool {
+func (k *keeper) due(t Token) bool {
 	leeway := min(k.leeway, t.ExpiresAt.Sub(t.IssuedAt)/4)
 	return time.Until(t.ExpiresAt) <= max(leeway, 0)
 }
 
 // refresh joins or begins the refresh of key. The token t is what the caller has; refused is its access token if
 // the bank's API has refused it, and t serves on while nothing better is to be had if not.
-func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused string) (*Token, error) {
+func (k *keeper) refresh(ctx context.Context, key string, t Token, refused string) (Token, error) {
 	usable := func() bool { return t.Valid() && t.AccessToken != refused }
 	if t.RefreshToken == "" {
 		if usable() {
 			return t, nil
 		}
-		return nil, fmt.Errorf("%w: the token is past its expiry and there is no refresh token", ErrLoginRequired)
+		return Token{}, fmt.Errorf("%w: the token is past its expiry and there is no refresh token", ErrLoginRequired)
 	}
 	if usable() {
 		var cancel context.CancelFunc
@@ -111,10 +108,10 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 			if usable() {
 				return t, nil
 			}
-			return nil, err
+			return Token{}, err
 		}
-		next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (*Token, error) {
-			return k.refreshOnce(ctx, key, func(t *Token) bool { return k.due(t) || t.AccessToken == refused })
+		next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (Token, error) {
+			return k.refreshOnce(ctx, key, func(t Token) bool { return k.due(t) || t.AccessToken == refused })
 		})
 		switch {
 		case err == nil && next.AccessToken == refused:
@@ -122,11 +119,11 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 		case err == nil:
 			return next, nil
 		case errors.Is(err, ErrLoginRequired) || !usable():
-			return nil, err
+			return Token{}, err
 		}
 		return t, nil
 	}
-	return nil, unavailable("ganbauth: the bank's API refuses the token")
+	return Token{}, unavailable("ganbauth: the bank's API refuses the token")
 }
 
 // ahead refreshes key's token if it ends before that time, and reports whether it has.
@@ -138,33 +135,30 @@ func (k *keeper) ahead(ctx context.Context, key string, before time.Time) (refre
 	if err := k.coolDowns.check(key); err != nil {
 		return false, err
 	}
-	next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (*Token, error) {
-		return k.refreshOnce(ctx, key, func(t *Token) bool { return t.ExpiresAt.Before(before) })
+	next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (Token, error) {
+		return k.refreshOnce(ctx, key, func(t Token) bool { return t.ExpiresAt.Before(before) })
 	})
 	return err == nil && next.AccessToken != t.AccessToken, err
 }
 
 // refreshOnce runs in one goroutine per key, on a context that no request can cancel. The function needed is asked
 // about the token again behind the gate.
-func (k *keeper) refreshOnce(ctx context.Context, key string, needed func(*Token) bool) (*Token, error) {
+func (k *keeper) refreshOnce(ctx context.Context, key string, needed func(Token) bool) (Token, error) {
 	unlock, err := k.lock(ctx, key)
 	if err != nil {
-		return nil, err
+		return Token{}, err
 	}
 	defer unlock()
 	// Between the caller's look and the lock, another flight or another process may have done it.
 	old, err := k.load(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	if !needed(old) {
-		return old, nil
+	if err != nil || !needed(old) {
+		return old, err
 	}
 	if old.RefreshToken == "" {
-		return nil, fmt.Errorf("%w: there is no refresh token", ErrLoginRequired)
+		return Token{}, fmt.Errorf("%w: there is no refresh token", ErrLoginRequired)
 	}
 	start := time.Now()
-	t, err := k.connector.renew(ctx, old, k.lifetime)
+	t, err := k.connector.renew(ctx, &old, k.lifetime)
 	if err != nil {
 		return k.refreshFailed(ctx, key, old, err, start)
 	}
@@ -174,15 +168,15 @@ func (k *keeper) refreshOnce(ctx context.Context, key string, needed func(*Token
 		return k.load(ctx, key)
 	case err != nil:
 		k.observer.event(ctx, EventRefreshFailed, start, err)
-		return t, nil // the old one is dead: those who wait are served, and the log is loud
+		return *t, nil // the old one is dead: those who wait are served, and the log is loud
 	}
 	k.observer.event(ctx, EventTokenRefreshed, start, nil)
-	return t, nil
+	return *t, nil
 }
 
 // refreshFailed decides what a failed refresh means: the end of the connection only when the bank says that the
 // grant is dead and nobody else has rotated the token.
-func (k *keeper) refreshFailed(ctx context.Context, key string, old *Token, err error, start time.Time) (*Token, error) {
+func (k *keeper) refreshFailed(ctx context.Context, key string, old Token, err error, start time.Time) (Token, error) {
 	var e *TokenError
 	isTokenError := errors.As(err, &e)
 	if !(isTokenError && e.grantLost()) && !errors.Is(err, ErrInvalidIDToken) {
@@ -191,34 +185,31 @@ func (k *keeper) refreshFailed(ctx context.Context, key string, old *Token, err 
 			hint = e.RetryAfter
 		}
 		k.observer.event(ctx, EventRefreshFailed, start, err)
-		return nil, k.coolDowns.begin(key, err, hint)
+		return Token{}, k.coolDowns.begin(key, err, hint)
 	}
 	if isTokenError {
-		t, loadErr := k.rotatedByOther(ctx, key, old)
-		if t != nil || loadErr != nil {
-			return t, loadErr
+		t, ok, err := k.rotatedByOther(ctx, key, old)
+		if ok || err != nil {
+			return t, err
 		}
 	}
 	k.observer.event(ctx, EventTokenLost, start, err)
 	if err := k.store.Delete(ctx, key); err != nil {
 		k.observer.log.ErrorContext(ctx, "ganbauth: a dead token could not be deleted", "error", err)
 	}
-	return nil, fmt.Errorf("%w: %w", ErrLoginRequired, err)
+	return Token{}, fmt.Errorf("%w: %w", ErrLoginRequired, err)
 }
 
-// rotatedByOther looks again for a token that another process has put in old's place, and returns nil if none has.
-func (k *keeper) rotatedByOther(ctx context.Context, key string, old *Token) (*Token, error) {
+// rotatedByOther looks again for a token that another process has put in old's place.
+func (k *keeper) rotatedByOther(ctx context.Context, key string, old Token) (t Token, ok bool, err error) {
 	deadline := time.Now().Add(secondLook)
 	for wait := 50 * time.Millisecond; ; wait *= 2 {
 		t, err := k.load(ctx, key)
-		if err != nil {
-			return nil, err
-		}
-		if t.RefreshToken != old.RefreshToken {
-			return t, nil
+		if err != nil || t.RefreshToken != old.RefreshToken {
+			return t, err == nil, err
 		}
 		if k.locker != nil || time.Now().Add(wait).After(deadline) {
-			return nil, nil
+			return Token{}, false, nil
 		}
 		time.Sleep(wait)
 	}

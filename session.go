@@ -2,7 +2,6 @@ package ganbauth
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -18,17 +17,17 @@ var errNobody = fmt.Errorf("%w: the application knows no user to connect", ErrLo
 
 const maxKey = 1024
 
-// session is the scs session of one request. It is nil in a Kit without sessions.
+// session is the scs session of one request.
 type session struct {
-	*scs.SessionManager
-	ctx  context.Context
-	ours bool // no LoadAndSave stands above the kit, so that committing is the kit's
+	*scs.SessionManager // nil in a Kit without sessions
+	ctx                 context.Context
+	ours                bool // no LoadAndSave stands above the kit, so that committing is the kit's
 }
 
 // session returns the session that LoadAndSave has loaded, or loads it. It never makes one in the store.
-func (k *Kit) session(r *http.Request) (*session, error) {
+func (k *Kit) session(r *http.Request) (session, error) {
 	if k.sessions == nil {
-		return nil, nil
+		return session{}, nil
 	}
 	ctx, err := k.sessions.Load(r.Context(), "") // returns the context as it is if a session is in it
 	ours := ctx != r.Context()
@@ -38,9 +37,9 @@ func (k *Kit) session(r *http.Request) (*session, error) {
 		}
 	}
 	if err != nil {
-		return nil, unavailable("ganbauth: load session: %w", err)
+		return session{}, unavailable("ganbauth: load session: %w", err)
 	}
-	return &session{k.sessions, ctx, ours}, nil
+	return session{k.sessions, ctx, ours}, nil
 }
 
 // storeKey says under which key the store has the token of r, "" if r's session has none.
@@ -115,14 +114,14 @@ func (k *Kit) newKey(r *http.Request) (string, error) {
 	if k.key != nil {
 		return k.storeKey(r)
 	}
-	return rand.Text(), nil
+	return newRecordKey(), nil
 }
 
 // attach gives the session the key of a login and renews its token, so that one that was planted before is
 // worthless. What the session had before is deleted.
 func (k *Kit) attach(w http.ResponseWriter, r *http.Request, key string, a *attempt) error {
 	s, err := k.session(r)
-	if err != nil || s == nil || k.key != nil && s.Token(s.ctx) == "" {
+	if err != nil || s.SessionManager == nil || k.key != nil && s.Token(s.ctx) == "" {
 		return err
 	}
 	if err := s.RenewToken(s.ctx); err != nil {
@@ -150,7 +149,7 @@ func (k *Kit) attach(w http.ResponseWriter, r *http.Request, key string, a *atte
 // detach takes the key out of the session. A session with nothing else in it ends; another gets a new token.
 func (k *Kit) detach(w http.ResponseWriter, r *http.Request) error {
 	s, err := k.session(r)
-	if err != nil || s == nil || !s.Exists(s.ctx, k.sessionKey) {
+	if err != nil || s.SessionManager == nil || !s.Exists(s.ctx, k.sessionKey) {
 		return err
 	}
 	s.Remove(s.ctx, k.sessionKey)
@@ -167,7 +166,7 @@ func (k *Kit) detach(w http.ResponseWriter, r *http.Request) error {
 }
 
 // commit does what LoadAndSave would, where there is none.
-func (s *session) commit(w http.ResponseWriter) error {
+func (s session) commit(w http.ResponseWriter) error {
 	if !s.ours {
 		return nil
 	}

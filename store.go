@@ -5,12 +5,14 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -47,6 +49,20 @@ type ExpiryLister interface {
 	// Expiring returns the keys of the tokens that can be refreshed and end before that time, soonest first. A key that
 	// is listed needlessly does no harm.
 	Expiring(ctx context.Context, before time.Time) (keys []string, err error)
+}
+
+// load is store.Load, with no allocation for the Token where the store is this package's.
+func load(ctx context.Context, store TokenStore, key string) (Token, error) {
+	if s, ok := store.(interface {
+		load(context.Context, string) (Token, error)
+	}); ok {
+		return s.load(ctx, key)
+	}
+	t, err := store.Load(ctx, key)
+	if err != nil || t == nil {
+		return Token{}, err
+	}
+	return *t, nil
 }
 
 // NewMemoryStore returns a TokenStore in the process's memory, for tests and for a single process: tokens end with
@@ -122,20 +138,38 @@ const (
 	scsVersion = 1
 )
 
-// recordName is what key's record is called in the engine: 43 characters, which is all that some engines take. Its
-// semicolon cannot come in a cookie's value, so that no cookie can name a record and have scs open or overwrite it.
+// newRecordKey returns a random key, which names its record itself.
+func newRecordKey() string { return ";" + rand.Text() }
+
+// recordName is what key's record is called in the engine: 43 characters, which is all that some engines take, or
+// fewer if the key was made to be a name. Its semicolon cannot come in a cookie's value, so that no cookie can name a
+// record and have scs open or overwrite it.
 func recordName(key string) string {
-	sum := sha256.Sum256([]byte("ganbauth token\x00" + key))
-	name := base64.RawURLEncoding.AppendEncode([]byte{';'}, sum[:])
+	if len(key) < 43 && strings.HasPrefix(key, ";") {
+		return key
+	}
+	var room [64]byte // for most keys, on the stack
+	sum := sha256.Sum256(append(append(room[:0], "ganbauth token\x00"...), key...))
+	var name [44]byte
+	name[0] = ';'
+	base64.RawURLEncoding.Encode(name[1:], sum[:])
 	return string(name[:43])
 }
 
 func (s *scsStore) Load(ctx context.Context, key string) (*Token, error) {
+	t, err := s.load(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return &t, nil
+}
+
+func (s *scsStore) load(ctx context.Context, key string) (Token, error) {
 	t, _, err := s.find(ctx, key)
 	return t, err
 }
 
-func (s *scsStore) find(ctx context.Context, key string) (*Token, time.Time, error) {
+func (s *scsStore) find(ctx context.Context, key string) (Token, time.Time, error) {
 	var data []byte
 	var found bool
 	var err error
@@ -146,14 +180,14 @@ func (s *scsStore) find(ctx context.Context, key string) (*Token, time.Time, err
 		data, found, err = s.sessions.Store.Find(recordName(key))
 	}
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("ganbauth: scs store: find: %w", err)
+		return Token{}, time.Time{}, fmt.Errorf("ganbauth: scs store: find: %w", err)
 	}
 	if !found {
-		return nil, time.Time{}, ErrTokenNotFound
+		return Token{}, time.Time{}, ErrTokenNotFound
 	}
 	t, deadline, err := s.decode(data)
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("%w: %w", ErrTokenNotFound, err)
+		return Token{}, time.Time{}, fmt.Errorf("%w: %w", ErrTokenNotFound, err)
 	}
 	return t, deadline, nil
 }
@@ -231,115 +265,137 @@ func (s *scsStore) encode(t *Token, deadline time.Time) ([]byte, error) {
 	return binary.BigEndian.AppendUint32(data, uint32(len(record))), nil
 }
 
-func (s *scsStore) decode(data []byte) (*Token, time.Time, error) {
+func (s *scsStore) decode(data []byte) (t Token, deadline time.Time, err error) {
 	var record []byte
 	if s.trailing {
 		if len(data) < 4 {
-			return nil, time.Time{}, errRecordTruncated
+			return t, deadline, errRecordTruncated
 		}
 		end := len(data) - 4
 		n := binary.BigEndian.Uint32(data[end:])
 		if uint64(n) > uint64(end) {
-			return nil, time.Time{}, errRecordTruncated
+			return t, deadline, errRecordTruncated
 		}
 		record = data[end-int(n) : end]
 	} else {
 		_, values, err := s.sessions.Codec.Decode(data)
 		if err != nil {
-			return nil, time.Time{}, errUnreadable
+			return t, deadline, errUnreadable
 		}
 		text, _ := values[scsMark].(string)
 		if record, err = base64.StdEncoding.DecodeString(text); err != nil {
-			return nil, time.Time{}, errUnreadable
+			return t, deadline, errUnreadable
 		}
 	}
 	if len(record) < 9 || record[0] != scsVersion {
-		return nil, time.Time{}, errUnreadable
+		return t, deadline, errUnreadable
 	}
-	t := new(Token)
 	if err := t.UnmarshalBinary(record[9:]); err != nil {
-		return nil, time.Time{}, err
+		return t, deadline, err
 	}
 	return t, time.Unix(int64(binary.BigEndian.Uint64(record[1:])), 0).UTC(), nil
 }
 
-// sealedStore encrypts a token's secrets before the store beneath sees them: field by field, so that a store with
-// columns works, and bound to the key, so that one user's record cannot stand in for another's.
+// sealedStore encrypts tokens before the store beneath sees them: the whole token in place of its access token, and in
+// clear what a store with columns needs. A record is bound to its key, so that one user's cannot stand in for another's.
 type sealedStore struct {
 	TokenStore
 	sealer sealer
 }
 
 func (s sealedStore) Load(ctx context.Context, key string) (*Token, error) {
-	t, err := s.TokenStore.Load(ctx, key)
+	t, err := s.load(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	for field, value := range secrets(t) {
-		if *value == "" {
-			continue
-		}
-		if *value, err = s.sealer.open(*value, field+"\x00"+key); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrTokenNotFound, err)
-		}
+	return &t, nil
+}
+
+func (s sealedStore) load(ctx context.Context, key string) (t Token, err error) {
+	sealed, err := load(ctx, s.TokenStore, key)
+	if err != nil {
+		return t, err
+	}
+	record, err := s.sealer.open(sealed.AccessToken, key)
+	if err == nil {
+		err = t.unmarshal(record)
+	}
+	if err != nil {
+		return t, fmt.Errorf("%w: %w", ErrTokenNotFound, err)
 	}
 	return t, nil
 }
 
 func (s sealedStore) Save(ctx context.Context, key string, token *Token) error {
-	t := *token
-	for field, value := range secrets(&t) {
-		if *value != "" {
-			*value = s.sealer.seal(*value, field+"\x00"+key)
-		}
+	record, err := token.MarshalBinary()
+	if err != nil {
+		return err
 	}
-	return s.TokenStore.Save(ctx, key, &t)
+	sealed := &Token{
+		AccessToken: s.sealer.seal(string(record), key),
+		TokenType:   token.TokenType,
+		Scope:       token.Scope,
+		ExpiresAt:   token.ExpiresAt,
+		IssuedAt:    token.IssuedAt,
+	}
+	if token.RefreshToken != "" {
+		sealed.RefreshToken = "sealed" // stores list the tokens that have one
+	}
+	return s.TokenStore.Save(ctx, key, sealed)
 }
 
-func secrets(t *Token) map[string]*string {
-	return map[string]*string{
-		"access_token":  &t.AccessToken,
-		"refresh_token": &t.RefreshToken,
-		"id_token":      &t.IDToken,
-		"sub":           &t.Subject,
-	}
+// sealer encrypts with AES-256-GCM into base64url, for one purpose. The first key seals, all keys open.
+type sealer struct {
+	purpose string
+	keys    []cipher.AEAD
 }
 
-// sealer encrypts with AES-256-GCM into base64url. The first key seals, all keys open.
-type sealer []cipher.AEAD
-
-func newSealer(keys ...[]byte) (sealer, error) {
-	var s sealer
+func newSealer(purpose string, keys ...[]byte) (sealer, error) {
+	s := sealer{purpose: purpose}
 	for i, key := range keys {
 		if len(key) != 32 {
-			return nil, fmt.Errorf("ganbauth: encryption key %d has %d bytes, not 32", i, len(key))
+			return sealer{}, fmt.Errorf("ganbauth: encryption key %d has %d bytes, not 32", i, len(key))
 		}
 		block, err := aes.NewCipher(key)
 		if err != nil {
-			return nil, err
+			return sealer{}, err
 		}
 		aead, err := cipher.NewGCMWithRandomNonce(block)
 		if err != nil {
-			return nil, err
+			return sealer{}, err
 		}
-		s = append(s, aead)
+		s.keys = append(s.keys, aead)
 	}
 	return s, nil
 }
 
 func (s sealer) seal(plain, owner string) string {
-	return base64.RawURLEncoding.EncodeToString(s[0].Seal(nil, nil, []byte(plain), []byte(owner)))
+	return base64.RawURLEncoding.EncodeToString(s.keys[0].Seal(nil, nil, []byte(plain), []byte(s.purpose+"\x00"+owner)))
 }
 
+// open works in memory that is used again, and wiped: it stands in the way of every request.
 func (s sealer) open(sealed, owner string) (string, error) {
-	data, err := decodeSegment(sealed)
+	room := scratch.Get().(*[]byte)
+	defer func() {
+		clear((*room)[:cap(*room)])
+		scratch.Put(room)
+	}()
+	b := append(append(append(append((*room)[:0], s.purpose...), 0), owner...), sealed...)
+	text := len(b) - len(sealed)
+	b, err := base64.RawURLEncoding.Strict().AppendDecode(b, b[text:])
+	*room = b
 	if err != nil {
 		return "", errUnreadable
 	}
-	for _, aead := range s {
-		if plain, err := aead.Open(nil, nil, data, []byte(owner)); err == nil {
+	context, data := b[:text], b[text+len(sealed):]
+	b = slices.Grow(b, len(data))
+	*room = b
+	for _, aead := range s.keys {
+		if plain, err := aead.Open(b[len(b):], nil, data, context); err == nil {
 			return string(plain), nil
 		}
 	}
 	return "", fmt.Errorf("%w: no key opens it", errUnreadable)
 }
+
+var scratch = sync.Pool{New: func() any { return new([]byte) }}

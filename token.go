@@ -46,10 +46,9 @@ func (t *Token) HasScope(scope string) bool {
 }
 
 // withoutRefresh is the copy that leaves the gate: nobody can spend the refresh token past it.
-func (t *Token) withoutRefresh() *Token {
-	c := *t
-	c.RefreshToken = ""
-	return &c
+func (t Token) withoutRefresh() *Token {
+	t.RefreshToken = ""
+	return &t
 }
 
 func (t Token) redacted() string {
@@ -91,9 +90,11 @@ func (t Token) MarshalBinary() ([]byte, error) {
 
 // UnmarshalBinary implements [encoding.BinaryUnmarshaler]. It fails on a record that is truncated, has bytes left
 // over, or is of another version, and then leaves t as it was.
-func (t *Token) UnmarshalBinary(data []byte) error {
+func (t *Token) UnmarshalBinary(data []byte) error { return t.unmarshal(string(data)) }
+
+func (t *Token) unmarshal(record string) error {
 	var u Token
-	if err := readRecord(string(data), tokenVersion, &u.ExpiresAt, &u.IssuedAt, u.strings()); err != nil {
+	if err := readRecord(record, tokenVersion, &u.ExpiresAt, &u.IssuedAt, u.strings()); err != nil {
 		return fmt.Errorf("ganbauth: token: %w", err)
 	}
 	*t = u

@@ -174,8 +174,7 @@ func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Res
 	if err != nil {
 		return resp, nil // the caller sees the bank's own answer
 	}
-	t.remember(token)
-	next := withToken(req.WithContext(ctx), token)
+	next := withToken(req.WithContext(ctx), t.remember(token))
 	if req.Body != nil && req.Body != http.NoBody {
 		if req.GetBody == nil {
 			return resp, nil
@@ -198,21 +197,21 @@ func (t *transport) current(ctx context.Context) (*Token, error) {
 	t.mu.Lock()
 	token := t.token
 	t.mu.Unlock()
-	if token != nil && token.Valid() && !t.kit.keeper.due(token) {
+	if token != nil && token.Valid() && !t.kit.keeper.due(*token) {
 		return token, nil
 	}
-	token, err := t.kit.keeper.live(ctx, t.key)
+	next, err := t.kit.keeper.live(ctx, t.key)
 	if err != nil {
 		return nil, err
 	}
-	t.remember(token)
-	return token, nil
+	return t.remember(next), nil
 }
 
-func (t *transport) remember(token *Token) {
+func (t *transport) remember(token Token) *Token {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.token = token.withoutRefresh()
+	return t.token
 }
 
 // withToken clones req, as a RoundTripper must not change it. Set, not Add: what the browser sent is not forwarded.
