@@ -92,9 +92,7 @@ type Kit struct {
 	callback  string // the path of RedirectURI
 	https     bool   // the scheme of RedirectURI
 
-	// What the values in the session are called: the random key of the token's record, never the token; and the hash
-	// of the session's own token before the login, by which the attempts of other tabs know it again.
-	sessionKey, sessionAncestor string
+	sessionKey string // what the handle in the session is called
 
 	// Of Options.
 	name, redirectURI, defaultReturn, returnParam string
@@ -137,19 +135,18 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		return nil, errors.New("ganbauth: New needs a Connector from NewConnector")
 	}
 	k := &Kit{
-		connector:       c,
-		sessions:        sessions,
-		exchanges:       &flights[string]{keep: attemptLifetime},
-		sessionKey:      "ganbauth." + opts.Name,
-		sessionAncestor: "ganbauth.from." + opts.Name,
-		name:            opts.Name,
-		redirectURI:     opts.RedirectURI,
-		defaultReturn:   opts.DefaultReturn,
-		returnParam:     opts.ReturnParam,
-		key:             opts.Key,
-		pkce:            opts.PKCE,
-		onError:         opts.OnError,
-		observer:        observer{kit: opts.Name, log: opts.Logger, hook: opts.Observe},
+		connector:     c,
+		sessions:      sessions,
+		exchanges:     &flights[string]{keep: attemptLifetime},
+		sessionKey:    "ganbauth." + opts.Name,
+		name:          opts.Name,
+		redirectURI:   opts.RedirectURI,
+		defaultReturn: opts.DefaultReturn,
+		returnParam:   opts.ReturnParam,
+		key:           opts.Key,
+		pkce:          opts.PKCE,
+		onError:       opts.OnError,
+		observer:      observer{kit: opts.Name, log: opts.Logger, hook: opts.Observe},
 	}
 	if k.observer.log == nil {
 		k.observer.log = slog.Default()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -42,6 +43,18 @@ func (k *Kit) session(r *http.Request) (session, error) {
 	return session{k.sessions, ctx, ours}, nil
 }
 
+// handle returns what a login has left in the session: the key of the token's record, never the token; and the hash of
+// the session's own token before the login, by which the attempts of other tabs know it again. They are one value, as
+// each costs every request.
+func (s session) handle(k *Kit) (key, ancestor string) {
+	return splitHandle(s.GetString(s.ctx, k.sessionKey))
+}
+
+func splitHandle(value string) (key, ancestor string) {
+	key, ancestor, _ = strings.Cut(value, " ")
+	return key, ancestor
+}
+
 // storeKey says under which key the store has the token of r, "" if r's session has none.
 func (k *Kit) storeKey(r *http.Request) (string, error) {
 	if k.key == nil {
@@ -49,7 +62,8 @@ func (k *Kit) storeKey(r *http.Request) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return s.GetString(s.ctx, k.sessionKey), nil
+		key, _ := s.handle(k)
+		return key, nil
 	}
 	key, err := k.key(r)
 	switch {
@@ -97,7 +111,8 @@ func (k *Kit) owns(r *http.Request, a *attempt) (bool, error) {
 		return owner == a.owner, err
 	}
 	s, err := k.session(r)
-	return err == nil && s.GetString(s.ctx, k.sessionAncestor) == a.owner, err
+	_, ancestor := s.handle(k)
+	return err == nil && ancestor == a.owner, err
 }
 
 // hash tells values apart without telling them.
@@ -129,11 +144,8 @@ func (k *Kit) attach(w http.ResponseWriter, r *http.Request, key string, a *atte
 	}
 	old := ""
 	if k.key == nil {
-		old = s.GetString(s.ctx, k.sessionKey)
-		s.Put(s.ctx, k.sessionKey, key)
-		if a.owner != "" {
-			s.Put(s.ctx, k.sessionAncestor, a.owner)
-		}
+		old, _ = s.handle(k)
+		s.Put(s.ctx, k.sessionKey, strings.TrimSuffix(key+" "+a.owner, " "))
 	}
 	if err := s.commit(w); err != nil {
 		return err
@@ -153,7 +165,6 @@ func (k *Kit) detach(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	s.Remove(s.ctx, k.sessionKey)
-	s.Remove(s.ctx, k.sessionAncestor)
 	if len(s.Keys(s.ctx)) == 0 {
 		err = s.Destroy(s.ctx)
 	} else {

@@ -234,7 +234,7 @@ func (s *scsStore) deadline(ctx context.Context, key string) (time.Time, error) 
 		return time.Time{}, fmt.Errorf("ganbauth: scs store: %w", err)
 	}
 	for _, name := range s.sessions.Keys(session) {
-		if s.sessions.GetString(session, name) == key {
+		if held, _ := splitHandle(s.sessions.GetString(session, name)); held == key {
 			return s.sessions.Deadline(session), nil
 		}
 	}
