@@ -77,12 +77,15 @@ func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, retry st
 	}
 	w.Header().Set("Content-Type", "application/problem+json; charset=utf-8")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{
-		"type":   "about:blank",
-		"title":  http.StatusText(status),
-		"status": status,
-		"detail": text.en.Text,
-	})
+	_ = json.NewEncoder(w).Encode(problem{"about:blank", http.StatusText(status), status, text.en.Text})
+}
+
+// problem is RFC 9457's.
+type problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
 }
 
 func setRetryAfter(w http.ResponseWriter, d time.Duration) {
