@@ -119,7 +119,7 @@ func defaultTransport() http.RoundTripper {
 		return http.DefaultTransport // the application has put its own there
 	}
 	t := std.Clone()
-	t.MaxIdleConnsPerHost = 64 // there is one host; net/http's default is 2
+	t.MaxIdleConns, t.MaxIdleConnsPerHost = 1024, 1024 // there is one host; net/http keeps 2 connections of one
 	t.MaxResponseHeaderBytes = 64 << 10
 	return t
 }

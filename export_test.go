@@ -2,6 +2,7 @@ package ganbauth
 
 import (
 	"context"
+	"encoding/base64"
 	"net/http"
 	"time"
 )
@@ -41,7 +42,9 @@ func AttemptCookies() (name string, seal func() string, open func(name, value st
 		panic(err)
 	}
 	name = as.cookieName("state")
-	seal = func() string { return as.sealer.seal((&attempt{returnTo: "/x"}).marshal(), name) }
+	seal = func() string {
+		return base64.RawURLEncoding.EncodeToString([]byte(as.sealer.seal((&attempt{returnTo: "/x"}).marshal(), name)))
+	}
 	open = func(name, value string) bool {
 		r := &http.Request{Header: http.Header{"Cookie": {name + "=" + value}}}
 		return as.find(r, name) != nil
@@ -65,11 +68,11 @@ func SCSDecode(store TokenStore, data []byte) error {
 }
 
 func Seal(store TokenStore, keys ...[]byte) TokenStore {
-	s, err := newSealer("token", keys...)
+	s, err := newSealedStore(store, keys)
 	if err != nil {
 		panic(err)
 	}
-	return sealedStore{store, s}
+	return s
 }
 
 // KeysHeld counts the keys that the kit remembers something about.

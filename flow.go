@@ -92,8 +92,8 @@ func (as attempts) cookieName(state string) string {
 }
 
 func (as attempts) write(w http.ResponseWriter, cookieName string, a *attempt) {
-	value := as.sealer.seal(a.marshal(), cookieName)
-	as.setCookie(w, cookieName, value, int(attemptCookieAge/time.Second))
+	sealed := as.sealer.seal(a.marshal(), cookieName)
+	as.setCookie(w, cookieName, base64.RawURLEncoding.EncodeToString([]byte(sealed)), int(attemptCookieAge/time.Second))
 }
 
 func (as attempts) remove(w http.ResponseWriter, cookieName string) {
@@ -116,7 +116,11 @@ func (as attempts) setCookie(w http.ResponseWriter, name, value string, maxAge i
 // planted does not open.
 func (as attempts) find(r *http.Request, cookieName string) *attempt {
 	for _, c := range r.CookiesNamed(cookieName) {
-		plain, err := as.sealer.open(c.Value, cookieName)
+		sealed, err := decodeSegment(c.Value)
+		if err != nil {
+			continue
+		}
+		plain, err := as.sealer.open(string(sealed), cookieName)
 		if err != nil {
 			continue
 		}

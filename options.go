@@ -239,11 +239,9 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 	}
 	lister, _ := store.(ExpiryLister)
 	if len(opts.EncryptionKeys) > 0 {
-		s, err := newSealer("token", opts.EncryptionKeys...)
-		if err != nil {
+		if store, err = newSealedStore(store, opts.EncryptionKeys); err != nil {
 			errs = append(errs, err)
 		}
-		store = sealedStore{store, s}
 	}
 	if k.attempts, err = newAttempts(c, opts.Name, k.https); err != nil {
 		errs = append(errs, err)

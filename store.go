@@ -301,6 +301,13 @@ func (s *scsStore) decode(data []byte) (t Token, deadline time.Time, err error) 
 type sealedStore struct {
 	TokenStore
 	sealer sealer
+	text   bool // the store beneath may keep text only
+}
+
+func newSealedStore(store TokenStore, keys [][]byte) (sealedStore, error) {
+	s, err := newSealer("token", keys...)
+	_, binary := store.(*scsStore)
+	return sealedStore{store, s, !binary}, err
 }
 
 func (s sealedStore) Load(ctx context.Context, key string) (*Token, error) {
@@ -315,6 +322,13 @@ func (s sealedStore) load(ctx context.Context, key string) (t Token, err error) 
 	sealed, err := load(ctx, s.TokenStore, key)
 	if err != nil {
 		return t, err
+	}
+	if s.text {
+		data, err := decodeSegment(sealed.AccessToken)
+		if err != nil {
+			return t, fmt.Errorf("%w: %w", ErrTokenNotFound, errUnreadable)
+		}
+		sealed.AccessToken = string(data)
 	}
 	record, err := s.sealer.open(sealed.AccessToken, key)
 	if err == nil {
@@ -341,10 +355,13 @@ func (s sealedStore) Save(ctx context.Context, key string, token *Token) error {
 	if token.RefreshToken != "" {
 		sealed.RefreshToken = "sealed" // stores list the tokens that have one
 	}
+	if s.text {
+		sealed.AccessToken = base64.RawURLEncoding.EncodeToString([]byte(sealed.AccessToken))
+	}
 	return s.TokenStore.Save(ctx, key, sealed)
 }
 
-// sealer encrypts with AES-256-GCM into base64url, for one purpose. The first key seals, all keys open.
+// sealer encrypts with AES-256-GCM, for one purpose. The first key seals, all keys open.
 type sealer struct {
 	purpose string
 	keys    []cipher.AEAD
@@ -370,28 +387,23 @@ func newSealer(purpose string, keys ...[]byte) (sealer, error) {
 }
 
 func (s sealer) seal(plain, owner string) string {
-	return base64.RawURLEncoding.EncodeToString(s.keys[0].Seal(nil, nil, []byte(plain), []byte(s.purpose+"\x00"+owner)))
+	return string(s.keys[0].Seal(nil, nil, []byte(plain), []byte(s.purpose+"\x00"+owner)))
 }
 
 // open works in memory that is used again, and wiped: it stands in the way of every request.
 func (s sealer) open(sealed, owner string) (string, error) {
 	room := scratch.Get().(*[]byte)
 	defer func() {
-		clear((*room)[:cap(*room)])
+		clear(*room)
 		scratch.Put(room)
 	}()
 	b := append(append(append(append((*room)[:0], s.purpose...), 0), owner...), sealed...)
-	text := len(b) - len(sealed)
-	b, err := base64.RawURLEncoding.Strict().AppendDecode(b, b[text:])
-	*room = b
-	if err != nil {
-		return "", errUnreadable
-	}
-	context, data := b[:text], b[text+len(sealed):]
-	b = slices.Grow(b, len(data))
-	*room = b
+	bound, data := b[:len(b)-len(sealed)], b[len(b)-len(sealed):]
+	b = slices.Grow(b, len(sealed))
+	plainRoom := b[len(b):]
+	*room = b[:len(b)+len(sealed)]
 	for _, aead := range s.keys {
-		if plain, err := aead.Open(b[len(b):], nil, data, context); err == nil {
+		if plain, err := aead.Open(plainRoom, nil, data, bound); err == nil {
 			return string(plain), nil
 		}
 	}

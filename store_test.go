@@ -231,6 +231,26 @@ func TestSealing(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, fullToken, *got)
 	})
+	t.Run("on the sessions' engine", func(t *testing.T) {
+		for name, manager := range managers() {
+			sessions := manager()
+			engine := memstore.NewWithCleanupInterval(0)
+			sessions.Store = engine
+			sealed := ganbauth.Seal(ganbauth.NewSCSStore(sessions), key(1), key(0))
+			require.NoError(t, sealed.Save(t.Context(), "alice", &fullToken), name)
+			got, err := sealed.Load(t.Context(), "alice")
+			require.NoError(t, err, name)
+			require.Equal(t, fullToken, *got, name)
+			records, err := engine.All()
+			require.NoError(t, err)
+			require.Len(t, records, 1)
+			for _, record := range records {
+				require.NotContains(t, string(record), "S3CRET", name)
+			}
+			_, err = ganbauth.Seal(ganbauth.NewSCSStore(sessions), key(2)).Load(t.Context(), "alice")
+			require.ErrorIs(t, err, ganbauth.ErrTokenNotFound, name)
+		}
+	})
 	t.Run("what is saved is not changed", func(t *testing.T) {
 		token := fullToken
 		require.NoError(t, sealed.Save(t.Context(), "alice", &token))
