@@ -27,8 +27,8 @@ type Config struct {
 	// All instances of an application need the same one. Required.
 	Salt string `json:"SALT"`
 	// HTTPClient lends its Transport, and its Timeout where that is shorter than 30 seconds. Its redirect policy
-	// and its cookie jar are not used, and it is not changed. Default: net/http's transport with more idle
-	// connections and a limit on response headers.
+	// and its cookie jar are not used, and it is not changed. Default: net/http's transport with at
+	// most 1,024 connections, which are kept, and a limit on response headers.
 	HTTPClient *http.Client `json:"-"`
 }
 

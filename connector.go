@@ -119,7 +119,8 @@ func defaultTransport() http.RoundTripper {
 		return http.DefaultTransport // the application has put its own there
 	}
 	t := std.Clone()
-	t.MaxIdleConns, t.MaxIdleConnsPerHost = 1024, 1024 // there is one host; net/http keeps 2 connections of one
+	// There is one host, of which net/http keeps 2 connections; opening more than are kept makes a crowd slower.
+	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.MaxConnsPerHost = 1024, 1024, 1024
 	t.MaxResponseHeaderBytes = 64 << 10
 	return t
 }
