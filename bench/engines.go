@@ -24,10 +24,14 @@ import (
 )
 
 // withParts lends a testing.TB, which is what testenv starts its servers for.
-func withParts(run func(testing.TB)) {
+func withParts(run func(testing.TB, int) []engineSample, rounds int) (samples []engineSample) {
 	testing.Init()
 	check(flag.Set("test.benchtime", "1x"))
-	testing.Benchmark(func(b *testing.B) { run(b) })
+	testing.Benchmark(func(b *testing.B) { samples = run(b, rounds) })
+	if samples == nil {
+		panic("the engine did not start")
+	}
+	return samples
 }
 
 // engineSample is a sample on an engine, with the questions that one request puts to it.
@@ -53,33 +57,27 @@ func onEngine(engine scs.Store, store ganbauth.TokenStore, asked *atomic.Int64, 
 	return samples
 }
 
-func onRedis(rounds int) (samples []engineSample) {
-	withParts(func(tb testing.TB) {
-		client := redis.NewClient(&redis.Options{Addr: testenv.Redis(tb).Addr})
-		defer client.Close()
-		var asked counter
-		client.AddHook(&asked)
-		samples = onEngine(scsredis.New(client), goredisstore.New(client, goredisstore.Options{}), &asked.n, rounds)
-	})
-	return samples
+func onRedis(tb testing.TB, rounds int) []engineSample {
+	client := redis.NewClient(&redis.Options{Addr: testenv.Redis(tb).Addr})
+	defer client.Close()
+	var asked counter
+	client.AddHook(&asked)
+	return onEngine(scsredis.New(client), goredisstore.New(client, goredisstore.Options{}), &asked.n, rounds)
 }
 
-func onPostgres(rounds int) (samples []engineSample) {
-	withParts(func(tb testing.TB) {
-		_, url := testenv.Postgres(tb)
-		ctx := context.Background()
-		var asked counter
-		config := must(pgxpool.ParseConfig(url))
-		config.ConnConfig.Tracer = &asked
-		pool := must(pgxpool.NewWithConfig(ctx, config))
-		defer pool.Close()
-		_, err := pool.Exec(ctx, `CREATE TABLE sessions (token TEXT PRIMARY KEY, data BYTEA NOT NULL, expiry TIMESTAMPTZ NOT NULL)`)
-		check(err)
-		store := pgxstore.New(pool, pgxstore.Options{})
-		check(store.Migrate(ctx))
-		samples = onEngine(scspgx.NewWithCleanupInterval(pool, 0), store, &asked.n, rounds)
-	})
-	return samples
+func onPostgres(tb testing.TB, rounds int) []engineSample {
+	_, url := testenv.Postgres(tb)
+	ctx := context.Background()
+	var asked counter
+	config := must(pgxpool.ParseConfig(url))
+	config.ConnConfig.Tracer = &asked
+	pool := must(pgxpool.NewWithConfig(ctx, config))
+	defer pool.Close()
+	_, err := pool.Exec(ctx, `CREATE TABLE sessions (token TEXT PRIMARY KEY, data BYTEA NOT NULL, expiry TIMESTAMPTZ NOT NULL)`)
+	check(err)
+	store := pgxstore.New(pool, pgxstore.Options{})
+	check(store.Migrate(ctx))
+	return onEngine(scspgx.NewWithCleanupInterval(pool, 0), store, &asked.n, rounds)
 }
 
 // counter counts what a client asks its server.

@@ -9,7 +9,7 @@ package main
 
 import (
 	"bytes"
-	"embed"
+	_ "embed"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -38,7 +38,11 @@ func main() {
 	quick := flag.Bool("quick", false, "fewer processes and rounds")
 	out := flag.String("o", "", "folder to write performance.md and performance/ into")
 	flag.Parse()
-	if err := run(*quick, *out); err != nil {
+	e := full
+	if *quick {
+		e = brief
+	}
+	if err := measure(e).write(*out); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -54,8 +58,8 @@ var jobs = map[string]func(args []string) any{
 		serial(c, must(strconv.Atoi(args[1])))
 		return c.name
 	},
-	"redis":    func(args []string) any { return onRedis(must(strconv.Atoi(args[0]))) },
-	"postgres": func(args []string) any { return onPostgres(must(strconv.Atoi(args[0]))) },
+	"redis":    func(args []string) any { return withParts(onRedis, must(strconv.Atoi(args[0]))) },
+	"postgres": func(args []string) any { return withParts(onPostgres, must(strconv.Atoi(args[0]))) },
 	"refused": func(args []string) any {
 		program, browser := refused(must(strconv.Atoi(args[0])))
 		return [][]sample{program, browser}
@@ -73,7 +77,7 @@ var jobs = map[string]func(args []string) any{
 		return []float64{refreshed, begun}
 	},
 	"latency": func(args []string) any {
-		l := load{users: 10_000, rate: 1_000, lead: 10 * time.Second, long: must(time.ParseDuration(args[1]))}
+		l := load{users: 10_000, rate: 1_000, lead: 5 * time.Second, long: must(time.ParseDuration(args[1]))}
 		live, refreshing := l.latencies(args[0] == "expire")
 		return []latencySample{live, refreshing}
 	},
@@ -119,10 +123,10 @@ func mediansOf(runs [][]sample) (medians []sample) {
 	return medians
 }
 
-// instructions counts those of one request with valgrind, which repeats well where time does not. It is 0 where there
-// is no valgrind.
-func instructions(contender int) float64 {
-	if _, err := exec.LookPath("valgrind"); err != nil {
+// instructions are those of one of n requests, counted by valgrind, which repeats well where time does not. They are 0
+// where there is no valgrind.
+func instructions(contender, n int) float64 {
+	if _, err := exec.LookPath("valgrind"); err != nil || n == 0 {
 		return 0
 	}
 	count := func(n int) float64 {
@@ -136,8 +140,8 @@ func instructions(contender int) float64 {
 		m := regexp.MustCompile(`I +refs: +([\d,]+)`).FindSubmatch(log.Bytes())
 		return must(strconv.ParseFloat(strings.ReplaceAll(string(m[1]), ",", ""), 64))
 	}
-	const few, many = 200, 2200
-	return (count(many) - count(few)) / (many - few)
+	const warm = 200
+	return (count(warm+n) - count(warm)) / float64(n)
 }
 
 // results are what the page is made of.
@@ -154,6 +158,8 @@ type results struct {
 	Refreshed, Begun                       float64
 	Latencies                              []latencySample
 	LatencyRatio                           float64 // of the p99s, the median of the pairs
+
+	benchstat string
 }
 
 // RefusedOfLive is what a refusal costs beside a request of a logged in user.
@@ -166,22 +172,29 @@ type memoryRow struct {
 	Alone, Connected float64
 }
 
-//go:embed page.md.tmpl
-var page embed.FS
+// effort is how long to measure.
+type effort struct {
+	processes, rounds int
+	sessions          []int
+	users             int           // whose tokens end together
+	pairs             int           // of loads, with and without expiries
+	long              time.Duration // each load
+	counted           int           // requests whose instructions are counted
+}
 
-func run(quick bool, out string) error {
-	processes, rounds, sizes, long, pairs := 10, 40, []int{100_000, 1_000_000}, 20*time.Second, 5
-	if quick {
-		processes, rounds, sizes, long, pairs = 2, 10, []int{10_000, 100_000}, 3*time.Second, 1
-	}
-	r := results{Machine: machine(), Processes: processes}
-	var benchstat strings.Builder
+var (
+	full  = effort{processes: 10, rounds: 40, sessions: []int{100_000, 1_000_000}, users: 10_000, pairs: 5, long: 20 * time.Second, counted: 2000}
+	brief = effort{processes: 2, rounds: 10, sessions: []int{10_000, 100_000}, users: 1_000, pairs: 1, long: 3 * time.Second, counted: 2000}
+)
+
+func measure(e effort) (r results) {
+	r.Machine, r.Processes = machine(), e.processes
 	live := func(group, mode string) []sample {
-		medians, runs := repeated(processes, "live", group, rounds, mode)
+		medians, runs := repeated(e.processes, "live", group, e.rounds, mode)
 		for _, run := range runs {
 			for _, s := range run {
 				name := regexp.MustCompile(`[^\w./-]+`).ReplaceAllString(strings.ReplaceAll(s.Name, "*", ""), "_")
-				fmt.Fprintf(&benchstat, "BenchmarkLive/%s/%s/%s 1 %.0f ns/op %.0f B/op %.0f allocs/op\n", group, mode, name, s.Nanoseconds, s.Bytes, s.Allocs)
+				r.benchstat += fmt.Sprintf("BenchmarkLive/%s/%s/%s 1 %.0f ns/op %.0f B/op %.0f allocs/op\n", group, mode, name, s.Nanoseconds, s.Bytes, s.Allocs)
 			}
 		}
 		return medians
@@ -189,33 +202,40 @@ func run(quick bool, out string) error {
 	r.Default, r.Parallel = live("default", "serial"), live("default", "parallel")
 	r.CBOR, r.Idle = live("cbor", "serial"), live("idle", "serial")
 	for i := range r.Default[:3] {
-		r.Instructions = append(r.Instructions, instructions(i))
+		r.Instructions = append(r.Instructions, instructions(i, e.counted))
 	}
-	r.Redis, r.Postgres = engineMedians("redis", processes/2, rounds), engineMedians("postgres", processes/2, rounds)
+	r.Redis, r.Postgres = engineMedians("redis", e.processes, e.rounds), engineMedians("postgres", e.processes, e.rounds)
 	var programs, browsers [][]sample
-	for range processes {
-		both := child[[2][]sample]("refused", rounds)
+	for range e.processes {
+		both := child[[2][]sample]("refused", e.rounds)
 		programs, browsers = append(programs, both[0]), append(browsers, both[1])
 	}
 	r.RefusedProgram, r.RefusedBrowser = mediansOf(programs), mediansOf(browsers)
-	r.Logins, _ = repeated(processes/2, "login", rounds)
+	r.Logins, _ = repeated(e.processes, "login", e.rounds)
 	for i := range refreshers {
 		r.AtOnce = append(r.AtOnce, child[stormSample]("storm", i, time.Duration(0)))
 		r.Spread = append(r.Spread, child[stormSample]("storm", i, 200*time.Millisecond))
 	}
 	for i, refresher := range refreshers {
 		if refresher.keepsInStore {
-			r.Herds = append(r.Herds, child[herdSample]("herd", i, sizes[0]/10))
+			r.Herds = append(r.Herds, child[herdSample]("herd", i, e.users))
 		}
 	}
-	for _, n := range sizes {
+	for _, n := range e.sessions {
 		r.Memory = append(r.Memory, memoryRow{n, child[float64]("memory", n, "alone"), child[float64]("memory", n, "connected")})
 	}
-	rest := child[[2]float64]("leftovers", sizes[0])
+	rest := child[[2]float64]("leftovers", e.sessions[0])
 	r.Refreshed, r.Begun = rest[0], rest[1]
-	r.Latencies, r.LatencyRatio = latencyMedians(pairs, long)
+	r.Latencies, r.LatencyRatio = latencyMedians(e.pairs, e.long)
+	return r
+}
 
-	t, err := template.New("page.md.tmpl").Funcs(formats).ParseFS(page, "page.md.tmpl")
+//go:embed page.md.tmpl
+var page string
+
+// write prints the page, and writes it with what belongs to it into the folder, if there is one.
+func (r results) write(out string) error {
+	t, err := template.New("page").Funcs(formats).Parse(page)
 	if err != nil {
 		return err
 	}
@@ -233,7 +253,7 @@ func run(quick bool, out string) error {
 	if err := os.WriteFile(filepath.Join(out, "performance.md"), text.Bytes(), 0o644); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(folder, "benchstat.txt"), []byte(benchstat.String()), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(folder, "benchstat.txt"), []byte(r.benchstat), 0o644); err != nil {
 		return err
 	}
 	return plots(r, folder)
@@ -242,7 +262,7 @@ func run(quick bool, out string) error {
 func engineMedians(engine string, processes, rounds int) []engineSample {
 	var runs [][]sample
 	var last []engineSample
-	for range max(1, processes) {
+	for range processes {
 		last = child[[]engineSample](engine, rounds)
 		var samples []sample
 		for _, s := range last {

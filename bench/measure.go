@@ -26,8 +26,8 @@ func compare(contenders []*contender, rounds int, parallel bool) []sample {
 	}
 	sizes := make([]int, len(contenders))
 	for i, c := range contenders {
-		run(c, 200) // warm
-		sizes[i] = max(1, int(batchTime*1000/(run(c, 1000)+1)))
+		run(c, 100) // warm
+		sizes[i] = max(1, int(batchTime*200/(run(c, 200)+1)))
 	}
 	times := make([][]float64, len(contenders))
 	for round := range rounds {
@@ -69,7 +69,7 @@ func onAllCores(c *contender, n int) time.Duration {
 }
 
 func allocations(c *contender) (bytes, allocs float64) {
-	const n = 1000
+	const n = 300
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)

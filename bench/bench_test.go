@@ -1,0 +1,121 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth/internal/testenv"
+)
+
+// TestMain lets the test's program be the processes that it starts.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// requireServed is for contenders that panic where they do not serve.
+func requireServed(t *testing.T, samples []sample, contenders int) {
+	t.Helper()
+	require.Len(t, samples, contenders)
+	for _, s := range samples {
+		require.Positive(t, s.Ratio, s.Name)
+	}
+}
+
+func TestLive(t *testing.T) {
+	for name, group := range liveGroups {
+		contenders := group()
+		requireServed(t, compare(contenders, 1, false), len(contenders))
+		requireServed(t, compare(contenders, 1, true), len(contenders))
+		require.Contains(t, contenders[0].name, "scs alone", name)
+	}
+}
+
+func TestEngines(t *testing.T) {
+	for _, engine := range []struct {
+		name    string
+		compare func(testing.TB, int) []engineSample
+	}{{"Redis", onRedis}, {"PostgreSQL", onPostgres}} {
+		t.Run(engine.name, func(t *testing.T) {
+			samples := engine.compare(t, 1)
+			require.Len(t, samples, 3)
+			require.EqualValues(t, 1, samples[0].RoundTrips)
+			require.EqualValues(t, 2, samples[1].RoundTrips, "one more for the token")
+			require.EqualValues(t, 2, samples[2].RoundTrips, "one more for the token")
+		})
+	}
+}
+
+// TestRefused asks neither the store nor for a session: refused panics otherwise.
+func TestRefused(t *testing.T) {
+	program, browser := refused(1)
+	requireServed(t, program, 2)
+	requireServed(t, browser, 2)
+}
+
+func TestLogins(t *testing.T) { requireServed(t, compare(logins(), 1, false), 4) }
+
+func TestStorm(t *testing.T) {
+	for _, r := range refreshers {
+		s := storm(r, 100, 20*time.Millisecond)
+		require.Positive(t, s.TokenRequests, r.name)
+		if r.name == "**ganbauth**" {
+			require.Equal(t, stormSample{Name: r.name, TokenRequests: 1, Last: s.Last}, s)
+		}
+	}
+}
+
+func TestHerd(t *testing.T) {
+	const users = 3000
+	s := herd(refreshers[0], users)
+	require.Zero(t, s.Failed)
+	require.LessOrEqual(t, s.Goroutines, users, "no more than requests")
+}
+
+func TestMemory(t *testing.T) {
+	const n = 10_000
+	alone, connected := sessionMemory(n, false), sessionMemory(n, true)
+	require.Positive(t, alone)
+	require.Greater(t, connected, alone)
+	refreshed, begun := leftovers(n)
+	require.InDelta(t, 0, refreshed, 8, "bytes of a user who ever refreshed")
+	require.InDelta(t, 0, begun, 8, "bytes of a login that was begun")
+}
+
+func TestLatencies(t *testing.T) {
+	l := load{users: 200, rate: 200, lead: 2 * time.Second, long: 2 * time.Second}
+	live, refreshing := l.latencies(true)
+	require.Equal(t, l.rate*2, live.Requests+refreshing.Requests)
+	require.Zero(t, live.Failed+refreshing.Failed)
+	require.LessOrEqual(t, live.TokenRequests, 4, "1 % of 200 users, twice")
+}
+
+// TestPage finds the words of the template in the page that is in the repository: it was made with them.
+func TestPage(t *testing.T) {
+	written, err := os.ReadFile("../docs/performance.md")
+	require.NoError(t, err)
+	for line := range strings.Lines(page) {
+		if !strings.Contains(line, "{{") {
+			require.Contains(t, string(written), line)
+		}
+	}
+}
+
+func TestWrite(t *testing.T) {
+	out := t.TempDir()
+	testenv.Redis(t) // the processes start their own, and cannot skip
+	testenv.Postgres(t)
+	require.NoError(t, measure(effort{processes: 1, rounds: 1, sessions: []int{1000}, users: 100, pairs: 1, long: time.Second}).write(out))
+	for _, name := range []string{"performance.md", "performance/benchstat.txt", "performance/overhead.svg", "performance/storm.svg", "performance/memory.svg"} {
+		info, err := os.Stat(out + "/" + name)
+		require.NoError(t, err)
+		require.NotZero(t, info.Size(), name)
+	}
+}
