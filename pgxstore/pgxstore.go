@@ -13,9 +13,14 @@
 // A lock is a random name in the token's row. Its holder counts it up while he lives; who waits takes it over when it has
 // stood still for a lease, as seen by his own clock while PostgreSQL answers. No session or transaction has to stay open
 // for it, so that a pooler in transaction mode, PgBouncer for one, does not break it, and neither does an outage, after
-// which the holder still can save the token that he has got. Nothing is prepared on the server either. Each lock also has
-// the next number of its key (a fencing token), and a Save with a number lower than the one that was saved last is refused:
-// a process that was suspended for longer cannot overwrite a newer token.
+// which the holder still can save the token that he has got. Each lock also has the next number of its key (a fencing
+// token), and a Save with a number lower than the one that was saved last is refused: a process that was suspended for
+// longer cannot overwrite a newer token.
+//
+// # Behind a pooler
+//
+// Statements are sent as the pool is configured. A pooler that does not know prepared statements, PgBouncer before 1.21
+// for one, needs default_query_exec_mode=exec in the connection string, as for the application's own statements.
 package pgxstore
 
 import (
@@ -75,7 +80,7 @@ const migrationLock = 0x67616e6261757468
 // at once.
 func (s *Store) Migrate(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", pgx.QueryExecModeExec, int64(migrationLock)); err != nil {
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(migrationLock)); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, schema, pgx.QueryExecModeSimpleProtocol)
@@ -154,7 +159,7 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var t ganbauth.Token
-	err := s.pool.QueryRow(ctx, loadSQL, pgx.QueryExecModeExec, []byte(key), s.ttlSeconds()).Scan(
+	err := s.pool.QueryRow(ctx, loadSQL, []byte(key), s.ttlSeconds()).Scan(
 		&t.AccessToken, &t.RefreshToken, &t.TokenType, &t.Scope, &t.IDToken, &t.Subject, &t.IssuedAt, &t.ExpiresAt)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -171,7 +176,7 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 func (s *Store) Save(ctx context.Context, key string, t *ganbauth.Token) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	tag, err := s.pool.Exec(ctx, saveSQL, pgx.QueryExecModeExec, []byte(key), t.AccessToken, t.RefreshToken, t.TokenType,
+	tag, err := s.pool.Exec(ctx, saveSQL, []byte(key), t.AccessToken, t.RefreshToken, t.TokenType,
 		t.Scope, t.IDToken, t.Subject, t.IssuedAt, t.ExpiresAt, s.locks.Fence(key))
 	if err != nil {
 		return fmt.Errorf("pgxstore: save: %w", err)
@@ -186,7 +191,7 @@ func (s *Store) Save(ctx context.Context, key string, t *ganbauth.Token) error {
 func (s *Store) Delete(ctx context.Context, key string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := s.pool.Exec(ctx, deleteSQL, pgx.QueryExecModeExec, []byte(key), s.locks.Fence(key)); err != nil {
+	if _, err := s.pool.Exec(ctx, deleteSQL, []byte(key), s.locks.Fence(key)); err != nil {
 		return fmt.Errorf("pgxstore: delete: %w", err)
 	}
 	return nil
@@ -194,7 +199,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 
 // Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing: such tokens are not kept alive.
 func (s *Store) Expiring(ctx context.Context, before time.Time) ([]string, error) {
-	rows, err := s.pool.Query(ctx, expiringSQL, pgx.QueryExecModeExec, before, s.ttlSeconds())
+	rows, err := s.pool.Query(ctx, expiringSQL, before, s.ttlSeconds())
 	if err != nil {
 		return nil, fmt.Errorf("pgxstore: list: %w", err)
 	}
@@ -240,7 +245,7 @@ func (s *Store) Cleanup(ctx context.Context, every time.Duration) error {
 // deleteAll deletes what is older than age, in batches that hold up nobody.
 func (s *Store) deleteAll(ctx context.Context, sql string, age time.Duration) {
 	for {
-		tag, err := s.pool.Exec(ctx, sql, pgx.QueryExecModeExec, int64(age/time.Second))
+		tag, err := s.pool.Exec(ctx, sql, int64(age/time.Second))
 		if err != nil || tag.RowsAffected() == 0 {
 			return
 		}
@@ -253,11 +258,11 @@ type engine struct{ *Store }
 func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold) (fence int64, held lease.Hold, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err = e.pool.QueryRow(ctx, lockSQL, pgx.QueryExecModeExec, []byte(key), holder, dead.Holder, dead.Beats).Scan(&fence)
+	err = e.pool.QueryRow(ctx, lockSQL, []byte(key), holder, dead.Holder, dead.Beats).Scan(&fence)
 	if !errors.Is(err, pgx.ErrNoRows) {
 		return fence, held, err
 	}
-	err = e.pool.QueryRow(ctx, heldSQL, pgx.QueryExecModeExec, []byte(key)).Scan(&held.Holder, &held.Beats)
+	err = e.pool.QueryRow(ctx, heldSQL, []byte(key)).Scan(&held.Holder, &held.Beats)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = nil // released meanwhile
 	}
@@ -267,13 +272,13 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 func (e engine) Extend(ctx context.Context, key, holder string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err := e.pool.Exec(ctx, extendSQL, pgx.QueryExecModeExec, []byte(key), holder)
+	_, err := e.pool.Exec(ctx, extendSQL, []byte(key), holder)
 	return err
 }
 
 func (e engine) Unlock(ctx context.Context, key, holder string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err := e.pool.Exec(ctx, unlockSQL, pgx.QueryExecModeExec, []byte(key), holder)
+	_, err := e.pool.Exec(ctx, unlockSQL, []byte(key), holder)
 	return err
 }

@@ -8,7 +8,6 @@ import (
 
 	scspgx "github.com/alexedwards/scs/pgxstore"
 	"github.com/alexedwards/scs/v2"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -156,16 +155,9 @@ func TestCleanup(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// A pooler in transaction mode gives each statement another connection: nothing may hang on one.
-func TestEveryStatementOnAnotherConnection(t *testing.T) {
-	_, dsn := testenv.Postgres(t)
-	stores(t, dsn)()
-	cfg, err := pgxpool.ParseConfig(dsn)
-	require.NoError(t, err)
-	cfg.AfterRelease = func(*pgx.Conn) bool { return false } // closes it
-	p, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	require.NoError(t, err)
-	t.Cleanup(p.Close)
-	s := pgxstore.New(p, pgxstore.Options{Lease: time.Second})
+// A pooler in transaction mode gives a statement any connection: nothing may hang on one.
+func TestPgBouncer(t *testing.T) {
+	server, _ := testenv.Postgres(t)
+	s := stores(t, server.PgBouncer(t)+"&default_query_exec_mode=exec")()
 	ganbtest.TestStore(t, func() ganbauth.TokenStore { return s })
 }

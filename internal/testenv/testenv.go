@@ -126,16 +126,18 @@ func Redis(t testing.TB) *Process {
 				"--appendonly", "yes", "--appendfsync", "always")
 		},
 	}
-	p.ready = func() error {
-		conn, err := net.DialTimeout("tcp", p.Addr, time.Second)
-		if err == nil {
-			err = conn.Close()
-		}
-		return err
-	}
+	p.ready = p.listens
 	p.Start(t)
 	t.Cleanup(p.Stop)
 	return p
+}
+
+func (p *Process) listens() error {
+	conn, err := net.DialTimeout("tcp", p.Addr, time.Second)
+	if err == nil {
+		err = conn.Close()
+	}
+	return err
 }
 
 // Postgres starts a PostgreSQL with an empty database, and returns the connection string, too. It runs as the user
@@ -148,19 +150,11 @@ func Postgres(t testing.TB) (*Process, string) {
 	}
 	initdb, postgres, isReady := Needs(t, "initdb"), Needs(t, "postgres"), Needs(t, "pg_isready")
 	dir, port := t.TempDir(), strconv.Itoa(FreePort(t))
-	attr := &syscall.SysProcAttr{}
+	attr := unprivileged(t, dir)
 	as := func(program string, args ...string) *exec.Cmd {
 		cmd := exec.Command(program, args...)
 		cmd.Dir, cmd.SysProcAttr = dir, attr
 		return cmd
-	}
-	if os.Getuid() == 0 {
-		attr.Credential = credential(t, "postgres")
-		for path := dir; path != os.TempDir() && path != "/"; path = filepath.Dir(path) {
-			if err := os.Chmod(path, 0o777); err != nil {
-				t.Fatal(err)
-			}
-		}
 	}
 	data := filepath.Join(dir, "data")
 	if out, err := as(initdb, "-D", data, "-U", "postgres", "-A", "trust", "--no-sync").CombinedOutput(); err != nil {
@@ -176,6 +170,45 @@ func Postgres(t testing.TB) (*Process, string) {
 	p.Start(t)
 	t.Cleanup(p.Stop)
 	return p, fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", p.Addr)
+}
+
+// PgBouncer starts a pooler in transaction mode before p, and returns the connection string through it.
+func (p *Process) PgBouncer(t testing.TB) string {
+	t.Helper()
+	program, dir, port := Needs(t, "pgbouncer", "/usr/sbin/pgbouncer"), t.TempDir(), strconv.Itoa(FreePort(t))
+	host, behind, err := net.SplitHostPort(p.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "pgbouncer.ini")
+	ini := fmt.Sprintf("[databases]\npostgres = host=%s port=%s user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %s\n"+
+		"unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 4\n", host, behind, port)
+	if err := os.WriteFile(config, []byte(ini), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bouncer := &Process{Addr: net.JoinHostPort("127.0.0.1", port), command: func() *exec.Cmd {
+		cmd := exec.Command(program, "-q", config)
+		cmd.Dir, cmd.SysProcAttr = dir, unprivileged(t, dir)
+		return cmd
+	}}
+	bouncer.ready = bouncer.listens
+	bouncer.Start(t)
+	t.Cleanup(bouncer.Stop)
+	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", bouncer.Addr)
+}
+
+// unprivileged lets a program that refuses root run as the user postgres, in a folder of the test's.
+func unprivileged(t testing.TB, dir string) *syscall.SysProcAttr {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return nil
+	}
+	for path := dir; path != os.TempDir() && path != "/"; path = filepath.Dir(path) {
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &syscall.SysProcAttr{Credential: credential(t, "postgres")}
 }
 
 func credential(t testing.TB, name string) *syscall.Credential {
