@@ -43,7 +43,7 @@ func AttemptCookies() (name string, seal func() string, open func(name, value st
 	}
 	name = as.cookieName("state")
 	seal = func() string {
-		return base64.RawURLEncoding.EncodeToString([]byte(as.sealer.seal((&attempt{returnTo: "/x"}).marshal(), name)))
+		return base64.RawURLEncoding.EncodeToString(as.sealer.seal((&attempt{returnTo: "/x"}).marshal(), name))
 	}
 	open = func(name, value string) bool {
 		r := &http.Request{Header: http.Header{"Cookie": {name + "=" + value}}}
@@ -55,7 +55,7 @@ func AttemptCookies() (name string, seal func() string, open func(name, value st
 func UnmarshalAttempt(data []byte) { _, _ = unmarshalAttempt(string(data)) }
 
 func SCSRecord(store TokenStore, t *Token) []byte {
-	data, err := store.(*scsStore).encode(t, time.Unix(1e9, 0))
+	data, err := store.(*scsStore).encode("key", t, time.Unix(1e9, 0))
 	if err != nil {
 		panic(err)
 	}
@@ -63,7 +63,7 @@ func SCSRecord(store TokenStore, t *Token) []byte {
 }
 
 func SCSDecode(store TokenStore, data []byte) error {
-	_, _, err := store.(*scsStore).decode(data)
+	_, _, err := store.(*scsStore).decode("key", data)
 	return err
 }
 

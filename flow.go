@@ -42,8 +42,8 @@ func (a *attempt) strings() [6]*string {
 	return [6]*string{&a.nonce, &a.verifier, &a.returnTo, &a.retry, &a.scope, &a.owner}
 }
 
-func (a *attempt) marshal() string {
-	return string(appendRecord(attemptVersion, a.begun, a.done, a.strings()))
+func (a *attempt) marshal() []byte {
+	return appendRecord(attemptVersion, a.begun, a.done, a.strings())
 }
 
 func unmarshalAttempt(data string) (*attempt, error) {
@@ -93,7 +93,7 @@ func (as attempts) cookieName(state string) string {
 
 func (as attempts) write(w http.ResponseWriter, cookieName string, a *attempt) {
 	sealed := as.sealer.seal(a.marshal(), cookieName)
-	as.setCookie(w, cookieName, base64.RawURLEncoding.EncodeToString([]byte(sealed)), int(attemptCookieAge/time.Second))
+	as.setCookie(w, cookieName, base64.RawURLEncoding.EncodeToString(sealed), int(attemptCookieAge/time.Second))
 }
 
 func (as attempts) remove(w http.ResponseWriter, cookieName string) {
@@ -120,7 +120,7 @@ func (as attempts) find(r *http.Request, cookieName string) *attempt {
 		if err != nil {
 			continue
 		}
-		plain, err := as.sealer.open(string(sealed), cookieName)
+		plain, err := as.sealer.open(sealed, cookieName)
 		if err != nil {
 			continue
 		}

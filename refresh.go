@@ -333,12 +333,13 @@ func (f *flights[V]) run(ctx context.Context, key string, c *flight[V], fn func(
 		if p := recover(); p != nil {
 			c.err = fmt.Errorf("ganbauth: panic: %v", p)
 		}
-		close(c.done)
+		// Before the answer: who asks after it is not told an old outcome.
 		if f.keep > 0 {
 			time.AfterFunc(f.keep, func() { f.forget(key) })
 		} else {
 			f.forget(key)
 		}
+		close(c.done)
 	}()
 	c.value, c.err = fn(ctx)
 }

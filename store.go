@@ -130,12 +130,14 @@ func NewSCSStore(sessions *scs.SessionManager) TokenStore {
 
 type scsStore struct {
 	sessions *scs.SessionManager
-	trailing bool // the codec ignores bytes after its own
+	trailing bool    // the codec ignores bytes after its own
+	sealer   *sealer // nil: tokens are in clear
 }
 
 const (
 	scsMark    = "ganbauth"
 	scsVersion = 1
+	scsSealed  = 2
 )
 
 // newRecordKey returns a random key, which names its record itself.
@@ -185,7 +187,7 @@ func (s *scsStore) find(ctx context.Context, key string) (Token, time.Time, erro
 	if !found {
 		return Token{}, time.Time{}, ErrTokenNotFound
 	}
-	t, deadline, err := s.decode(data)
+	t, deadline, err := s.decode(key, data)
 	if err != nil {
 		return Token{}, time.Time{}, fmt.Errorf("%w: %w", ErrTokenNotFound, err)
 	}
@@ -197,7 +199,7 @@ func (s *scsStore) Save(ctx context.Context, key string, token *Token) error {
 	if err != nil {
 		return err
 	}
-	data, err := s.encode(token, deadline)
+	data, err := s.encode(key, token, deadline)
 	if err != nil {
 		return fmt.Errorf("ganbauth: scs store: encode: %w", err)
 	}
@@ -247,13 +249,12 @@ func (s *scsStore) deadline(ctx context.Context, key string) (time.Time, error) 
 
 // encode makes a record that sessions.Codec can read, as sessions.Iterate hands it every record: an empty session,
 // with the token behind it where the codec ignores that, and else among its values.
-func (s *scsStore) encode(t *Token, deadline time.Time) ([]byte, error) {
-	record := binary.BigEndian.AppendUint64([]byte{scsVersion}, uint64(deadline.Unix()))
-	token, err := t.MarshalBinary()
-	if err != nil {
-		return nil, err
+func (s *scsStore) encode(key string, t *Token, deadline time.Time) ([]byte, error) {
+	version, token := byte(scsVersion), t.marshal()
+	if s.sealer != nil {
+		version, token = scsSealed, s.sealer.seal(token, key)
 	}
-	record = append(record, token...)
+	record := append(binary.BigEndian.AppendUint64([]byte{version}, uint64(deadline.Unix())), token...)
 	if !s.trailing {
 		return s.sessions.Codec.Encode(deadline, map[string]any{scsMark: base64.StdEncoding.EncodeToString(record)})
 	}
@@ -265,7 +266,7 @@ func (s *scsStore) encode(t *Token, deadline time.Time) ([]byte, error) {
 	return binary.BigEndian.AppendUint32(data, uint32(len(record))), nil
 }
 
-func (s *scsStore) decode(data []byte) (t Token, deadline time.Time, err error) {
+func (s *scsStore) decode(key string, data []byte) (t Token, deadline time.Time, err error) {
 	var record []byte
 	if s.trailing {
 		if len(data) < 4 {
@@ -287,66 +288,65 @@ func (s *scsStore) decode(data []byte) (t Token, deadline time.Time, err error) 
 			return t, deadline, errUnreadable
 		}
 	}
-	if len(record) < 9 || record[0] != scsVersion {
+	if len(record) < 9 {
 		return t, deadline, errUnreadable
 	}
-	if err := t.UnmarshalBinary(record[9:]); err != nil {
+	switch version, token := record[0], record[9:]; {
+	case version == scsVersion && s.sealer == nil:
+		err = t.UnmarshalBinary(token)
+	case version == scsSealed && s.sealer != nil:
+		var plain string
+		if plain, err = s.sealer.open(token, key); err == nil {
+			err = t.unmarshal(plain)
+		}
+	default:
+		err = errUnreadable
+	}
+	if err != nil {
 		return t, deadline, err
 	}
 	return t, time.Unix(int64(binary.BigEndian.Uint64(record[1:])), 0).UTC(), nil
 }
 
-// sealedStore encrypts tokens before the store beneath sees them: the whole token in place of its access token, and in
-// clear what a store with columns needs. A record is bound to its key, so that one user's cannot stand in for another's.
+// newSealedStore encrypts the tokens in store. A token is bound to its key, so that one user's cannot stand in for
+// another's.
+func newSealedStore(store TokenStore, keys [][]byte) (TokenStore, error) {
+	s, err := newSealer("token", keys...)
+	if own, ok := store.(*scsStore); ok {
+		return &scsStore{own.sessions, own.trailing, &s}, err
+	}
+	return sealedStore{store, s}, err
+}
+
+// sealedStore has the whole token sealed in place of its access token, and in clear what a store with columns needs.
 type sealedStore struct {
 	TokenStore
 	sealer sealer
-	text   bool // the store beneath may keep text only
-}
-
-func newSealedStore(store TokenStore, keys [][]byte) (sealedStore, error) {
-	s, err := newSealer("token", keys...)
-	_, binary := store.(*scsStore)
-	return sealedStore{store, s, !binary}, err
 }
 
 func (s sealedStore) Load(ctx context.Context, key string) (*Token, error) {
-	t, err := s.load(ctx, key)
+	sealed, err := load(ctx, s.TokenStore, key)
 	if err != nil {
 		return nil, err
 	}
-	return &t, nil
-}
-
-func (s sealedStore) load(ctx context.Context, key string) (t Token, err error) {
-	sealed, err := load(ctx, s.TokenStore, key)
+	var t Token
+	data, err := decodeSegment(sealed.AccessToken)
 	if err != nil {
-		return t, err
+		return nil, fmt.Errorf("%w: %w", ErrTokenNotFound, errUnreadable)
 	}
-	if s.text {
-		data, err := decodeSegment(sealed.AccessToken)
-		if err != nil {
-			return t, fmt.Errorf("%w: %w", ErrTokenNotFound, errUnreadable)
-		}
-		sealed.AccessToken = string(data)
-	}
-	record, err := s.sealer.open(sealed.AccessToken, key)
+	record, err := s.sealer.open(data, key)
 	if err == nil {
 		err = t.unmarshal(record)
 	}
 	if err != nil {
-		return t, fmt.Errorf("%w: %w", ErrTokenNotFound, err)
+		return nil, fmt.Errorf("%w: %w", ErrTokenNotFound, err)
 	}
-	return t, nil
+	return &t, nil
 }
 
 func (s sealedStore) Save(ctx context.Context, key string, token *Token) error {
-	record, err := token.MarshalBinary()
-	if err != nil {
-		return err
-	}
 	sealed := &Token{
-		AccessToken: s.sealer.seal(string(record), key),
+		AccessToken: base64.RawURLEncoding.EncodeToString(s.sealer.seal(token.marshal(), key)),
 		TokenType:   token.TokenType,
 		Scope:       token.Scope,
 		ExpiresAt:   token.ExpiresAt,
@@ -354,9 +354,6 @@ func (s sealedStore) Save(ctx context.Context, key string, token *Token) error {
 	}
 	if token.RefreshToken != "" {
 		sealed.RefreshToken = "sealed" // stores list the tokens that have one
-	}
-	if s.text {
-		sealed.AccessToken = base64.RawURLEncoding.EncodeToString([]byte(sealed.AccessToken))
 	}
 	return s.TokenStore.Save(ctx, key, sealed)
 }
@@ -386,24 +383,22 @@ func newSealer(purpose string, keys ...[]byte) (sealer, error) {
 	return s, nil
 }
 
-func (s sealer) seal(plain, owner string) string {
-	return string(s.keys[0].Seal(nil, nil, []byte(plain), []byte(s.purpose+"\x00"+owner)))
+func (s sealer) seal(plain []byte, owner string) []byte {
+	return s.keys[0].Seal(nil, nil, plain, []byte(s.purpose+"\x00"+owner))
 }
 
 // open works in memory that is used again, and wiped: it stands in the way of every request.
-func (s sealer) open(sealed, owner string) (string, error) {
+func (s sealer) open(sealed []byte, owner string) (string, error) {
 	room := scratch.Get().(*[]byte)
 	defer func() {
 		clear(*room)
 		scratch.Put(room)
 	}()
-	b := append(append(append(append((*room)[:0], s.purpose...), 0), owner...), sealed...)
-	bound, data := b[:len(b)-len(sealed)], b[len(b)-len(sealed):]
-	b = slices.Grow(b, len(sealed))
-	plainRoom := b[len(b):]
-	*room = b[:len(b)+len(sealed)]
+	bound := append(append(append((*room)[:0], s.purpose...), 0), owner...)
+	bound = slices.Grow(bound, len(sealed))
+	*room = bound[:len(bound)+len(sealed)]
 	for _, aead := range s.keys {
-		if plain, err := aead.Open(plainRoom, nil, data, bound); err == nil {
+		if plain, err := aead.Open(bound[len(bound):], nil, sealed, bound); err == nil {
 			return string(plain), nil
 		}
 	}

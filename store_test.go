@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -247,8 +249,27 @@ func TestSealing(t *testing.T) {
 			for _, record := range records {
 				require.NotContains(t, string(record), "S3CRET", name)
 			}
-			_, err = ganbauth.Seal(ganbauth.NewSCSStore(sessions), key(2)).Load(t.Context(), "alice")
+			inClear := ganbauth.NewSCSStore(sessions)
+			_, err = ganbauth.Seal(inClear, key(2)).Load(t.Context(), "alice")
 			require.ErrorIs(t, err, ganbauth.ErrTokenNotFound, name)
+			_, err = inClear.Load(t.Context(), "alice")
+			require.ErrorIs(t, err, ganbauth.ErrTokenNotFound, name+": a sealed token is none to who has no keys")
+
+			require.NoError(t, sealed.Save(t.Context(), "bob", &fullToken))
+			records, err = engine.All()
+			require.NoError(t, err)
+			names := slices.Collect(maps.Keys(records))
+			alice, _, err := engine.Find(names[0])
+			require.NoError(t, err)
+			require.NoError(t, engine.Commit(names[1], alice, time.Now().Add(time.Hour)))
+			_, err1 := sealed.Load(t.Context(), "alice")
+			_, err2 := sealed.Load(t.Context(), "bob")
+			require.ErrorIs(t, errors.Join(err1, err2), ganbauth.ErrTokenNotFound, name+": another user's record")
+			require.False(t, err1 != nil && err2 != nil, name)
+
+			require.NoError(t, inClear.Save(t.Context(), "carol", &fullToken))
+			_, err = sealed.Load(t.Context(), "carol")
+			require.ErrorIs(t, err, ganbauth.ErrTokenNotFound, name+": a token in clear, which anybody can write")
 		}
 	})
 	t.Run("what is saved is not changed", func(t *testing.T) {

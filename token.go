@@ -85,7 +85,11 @@ func (t *Token) strings() [6]*string {
 // MarshalBinary implements [encoding.BinaryMarshaler] with a compact, versioned record, secrets included: it is
 // for stores. The error is always nil.
 func (t Token) MarshalBinary() ([]byte, error) {
-	return appendRecord(tokenVersion, t.ExpiresAt, t.IssuedAt, t.strings()), nil
+	return t.marshal(), nil
+}
+
+func (t *Token) marshal() []byte {
+	return appendRecord(tokenVersion, t.ExpiresAt, t.IssuedAt, t.strings())
 }
 
 // UnmarshalBinary implements [encoding.BinaryUnmarshaler]. It fails on a record that is truncated, has bytes left
