@@ -95,8 +95,8 @@ func (l load) latencies(expire bool) (live, refreshing latencySample) {
 	for sample, times := range map[*latencySample][]float64{&live: liveTimes, &refreshing: refreshTimes} {
 		sample.P50, sample.P99, sample.P999 = time.Duration(quantile(times, 0.5)), time.Duration(quantile(times, 0.99)), time.Duration(quantile(times, 0.999))
 	}
-	live.TokenRequests = ask[int](b, "requests") - before
-	live.Name, refreshing.Name = "no token ends", ""
+	refreshing.TokenRequests = ask[int](b, "requests") - before
+	live.Name = "no token ends"
 	if expire {
 		live.Name, refreshing.Name = "1 % end each second: requests that do not refresh", "those that do"
 	}
