@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"time"
 
@@ -173,6 +174,12 @@ func (a *onSCS) contender(name string, handle http.HandlerFunc) *contender {
 // floor is what the application pays anyway.
 func floor(configure func(*scs.SessionManager)) *contender {
 	return newSCS(configure).keep(nil).contender("scs alone", func(http.ResponseWriter, *http.Request) {})
+}
+
+// oneMore is the floor where the session has one more value, of the size that ganbauth puts there.
+func oneMore() *contender {
+	a := newSCS(nil).keep(";" + rand.Text())
+	return a.contender("scs alone, one more string in the session", func(http.ResponseWriter, *http.Request) {})
 }
 
 func connected(configure func(*scs.SessionManager), name string, opts ganbauth.Options) *contender {
@@ -397,9 +404,11 @@ func init() {
 
 // liveGroups are the tables of a request with a live token. The first contender of each is its floor.
 var liveGroups = map[string]func() []*contender{
-	"default": func() []*contender { return append(append(ours(nil), inSession(nil)...), peers()...) },
-	"cbor":    func() []*contender { return append(ours(onCBOR), named(peers(), "oauth2-proxy (cookie)")...) },
-	"idle":    func() []*contender { return append(ours(withIdle), inSession(withIdle)...) },
+	"default": func() []*contender {
+		return slices.Concat(ours(nil), []*contender{oneMore()}, inSession(nil), peers())
+	},
+	"cbor": func() []*contender { return append(ours(onCBOR), named(peers(), "oauth2-proxy (cookie)")...) },
+	"idle": func() []*contender { return append(ours(withIdle), inSession(withIdle)...) },
 }
 
 func named(all []*contender, name string) []*contender {

@@ -3,7 +3,7 @@
 //	go run . -o ../docs
 //
 // With -o it also writes that page, its plots, and what benchstat reads. Every number comes from processes of their own
-// that run one after the other; what is compared is measured in turns within a process. It takes a quarter of an hour;
+// that run one after the other; what is compared is measured in turns within a process. It takes ten minutes;
 // -quick takes a minute, for a look.
 package main
 
@@ -201,7 +201,7 @@ func measure(e effort) (r results) {
 	}
 	r.Default, r.Parallel = live("default", "serial"), live("default", "parallel")
 	r.CBOR, r.Idle = live("cbor", "serial"), live("idle", "serial")
-	for i := range r.Default[:3] {
+	for i := range r.Default[:4] {
 		r.Instructions = append(r.Instructions, instructions(i, e.counted))
 	}
 	r.Redis, r.Postgres = engineMedians("redis", e.processes, e.rounds), engineMedians("postgres", e.processes, e.rounds)

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"fmt"
 	"image/color"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 )
+
+var blue = color.RGBA{0x0b, 0x5c, 0xad, 0xff}
 
 // plots writes the page's pictures into the folder.
 func plots(r results, folder string) error {
@@ -20,16 +25,20 @@ func plots(r results, folder string) error {
 		{"memory", r.Default[1].Ratio}, {"memory, sealed", r.Default[2].Ratio}, {"IdleTimeout", r.Idle[1].Ratio},
 		{"all cores", r.Parallel[1].Ratio}, {"Redis", r.Redis[1].Sample.Ratio}, {"PostgreSQL", r.Postgres[1].Sample.Ratio},
 	} {
-		overhead = append(overhead, bar{s.name, s.of})
+		overhead = append(overhead, bar{s.name, s.of, fmt.Sprintf("%.2f", s.of)})
 	}
-	if err := bars(filepath.Join(folder, "overhead.svg"), "A request with a live token, as a multiple of scs alone", overhead); err != nil {
+	if err := bars(filepath.Join(folder, "overhead.svg"), "A request with a live token; scs alone is 1", overhead); err != nil {
 		return err
 	}
-	var failed []bar
+	var storm []bar
 	for _, s := range r.AtOnce {
-		failed = append(failed, bar{s.Name, float64(s.Failed)})
+		label := fmt.Sprintf("%d, %d failed", s.TokenRequests, s.Failed)
+		if s.Lost {
+			label += ", connection lost"
+		}
+		storm = append(storm, bar{s.Name, float64(s.TokenRequests), label})
 	}
-	if err := bars(filepath.Join(folder, "storm.svg"), "1,000 requests meet an expired token: failed requests", failed); err != nil {
+	if err := bars(filepath.Join(folder, "storm.svg"), "1,000 requests at once meet an expired token: token requests", storm); err != nil {
 		return err
 	}
 	return lines(filepath.Join(folder, "memory.svg"), r.Memory)
@@ -38,51 +47,72 @@ func plots(r results, folder string) error {
 type bar struct {
 	name  string
 	value float64
+	label string
 }
 
 func bars(path, title string, values []bar) error {
-	p := plot.New()
-	p.Title.Text = title
 	var heights plotter.Values
 	var names []string
-	for _, b := range values {
+	var labels plotter.XYLabels
+	for i, b := range values {
 		heights = append(heights, b.value)
 		names = append(names, strings.ReplaceAll(b.name, "*", ""))
+		labels.XYs = append(labels.XYs, plotter.XY{X: float64(i), Y: b.value})
+		labels.Labels = append(labels.Labels, b.label)
 	}
 	chart, err := plotter.NewBarChart(heights, vg.Points(30))
 	if err != nil {
 		return err
 	}
-	chart.Color = color.RGBA{0x0b, 0x5c, 0xad, 0xff}
-	p.Add(chart, plotter.NewGrid())
+	chart.Color, chart.LineStyle.Width = blue, 0
+	above, err := plotter.NewLabels(labels)
+	if err != nil {
+		return err
+	}
+	above.Offset.Y = vg.Points(4)
+	for i := range above.TextStyle {
+		above.TextStyle[i].XAlign = text.XCenter
+	}
+	p := newPlot(title)
+	p.Add(plotter.NewGrid(), chart, above)
 	p.NominalX(names...)
-	p.Y.Min = 0
-	return p.Save(8*vg.Inch, 3.5*vg.Inch, path)
+	p.Y.Min, p.Y.Max = 0, 1.15*slices.Max(heights)
+	p.X.Min, p.X.Max = -0.7, float64(len(values))-0.3
+	return save(p, path)
 }
 
 func lines(path string, rows []memoryRow) error {
-	p := plot.New()
-	p.Title.Text = "Heap by live sessions"
+	p := newPlot("Heap by live sessions")
 	p.X.Label.Text, p.Y.Label.Text = "sessions", "MiB"
 	p.Add(plotter.NewGrid())
-	for name, each := range map[string]func(memoryRow) float64{
-		"scs alone": func(r memoryRow) float64 { return r.Alone },
-		"ganbauth":  func(r memoryRow) float64 { return r.Connected },
+	for _, l := range []struct {
+		name  string
+		color color.Color
+		each  func(memoryRow) float64
+	}{
+		{"ganbauth", blue, func(r memoryRow) float64 { return r.Connected }},
+		{"scs alone", color.Gray{0x60}, func(r memoryRow) float64 { return r.Alone }},
 	} {
 		points := plotter.XYs{{}}
 		for _, r := range rows {
-			points = append(points, plotter.XY{X: float64(r.Sessions), Y: each(r) * float64(r.Sessions) / (1 << 20)})
+			points = append(points, plotter.XY{X: float64(r.Sessions), Y: l.each(r) * float64(r.Sessions) / (1 << 20)})
 		}
 		line, dots, err := plotter.NewLinePoints(points)
 		if err != nil {
 			return err
 		}
-		if name == "ganbauth" {
-			line.Color = color.RGBA{0x0b, 0x5c, 0xad, 0xff}
-		}
+		line.Color, dots.Color = l.color, l.color
 		p.Add(line, dots)
-		p.Legend.Add(name, line)
+		p.Legend.Add(l.name, line)
 	}
 	p.Legend.Top, p.Legend.Left = true, true
-	return p.Save(8*vg.Inch, 3.5*vg.Inch, path)
+	return save(p, path)
 }
+
+func newPlot(title string) *plot.Plot {
+	p := plot.New()
+	p.Title.Text, p.Title.Padding = title, vg.Points(8)
+	return p
+}
+
+func save(p *plot.Plot, path string) error { return p.Save(8*vg.Inch, 3.5*vg.Inch, path) }

@@ -126,7 +126,7 @@ var refreshers = []refresher{
 			return next.(*ganbauth.Token), nil
 		})
 	}},
-	{"x/oauth2 ReuseTokenSource, one a user", false, func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
+	{"x/oauth2 ReuseTokenSource", false, func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
 		config := &oauth2.Config{ClientID: b.ClientID, ClientSecret: b.Secret, Endpoint: oauth2.Endpoint{
 			TokenURL: b.Config.AuthBaseURL + "/token", AuthStyle: oauth2.AuthStyleInHeader,
 		}}
