@@ -70,7 +70,7 @@ func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, retry st
 	if k.usable() == nil && status >= 500 && !fromBank {
 		k.log.WarnContext(r.Context(), "ganbauth: refused", "status", status, "error", err)
 	}
-	text := messageFor(err)
+	text := messageFor(err, status)
 	if isNavigation(r) || r.Method == http.MethodPost && strings.Contains(r.Header.Get("Accept"), "text/html") {
 		text.write(w, status, retry, prefersJapanese(r))
 		return
@@ -99,9 +99,9 @@ type message struct{ ja, en words }
 
 type words struct{ Title, Text, Again string }
 
-func messageFor(err error) message {
+func messageFor(err error, status int) message {
 	var auth *AuthorizationError
-	switch status := StatusCode(err); {
+	switch {
 	case errors.As(err, &auth) && auth.Code == "access_denied":
 		return message{
 			words{"接続は許可されませんでした", "銀行の画面で許可されなかったため、口座は接続されていません。", "もう一度接続する"},
