@@ -589,7 +589,7 @@ func TestShutdown(t *testing.T) {
 		other := a.browser()
 		req, err := http.NewRequestWithContext(gone, http.MethodGet, other.callbackURL("/bank/login"), nil)
 		require.NoError(t, err)
-		req.Header = navigate
+		req.Header = navigate.Clone()
 		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(20*time.Second), 1)
 		_, _ = other.client.Do(req)
 		start = time.Now()
