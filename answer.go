@@ -45,29 +45,22 @@ func reload(w http.ResponseWriter, path string) {
 // A page links to retry.
 func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, retry string) {
 	status := StatusCode(err)
-	var (
-		unavailable *unavailableError
-		token       *TokenError
-		lacks       *scopeError
-	)
-	fromBank := errors.As(err, &token)
+	var lacks *scopeError
 	switch {
 	case status == http.StatusUnauthorized:
-		w.Header().Set("WWW-Authenticate", `Bearer realm="bank"`)
-	case errors.As(err, &lacks):
-		w.Header().Set("WWW-Authenticate",
+		w.Header().Set("Www-Authenticate", `Bearer realm="bank"`)
+	case status == http.StatusForbidden && errors.As(err, &lacks):
+		w.Header().Set("Www-Authenticate",
 			fmt.Sprintf(`Bearer realm="bank", error="insufficient_scope", scope=%q`, strings.Join(lacks.missing, " ")))
-	case errors.As(err, &unavailable):
-		setRetryAfter(w, unavailable.retryAfter)
-	case fromBank:
-		setRetryAfter(w, token.RetryAfter)
+	case status >= 500:
+		setRetryAfter(w, err)
 	}
 	if k != nil && k.onError != nil {
 		k.onError(w, r, err)
 		return
 	}
 	// An event has told of the bank's trouble already, once and not for each request.
-	if k.usable() == nil && status >= 500 && !fromBank {
+	if k.usable() == nil && status >= 500 && !errors.As(err, new(*TokenError)) {
 		k.log.WarnContext(r.Context(), "ganbauth: refused", "status", status, "error", err)
 	}
 	text := messageFor(err, status)
@@ -88,9 +81,20 @@ type problem struct {
 	Detail string `json:"detail"`
 }
 
-func setRetryAfter(w http.ResponseWriter, d time.Duration) {
-	if d > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(d.Seconds()))))
+func setRetryAfter(w http.ResponseWriter, err error) {
+	var (
+		wait        time.Duration
+		unavailable *unavailableError
+		token       *TokenError
+	)
+	switch {
+	case errors.As(err, &unavailable):
+		wait = unavailable.retryAfter
+	case errors.As(err, &token):
+		wait = token.RetryAfter
+	}
+	if wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 	}
 }
 

@@ -360,7 +360,8 @@ func isPrefetch(r *http.Request) bool {
 	return false
 }
 
-func isHTMX(r *http.Request) bool { return r.Header.Get("HX-Request") == "true" }
+// The name is spelled as net/http keeps it, which spares every request without it an allocation.
+func isHTMX(r *http.Request) bool { return r.Header.Get("Hx-Request") == "true" }
 
 // isNavigation tells a browser's top-level page load from everything else.
 func isNavigation(r *http.Request) bool {
