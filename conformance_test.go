@@ -85,7 +85,9 @@ var conformance = map[string]func(t *testing.T){
 	"fapi2-security-profile-final-client-refresh-token-test":    refreshesTwice,
 	"fapi2-security-profile-final-client-test-happy-path":       accepts(ganbtest.Options{SendIssuer: true}, nil),
 
-	"fapi2-security-profile-final-client-test-token-type-case-insensitivity":              acceptsMember("token_type", "bEARER"),
+	"fapi2-security-profile-final-client-test-token-type-case-insensitivity": acceptsResponse(func(r map[string]any) { r["token_type"] = "bEARER" }),
+	"fapi1-advanced-final-client-test-no-scope-in-token-endpoint-response":   acceptsResponse(func(r map[string]any) { delete(r, "scope") }),
+
 	"fapi2-security-profile-final-client-test-token-endpoint-response-without-expires_in": accepts(ganbtest.Options{OmitExpiresIn: true}, nil),
 	"fapi2-security-profile-final-client-test-ensure-authorization-response-with-invalid-state-fails": refusesCallback(func(q url.Values) {
 		q.Set("state", q.Get("state")+"1")
@@ -202,13 +204,14 @@ func refuses(change func(idToken) string) func(*testing.T) {
 	}
 }
 
-func acceptsMember(name, value string) func(*testing.T) {
+func acceptsResponse(change func(response map[string]any)) func(*testing.T) {
 	return func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {
-			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(response map[string]any) { response[name] = value }}, 1)
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: change}, 1)
 			b := a.browser()
 			b.login()
 			require.True(t, b.connected())
+			require.Equal(t, "openid offline_access private:account", a.next.last().Scope)
 		})
 	}
 }
