@@ -119,7 +119,7 @@ func appendRecord(version byte, first, second time.Time, fields [6]*string) []by
 // readRecord reads what appendRecord made. When it fails, the fields may have changed.
 func readRecord(data string, version byte, first, second *time.Time, fields [6]*string) error {
 	r := recordReader{rest: data}
-	if v := r.byte(); v != version && r.err == nil {
+	if v := r.uvarint(); v != uint64(version) && r.err == nil {
 		return fmt.Errorf("%w: version %d", errUnreadable, v)
 	}
 	*first, *second = r.time(), r.time()
@@ -136,25 +136,16 @@ type recordReader struct {
 	err  error
 }
 
-func (r *recordReader) byte() byte {
-	if r.rest == "" {
-		r.err = errRecordTruncated
-		return 0
-	}
-	c := r.rest[0]
-	r.rest = r.rest[1:]
-	return c
-}
-
 func (r *recordReader) uvarint() (v uint64) {
-	for shift := 0; shift < 64; shift += 7 {
-		c := r.byte()
-		v |= uint64(c&0x7f) << shift
+	for i := range min(len(r.rest), binary.MaxVarintLen64) {
+		c := r.rest[i]
+		v |= uint64(c&0x7f) << (7 * i)
 		if c < 0x80 {
+			r.rest = r.rest[i+1:]
 			return v
 		}
 	}
-	r.err = fmt.Errorf("%w: number out of range", errUnreadable)
+	r.err, r.rest = errRecordTruncated, ""
 	return 0
 }
 
