@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -206,6 +207,7 @@ func connected(configure func(*scs.SessionManager), name string, opts ganbauth.O
 		AccessToken: token.AccessToken, RefreshToken: token.RefreshToken, Scope: token.Scope,
 		IDToken: token.IDToken, Subject: token.Subject, ExpiresAt: token.ExpiresAt, IssuedAt: token.IssuedAt,
 	}))
+	maps.DeleteFunc(a.cookies, func(name, _ string) bool { return name != a.sessions.Cookie.Name }) // the login's is gone in half an hour
 	return &contender{name: name, handler: a.sessions.LoadAndSave(kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if t, ok := ganbauth.TokenFromContext(r.Context()); !ok || t.AccessToken != token.AccessToken {
 			panic("no token")
