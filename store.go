@@ -51,11 +51,9 @@ type ExpiryLister interface {
 	Expiring(ctx context.Context, before time.Time) (keys []string, err error)
 }
 
-// load is store.Load, with no allocation for the Token where the store is this package's.
+// load is store.Load, with no allocation for the Token where the store is the default one.
 func load(ctx context.Context, store TokenStore, key string) (Token, error) {
-	if s, ok := store.(interface {
-		load(context.Context, string) (Token, error)
-	}); ok {
+	if s, ok := store.(*scsStore); ok {
 		return s.load(ctx, key)
 	}
 	t, err := store.Load(ctx, key)
