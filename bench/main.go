@@ -162,10 +162,8 @@ type results struct {
 	benchstat string
 }
 
-// RefusedOfLive is what a refusal costs beside a request of a logged in user.
-func (r results) RefusedOfLive() float64 {
-	return r.RefusedProgram[1].Nanoseconds / r.Default[0].Nanoseconds
-}
+// OfLive is what a request costs beside one of a logged in user with sessions alone, the page's first row.
+func (r results) OfLive(s sample) float64 { return s.Nanoseconds / r.Default[0].Nanoseconds }
 
 type memoryRow struct {
 	Sessions         int
