@@ -206,17 +206,23 @@ func (c *idClaims) checkLogin(nonce string, maxAge time.Duration, now time.Time)
 	return nil
 }
 
-// checkRefresh compares with the login's ID token (OpenID Connect Core section 12.2), which was verified then.
-func (c *idClaims) checkRefresh(login string) error {
-	parts := strings.Split(login, ".")
+// readLogin reads the claims of a login's ID token, which was verified then.
+func readLogin(idToken string) (*idClaims, error) {
+	parts := strings.Split(idToken, ".")
 	if len(parts) != 3 {
-		return invalidIDToken("the login's cannot be read")
+		return nil, errors.New("not a compact JWS")
 	}
 	payload, err1 := decodeSegment(parts[1])
 	o, err2 := parseObject(payload)
-	first, err3 := readClaims(o)
+	claims, err3 := readClaims(o)
+	return claims, errors.Join(err1, err2, err3)
+}
+
+// checkRefresh compares with the login's ID token (OpenID Connect Core section 12.2).
+func (c *idClaims) checkRefresh(login string) error {
+	first, err := readLogin(login)
 	switch {
-	case errors.Join(err1, err2, err3) != nil:
+	case err != nil:
 		return invalidIDToken("the login's cannot be read")
 	case c.Issuer != first.Issuer:
 		return invalidIDToken("iss is not the login's")

@@ -116,6 +116,9 @@ func (s *memoryStore) Delete(_ context.Context, key string) error {
 // prolong it. sessions.Iterate meets each record as a session with the one value "ganbauth". Set sessions.Codec
 // before: a codec that ignores what follows its own encoding, such as scs's GobCodec, makes records that are quick
 // to read. All of scs's stores work, those with a context included.
+//
+// No cookie can name a record. An application that takes session tokens from elsewhere, a header for instance, must refuse
+// those that begin with a semicolon.
 func NewSCSStore(sessions *scs.SessionManager) TokenStore {
 	s := &scsStore{sessions: sessions}
 	empty, err := sessions.Codec.Encode(time.Unix(0, 0), map[string]any{scsMark: ""})

@@ -53,7 +53,8 @@ func (k *Kit) Token(ctx context.Context, key string) (*Token, error) {
 
 // SetToken stores under key a token that came from elsewhere, another SDK's for instance: its user need not connect
 // again. One with a zero ExpiresAt is refreshed at its first use. Whoever else has its refresh token must not use it any
-// more. A token that the bank cannot have issued is [ErrTokenFormat]; else the error has the [StatusCode] 503.
+// more. An IDToken and a Subject are taken as verified. A token that the bank cannot have issued is [ErrTokenFormat]; else
+// the error has the [StatusCode] 503.
 func (k *Kit) SetToken(ctx context.Context, key string, token *Token) error {
 	if err := k.usable(); err != nil {
 		return err
@@ -68,8 +69,14 @@ func (k *Kit) SetToken(ctx context.Context, key string, token *Token) error {
 		checkMember("access_token", token.AccessToken, maxReceived),
 		checkMember("refresh_token", token.RefreshToken, maxReceived),
 		checkMember("scope", token.Scope, maxReceived),
+		checkMember("id_token", token.IDToken, maxIDToken),
 	); err != nil {
 		return err
+	}
+	if token.IDToken != "" {
+		if _, err := readLogin(token.IDToken); err != nil { // the next refresh would end the connection for it
+			return fmt.Errorf("%w: id_token: %w", ErrTokenFormat, err)
+		}
 	}
 	t := *token
 	t.TokenType = "Bearer"
