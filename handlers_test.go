@@ -375,6 +375,15 @@ func TestOwnCallbacksThatFail(t *testing.T) {
 		require.Equal(t, 403, b.get(a.bank.Deny(b.authorizationURL("/bank/login"))).StatusCode)
 		require.Equal(t, who, body(b.get("/p")))
 	})
+	t.Run("a bank under maintenance says when it will be back, and the log has it once", func(t *testing.T) {
+		a := newApp(t, setup{})
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Maintenance, 1)
+		b := a.browser()
+		resp := b.get(b.callbackURL("/bank/login"))
+		require.Equal(t, 503, resp.StatusCode)
+		require.Equal(t, "120", resp.Header.Get("Retry-After"))
+		require.Equal(t, 1, strings.Count(a.log.String(), "error="), a.log.String())
+	})
 	t.Run("B-104 B-98 G-34 C-06 an ID token of another attempt", func(t *testing.T) {
 		a := newApp(t, setup{})
 		b := a.browser()
