@@ -17,6 +17,7 @@ import (
 const (
 	maxClockSkew  = 30 * time.Second // for iat and nbf ahead of our clock; exp has none
 	maxIDTokenAge = 10 * time.Minute // as the bank's Java SDK
+	maxSubject    = 255              // OpenID Connect Core section 2
 )
 
 // idClaims are the claims of an ID token that the kit judges by.
@@ -65,8 +66,8 @@ func (c *Connector) verifyIDToken(raw, accessToken string, now time.Time) (*idCl
 	if _, ok := o["azp"]; ok && claims.AZP != c.clientID {
 		return nil, invalidIDToken("azp is another client")
 	}
-	if n := len(claims.Subject); n == 0 || n > 255 || !isVisible(claims.Subject, true) {
-		return nil, invalidIDToken("sub must be 1 to 255 ASCII characters")
+	if n := len(claims.Subject); n == 0 || n > maxSubject || !isVisible(claims.Subject, true) {
+		return nil, invalidIDToken("sub must be 1 to %d ASCII characters", maxSubject)
 	}
 	if err := checkTimes(o, now); err != nil {
 		return nil, invalidIDToken("%w", err)

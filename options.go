@@ -58,7 +58,9 @@ type Options struct {
 	// parameters are refused. With max_age the ID token's auth_time is checked.
 	AuthParams url.Values
 	// EncryptionKeys, 32 bytes each, seal the tokens before Store sees them (AES-256-GCM): the first seals, all
-	// open. A token that none opens counts as none.
+	// open. A token that none opens counts as none. What a Store of your own gets as AccessToken is then the whole token
+	// in base64url, at most 40 KiB, with TokenType, Scope and the times beside it in clear, and RefreshToken "sealed" if
+	// there is one.
 	EncryptionKeys [][]byte
 	// OnError answers every refusal in place of the kit's own page or problem details; [StatusCode] has the status.
 	// The headers that a refusal needs are set already, no-store among them. A redirect to the bank is no refusal.

@@ -194,6 +194,15 @@ func TestSealing(t *testing.T) {
 		require.Equal(t, "a b", got.Scope)
 		require.Equal(t, fullToken.ExpiresAt, got.ExpiresAt)
 	})
+	t.Run("the largest token that there can be has at most 40 KiB", func(t *testing.T) {
+		long := func(n int) string { return strings.Repeat("x", n) }
+		largest := ganbauth.Token{AccessToken: long(4096), RefreshToken: long(4096), TokenType: "Bearer", Scope: long(4096),
+			IDToken: long(16384), Subject: long(255)}
+		require.NoError(t, sealed.Save(t.Context(), "bob", &largest))
+		got, err := inner.Load(t.Context(), "bob")
+		require.NoError(t, err)
+		require.LessOrEqual(t, len(got.AccessToken), 40<<10)
+	})
 	t.Run("all keys open, the first seals", func(t *testing.T) {
 		old := ganbauth.Seal(inner, key(0))
 		require.NoError(t, old.Save(t.Context(), "bob", &fullToken))

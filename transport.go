@@ -73,6 +73,9 @@ func (k *Kit) SetToken(ctx context.Context, key string, token *Token) error {
 	); err != nil {
 		return err
 	}
+	if len(token.Subject) > maxSubject {
+		return fmt.Errorf("%w: the subject is longer than %d bytes", ErrTokenFormat, maxSubject)
+	}
 	if token.IDToken != "" {
 		if _, err := readLogin(token.IDToken); err != nil { // the next refresh would end the connection for it
 			return fmt.Errorf("%w: id_token: %w", ErrTokenFormat, err)

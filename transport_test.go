@@ -465,6 +465,7 @@ func TestSetToken(t *testing.T) {
 			"a space":         {AccessToken: "a", RefreshToken: "r r"},
 			"too long":        {AccessToken: strings.Repeat("a", 4097)},
 			"scope":           {AccessToken: "a", Scope: "\x00"},
+			"subject":         {AccessToken: "a", Subject: strings.Repeat("s", 256)},
 			"no ID token":     {AccessToken: "a", IDToken: "a.b.c"},
 			"long ID token":   {AccessToken: "a", IDToken: strings.Repeat("a", 16385)},
 		} {
