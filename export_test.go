@@ -75,6 +75,12 @@ func Seal(store TokenStore, keys ...[]byte) TokenStore {
 	return s
 }
 
+// Scratch is the memory that the last token was opened in, all of it.
+func Scratch() []byte {
+	room := *scratch.Get().(*[]byte)
+	return room[:cap(room)]
+}
+
 // KeysHeld counts the keys that the kit remembers something about.
 func KeysHeld(k *Kit) int {
 	k.keeper.refreshes.mu.Lock()

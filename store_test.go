@@ -194,6 +194,11 @@ func TestSealing(t *testing.T) {
 		require.Equal(t, "a b", got.Scope)
 		require.Equal(t, fullToken.ExpiresAt, got.ExpiresAt)
 	})
+	t.Run("nothing of an opened token stays in memory that is used again", func(t *testing.T) {
+		_, err := sealed.Load(t.Context(), "alice")
+		require.NoError(t, err)
+		require.NotContains(t, string(ganbauth.Scratch()), "S3CRET")
+	})
 	t.Run("the largest token that there can be has at most 40 KiB", func(t *testing.T) {
 		long := func(n int) string { return strings.Repeat("x", n) }
 		largest := ganbauth.Token{AccessToken: long(4096), RefreshToken: long(4096), TokenType: "Bearer", Scope: long(4096),

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,6 +82,12 @@ func TestTokenBinary(t *testing.T) {
 			require.ErrorContains(t, got.UnmarshalBinary(data), "version")
 		})
 	}
+	t.Run("a length or a number beyond all bounds", func(t *testing.T) {
+		record := []byte{1, 0, 0} // version and times
+		for _, length := range []string{"\xff\xff\xff\xff\x0f", "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", strings.Repeat("\xff", 20)} {
+			require.Error(t, new(ganbauth.Token).UnmarshalBinary(append(bytes.Clone(record), length...)))
+		}
+	})
 	t.Run("H-17 gob uses it", func(t *testing.T) {
 		var b bytes.Buffer
 		require.NoError(t, gob.NewEncoder(&b).Encode(fullToken))
