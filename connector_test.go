@@ -13,10 +13,12 @@ import (
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -820,6 +822,9 @@ func TestHostileNetwork(t *testing.T) {
 		"F-05 header of 12 MiB": hijack(func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 12<<20)+"\r\n\r\n")
 		}),
+		"F-05 header of 100 KiB before a good answer": hijack(func(c net.Conn) {
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX: %s\r\n\r\n%s", strings.Repeat("x", 100<<10), goodToken)
+		}),
 		"F-05 100,000 header lines": hijack(func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\n"+strings.Repeat("X-Y: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", 100_000)+"\r\n")
 		}),
@@ -889,6 +894,43 @@ func TestHostileNetwork(t *testing.T) {
 
 // C-40, F-06 and F-07: neither silence nor a drip outlasts the deadline for the whole answer. F-17: the caller's client
 // without a timeout makes no difference.
+// A crowd's connections are kept for the next crowd, not two of them, which is net/http's default.
+func TestConnectionsAreKept(t *testing.T) {
+	const crowd = 100
+	var waiting atomic.Int32
+	everybody := make(chan struct{})
+	o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
+		if waiting.Add(1) == crowd {
+			close(everybody)
+		}
+		<-everybody
+		answersJSON(goodToken)(w, r)
+	})
+	cfg := o.config()
+	cfg.HTTPClient = nil
+	c := newConnector(t, ganbauth.AuthBasic, cfg)
+	opened := func() int32 {
+		var opened atomic.Int32
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(conn httptrace.GotConnInfo) {
+			if !conn.Reused {
+				opened.Add(1)
+			}
+		}})
+		var wg sync.WaitGroup
+		for range crowd {
+			wg.Go(func() {
+				if _, err := c.RefreshTokens(ctx, "RT-1"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		return opened.Load()
+	}
+	require.EqualValues(t, crowd, opened())
+	require.Less(t, opened(), int32(crowd/2), "a few may not be back yet")
+}
+
 func TestDeadline(t *testing.T) {
 	for name, body := range map[string]io.Reader{
 		"F-06 silence":         nil,

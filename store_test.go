@@ -120,6 +120,10 @@ func TestSCSRecords(t *testing.T) {
 			require.Len(t, engine.names, 1)
 			record := engine.names[0]
 			require.LessOrEqual(t, len(record), 43, "several engines take no more")
+			long := ";" + strings.Repeat("k", 1023)
+			require.NoError(t, store.Save(t.Context(), long, &fullToken))
+			require.LessOrEqual(t, len(engine.names[1]), 43)
+			require.NoError(t, store.Delete(t.Context(), long))
 
 			t.Run("Iterate keeps working", func(t *testing.T) {
 				ctx, err := sessions.Load(t.Context(), "")
