@@ -149,6 +149,14 @@ func TestScopes(t *testing.T) {
 		require.Equal(t, 200, b.get("/transfer").StatusCode)
 		require.True(t, b.connected())
 	})
+	t.Run("and to those that another route has asked for before", func(t *testing.T) {
+		a := newApp(t, setup{})
+		a.mux.Handle("/bulk", a.kit.RequireScopes("private:bulk-transfer")(a.next))
+		b := a.browser()
+		require.Equal(t, 303, b.get(b.callbackURL("/transfer")).StatusCode)
+		require.Equal(t, strings.Join(transferScopes, " ")+" private:bulk-transfer",
+			mustParse(b.authorizationURL("/bulk")).Query().Get("scope"))
+	})
 	t.Run("a program gets 403", func(t *testing.T) {
 		a := newApp(t, setup{})
 		b := a.browser()

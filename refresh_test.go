@@ -409,11 +409,25 @@ func TestCoolDown(t *testing.T) {
 		a.bank.Heal()
 		time.Sleep(76 * time.Second)
 		require.True(t, b.connected())
-		time.Sleep(61 * time.Minute)
-		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
-		require.False(t, b.connected())
-		time.Sleep(1300 * time.Millisecond)
-		require.True(t, b.connected(), "a success starts the cool-down afresh")
+	})
+	t.Run("a success starts it afresh", func(t *testing.T) {
+		inBubble(t, setup{bank: ganbtest.Options{Lifetime: time.Minute}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 3)
+			time.Sleep(46 * time.Second)
+			for a.bank.Refreshes() < 4 {
+				require.True(t, b.connected())
+				time.Sleep(100 * time.Millisecond)
+			}
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+			time.Sleep(45 * time.Second)
+			require.True(t, b.connected())
+			require.Equal(t, 5, a.bank.Refreshes())
+			time.Sleep(1300 * time.Millisecond)
+			require.True(t, b.connected())
+			require.Equal(t, 6, a.bank.Refreshes())
+		})
 	})
 	t.Run("F-39 F-40 Retry-After is obeyed and passed on", func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {
