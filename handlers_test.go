@@ -662,6 +662,16 @@ func TestTabs(t *testing.T) {
 			}
 		})
 	})
+	t.Run("a thousand planted cookies are not a thousand answers", func(t *testing.T) {
+		a := newApp(t, setup{})
+		var planted []string
+		for i := range 1000 {
+			planted = append(planted, fmt.Sprintf("__Host-ganb..%d=x", i))
+		}
+		resp := a.browser().do("GET", "/bank/login", with(navigate, "Cookie", strings.Join(planted, "; ")))
+		require.Equal(t, 303, resp.StatusCode)
+		require.LessOrEqual(t, len(resp.Header["Set-Cookie"]), 21)
+	})
 	t.Run("G-24 C-45 an attempt lives ten minutes, and then says so", func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {
 			b := a.browser()
@@ -674,6 +684,7 @@ func TestTabs(t *testing.T) {
 			require.Contains(t, body(resp), "expired")
 			require.Contains(t, body(resp), `href="/bank/login?return_to=/x"`)
 			require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+			require.Contains(t, resp.Header.Get("Set-Cookie"), "Max-Age=0", "it is over")
 		})
 	})
 	t.Run("G-25 the session that began it has ended", func(t *testing.T) {

@@ -72,6 +72,28 @@ func TestRefreshExpiring(t *testing.T) {
 			require.Equal(t, 3, bank.Refreshes()-before)
 		})
 	})
+	t.Run("a bank that fails now and then is not away", func(t *testing.T) {
+		prepare(t, func(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore) {
+			kit := backgroundKit(t, bank, store, nil)
+			for range 3 {
+				bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 2)
+				bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{}, 1)
+			}
+			n, err := kit.RefreshExpiring(t.Context(), time.Hour)
+			require.NoError(t, err)
+			require.Equal(t, 4, n)
+		})
+	})
+	t.Run("what is listed needlessly takes no time", func(t *testing.T) {
+		prepare(t, func(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore) {
+			kit := backgroundKit(t, bank, listingAll{store.(listingStore)}, nil)
+			start := time.Now()
+			n, err := kit.RefreshExpiring(t.Context(), time.Minute)
+			require.NoError(t, err)
+			require.Zero(t, n)
+			require.Zero(t, time.Since(start))
+		})
+	})
 	t.Run("it stops with its context", func(t *testing.T) {
 		prepare(t, func(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore) {
 			kit := backgroundKit(t, bank, store, nil)
@@ -140,6 +162,18 @@ var errUnlistable = errors.New("the store is away")
 type unlistable struct{ ganbauth.TokenStore }
 
 func (unlistable) Expiring(context.Context, time.Time) ([]string, error) { return nil, errUnlistable }
+
+type listingStore interface {
+	ganbauth.TokenStore
+	ganbauth.ExpiryLister
+}
+
+// listingAll lists all keys, as an index that is behind may.
+type listingAll struct{ listingStore }
+
+func (s listingAll) Expiring(ctx context.Context, _ time.Time) ([]string, error) {
+	return s.listingStore.Expiring(ctx, time.Now().Add(24*time.Hour))
+}
 
 // keyLocker is a Locker for one process that looks again every 10 ms.
 type keyLocker struct {

@@ -274,6 +274,13 @@ func TestKey(t *testing.T) {
 		a, _ := newKeyed(t, func(*http.Request) (string, error) { return strings.Repeat("k", 1025), nil })
 		require.Equal(t, 500, a.browser().get("/p").StatusCode)
 	})
+	t.Run("an application that has no session gets none", func(t *testing.T) {
+		a, _ := newKeyed(t, func(*http.Request) (string, error) { return "alice", nil })
+		b := a.browser()
+		b.login()
+		require.True(t, b.connected())
+		require.Empty(t, b.cookie("session"))
+	})
 	t.Run("the default store with the application's keys", func(t *testing.T) {
 		a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "alice", nil }}})
 		a.browser().login()

@@ -444,6 +444,7 @@ func TestSetToken(t *testing.T) {
 		sealed, err := store.Load(ctx, "personal/alice")
 		require.NoError(t, err)
 		require.NotContains(t, sealed.AccessToken, imported.AccessToken)
+		require.Equal(t, "private:account offline_access", sealed.Scope)
 		require.Empty(t, imported.TokenType, "the caller's token is the caller's")
 		token, err := a.kit.Token(ctx, "alice")
 		require.NoError(t, err)
