@@ -1,13 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"image/color"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
@@ -84,6 +87,16 @@ func bars(path, title string, values []bar) error {
 func lines(path string, rows []memoryRow) error {
 	p := newPlot("Heap by live sessions")
 	p.X.Label.Text, p.Y.Label.Text = "sessions", "MiB"
+	p.X.Max = 1.05 * float64(rows[len(rows)-1].Sessions)
+	p.X.Tick.Marker = plot.TickerFunc(func(min, max float64) []plot.Tick {
+		ticks := plot.DefaultTicks{}.Ticks(min, max)
+		for i, t := range ticks {
+			if t.Label != "" {
+				ticks[i].Label = thousands(int(t.Value))
+			}
+		}
+		return ticks
+	})
 	p.Add(plotter.NewGrid())
 	for _, l := range []struct {
 		name  string
@@ -115,4 +128,21 @@ func newPlot(title string) *plot.Plot {
 	return p
 }
 
-func save(p *plot.Plot, path string) error { return p.Save(8*vg.Inch, 3.5*vg.Inch, path) }
+func init() {
+	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"}
+	plotter.DefaultFont = plot.DefaultFont
+}
+
+// save names the fonts that have the same widths: few who see the page have the one that was measured.
+func save(p *plot.Plot, path string) error {
+	w, err := p.WriterTo(8*vg.Inch, 3.5*vg.Inch, "svg")
+	if err != nil {
+		return err
+	}
+	var svg bytes.Buffer
+	if _, err := w.WriteTo(&svg); err != nil {
+		return err
+	}
+	text := strings.ReplaceAll(svg.String(), "font-family:Liberation Sans", "font-family:Liberation Sans,Arial,Helvetica,sans-serif")
+	return os.WriteFile(path, []byte(text), 0o644)
+}
