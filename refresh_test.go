@@ -184,6 +184,45 @@ func TestTwoProcessesWithoutLocker(t *testing.T) {
 	})
 }
 
+// The winner of a race may not have saved its token when the loser hears of it. Where a Locker forbids races there is
+// nobody to wait for.
+func TestSecondLook(t *testing.T) {
+	for name, test := range map[string]struct {
+		locker ganbauth.Locker
+		saved  time.Duration // after the loser's request
+		want   error
+		took   time.Duration // at most
+	}{
+		"saved at once": {nil, 0, nil, 50 * time.Millisecond},
+		"saved in time": {nil, 300 * time.Millisecond, nil, time.Second},
+		"never saved":   {nil, time.Hour, ganbauth.ErrLoginRequired, time.Second},
+		"with a Locker": {&chanLocker{held: make(chan bool, 1)}, 300 * time.Millisecond, ganbauth.ErrLoginRequired, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := ganbauth.NewMemoryStore()
+				bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+				connect(t, bank, store, "u")
+				time.Sleep(61 * time.Minute)
+				old, err := store.Load(t.Context(), "u")
+				require.NoError(t, err)
+				winner, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+				require.NoError(t, err)
+				won, err := winner.RefreshTokens(t.Context(), old.RefreshToken)
+				require.NoError(t, err)
+				start := time.Now()
+				time.AfterFunc(test.saved, func() { _ = store.Save(context.Background(), "u", won) })
+				token, err := backgroundKit(t, bank, store, test.locker).Token(t.Context(), "u")
+				require.ErrorIs(t, err, test.want)
+				require.LessOrEqual(t, time.Since(start), test.took)
+				if test.want == nil {
+					require.Equal(t, won.AccessToken, token.AccessToken)
+				}
+			})
+		})
+	}
+}
+
 // With a Locker the second process finds the first one's token after the lock, and asks nobody.
 func TestTwoProcessesWithLocker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
