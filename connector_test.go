@@ -362,6 +362,7 @@ func TestNewConnectorRefuses(t *testing.T) {
 		"B-25 colon in id, basic":        {"a:b", clientSecret, ganbauth.AuthBasic, nil, "colon"},
 		"no method":                      {clientID, clientSecret, 0, nil, "AuthBasic or AuthPost"},
 		"no salt":                        {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.Salt = "" }, "Salt is missing"},
+		"http on a private address":      {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "http://10.0.0.1" }, "must be https"},
 		"B-09 D-47 http":                 {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "http://bank.test" }, "must be https"},
 		"B-09 userinfo":                  {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "https://u:p@bank.test" }, "userinfo"},
 		"B-09 host smuggled by the path": {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = "@evil.example/token" }, "slash"},

@@ -276,7 +276,7 @@ func (k *Kit) handler(methods string, serve func(http.ResponseWriter, *http.Requ
 		}
 		if !slices.Contains(strings.Split(methods, ", "), r.Method) {
 			w.Header().Set("Allow", methods)
-			k.refuse(w, r, &refusal{http.StatusMethodNotAllowed, "the method is not allowed"}, "")
+			k.refuse(w, r, &refusal{http.StatusMethodNotAllowed, "the method is not allowed"}, k.defaultReturn)
 			return
 		}
 		if err := serve(w, r); err != nil {

@@ -158,13 +158,15 @@ func TestLoginRequest(t *testing.T) {
 		a := newApp(t, setup{})
 		b := a.browser()
 		for name, h := range map[string]http.Header{
-			"image":     with(navigate, "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image"),
-			"iframe":    with(navigate, "Sec-Fetch-Dest", "iframe"),
-			"fetch":     with(program, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"),
-			"prefetch":  with(navigate, "Sec-Purpose", "prefetch"),
-			"prerender": with(navigate, "Sec-Purpose", "prefetch;prerender"),
-			"Purpose":   with(navigate, "Purpose", "prefetch"),
-			"X-Moz":     with(navigate, "X-Moz", "prefetch"),
+			"image":           with(navigate, "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image"),
+			"iframe":          with(navigate, "Sec-Fetch-Dest", "iframe"),
+			"fetch":           with(program, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"),
+			"prefetch":        with(navigate, "Sec-Purpose", "prefetch"),
+			"prerender":       with(navigate, "Sec-Purpose", "prefetch;prerender"),
+			"Purpose":         with(navigate, "Purpose", "prefetch"),
+			"X-Moz":           with(navigate, "X-Moz", "prefetch"),
+			"X-Purpose":       with(navigate, "X-Purpose", "preview"),
+			"prerender alone": with(navigate, "Purpose", "Prerender"),
 		} {
 			resp := b.do("GET", "/bank/login", h)
 			require.Equal(t, 403, resp.StatusCode, name)

@@ -21,6 +21,7 @@ func TestNewRefuses(t *testing.T) {
 		want   string
 	}{
 		"no RedirectURI":             {func(o *ganbauth.Options) { o.RedirectURI = "" }, "RedirectURI must be an absolute URL"},
+		"http on a private address":  {func(o *ganbauth.Options) { o.RedirectURI = "http://192.168.0.1/cb" }, "must be https"},
 		"B-07 D-47 http":             {func(o *ganbauth.Options) { o.RedirectURI = "http://app.example/cb" }, "must be https"},
 		"B-08 fragment":              {func(o *ganbauth.Options) { o.RedirectURI += "#f" }, "fragment"},
 		"B-08 empty fragment":        {func(o *ganbauth.Options) { o.RedirectURI += "#" }, "fragment"},

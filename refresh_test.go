@@ -421,6 +421,33 @@ func TestRefreshFailures(t *testing.T) {
 	})
 }
 
+// What went wrong has a short name for a metric, and a level that says whether an operator has to mend it.
+func TestTroubleIsNamed(t *testing.T) {
+	for name, test := range map[string]struct {
+		fault        ganbtest.Fault
+		class, level string
+	}{
+		"network":     {ganbtest.ConnectionCut, "network", "WARN"},
+		"500":         {ganbtest.ServerError, "status_500", "WARN"},
+		"maintenance": {ganbtest.Maintenance, "WG_ERR_300", "WARN"},
+		"dead grant":  {ganbtest.InvalidGrant, "invalid_grant", "WARN"},
+		"the client":  {ganbtest.InvalidClient, "invalid_client", "ERROR"},
+		"no answer":   {ganbtest.Slow(time.Minute), "timeout", "WARN"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, setup{}, func(t *testing.T, a *app) {
+				b := a.browser()
+				b.login()
+				a.bank.Fail(ganbtest.TokenEndpoint, test.fault, 1)
+				time.Sleep(61 * time.Minute)
+				b.connected()
+				require.Equal(t, test.class, a.events[len(a.events)-1].ErrorClass)
+				require.Regexp(t, `level=`+test.level+` msg="ganbauth: \w+" kit=\S* duration=\S+ class=`+test.class+` `, a.log.String())
+			})
+		})
+	}
+}
+
 var jsonType = http.Header{"Content-Type": {"application/json"}}
 
 // F-46: a bank that is down is asked less and less, and at most once a minute.

@@ -207,7 +207,7 @@ func (t *transport) current(ctx context.Context) (*Token, error) {
 	t.mu.Lock()
 	token := t.token
 	t.mu.Unlock()
-	if token != nil && token.Valid() && !t.kit.keeper.due(*token) {
+	if token.Valid() && !t.kit.keeper.due(*token) {
 		return token, nil
 	}
 	next, err := t.kit.keeper.live(ctx, t.key)

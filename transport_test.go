@@ -330,6 +330,25 @@ func TestClientRefreshes(t *testing.T) {
 }
 
 // Observe knows the values of the request's context, though the call to the API has a context of its own.
+// A job that makes many calls does not ask the store before each: not even one that is away holds it up.
+func TestClientAsksTheStoreOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+		connect(t, bank, store, "u")
+		client := backgroundKit(t, bank, store, nil).ClientFor("u")
+		for range 3 {
+			resp, err := client.Get(bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			require.Equal(t, 200, resp.StatusCode)
+			resp.Body.Close()
+			store.set(errors.New("away"), nil, nil)
+		}
+		time.Sleep(59*time.Minute + time.Second)
+		_, err := client.Get(bank.APIBase() + "/accounts")
+		require.Equal(t, 503, ganbauth.StatusCode(err), "about to end, it is asked for again")
+	})
+}
+
 func TestClientKeepsTheContextsValues(t *testing.T) {
 	type visitor struct{}
 	var seen []any
