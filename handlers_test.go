@@ -466,6 +466,7 @@ func TestCallbackSucceeds(t *testing.T) {
 			require.False(t, b.connected(), "B has no refresh token, and A's is not used")
 			require.Zero(t, a.bank.Refreshes())
 			require.Equal(t, 1, records(t, a), "A's record is gone")
+			require.NotContains(t, a.log.String(), "level=ERROR")
 		})
 	})
 	t.Run("B-17 a refresh token without offline_access is used", func(t *testing.T) {

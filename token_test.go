@@ -57,6 +57,8 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	}
 	require.Contains(t, fmt.Sprint(token), `"a b"`)
 	require.Contains(t, fmt.Sprint(cfg), "bank.test")
+	require.Equal(t, `ganbauth.Kit("")`, fmt.Sprint(kit))
+	require.Equal(t, "ganbauth.Kit(nil)", fmt.Sprint((*ganbauth.Kit)(nil)))
 }
 
 func TestTokenJSONIsRefused(t *testing.T) {
