@@ -475,6 +475,11 @@ func TestCoolDown(t *testing.T) {
 		a.bank.Heal()
 		time.Sleep(76 * time.Second)
 		require.True(t, b.connected())
+		time.Sleep(61 * time.Minute)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+		require.False(t, b.connected())
+		time.Sleep(1300 * time.Millisecond)
+		require.True(t, b.connected(), "one failure costs a moment")
 	})
 	t.Run("a success starts it afresh", func(t *testing.T) {
 		inBubble(t, setup{bank: ganbtest.Options{Lifetime: time.Minute}}, func(t *testing.T, a *app) {
