@@ -47,7 +47,7 @@ func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, retry st
 	status := StatusCode(err)
 	var lacks *scopeError
 	switch {
-	case status == http.StatusUnauthorized:
+	case status == http.StatusUnauthorized: // the header's name is spelled as net/http keeps it, which spares an allocation
 		w.Header().Set("Www-Authenticate", `Bearer realm="bank"`)
 	case status == http.StatusForbidden && errors.As(err, &lacks):
 		w.Header().Set("Www-Authenticate",

@@ -207,7 +207,7 @@ func (c *idClaims) checkLogin(nonce string, maxAge time.Duration, now time.Time)
 	return nil
 }
 
-// readLogin reads the claims of a login's ID token, which was verified then.
+// readLogin reads the claims of a login's ID token and does not verify it: that was done at the login.
 func readLogin(idToken string) (*idClaims, error) {
 	parts := strings.Split(idToken, ".")
 	if len(parts) != 3 {
