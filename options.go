@@ -2,7 +2,6 @@ package ganbauth
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,11 +9,8 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"github.com/alexedwards/scs/v2"
 )
 
 // Options configure a [Kit]. RedirectURI and Scopes are required; the zero value of every other field is the right
@@ -80,41 +76,6 @@ func (o Options) Format(f fmt.State, _ rune) {
 // LogValue implements [slog.LogValuer] and hides the encryption keys.
 func (o Options) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(o)) }
 
-// Kit is what an application mounts: handlers for login, callback and logout, a middleware that hands live tokens
-// to routes, and an HTTP client for the bank's API. Make one with [New]. It is immutable and safe for concurrent
-// use. A nil or zero Kit lets nobody through.
-type Kit struct {
-	connector *Connector
-	sessions  *scs.SessionManager
-	keeper    *keeper
-	attempts  attempts
-	exchanges *flights[string]
-	apiHosts  []string
-	maxAge    time.Duration
-	callback  string // the path of RedirectURI
-	https     bool   // the scheme of RedirectURI
-
-	sessionKey string // what the handle in the session is called
-
-	// Of Options.
-	name, redirectURI, defaultReturn, returnParam string
-	scopes                                        []string
-	key                                           func(*http.Request) (string, error)
-	pkce                                          bool
-	authParams                                    url.Values
-	onError                                       func(http.ResponseWriter, *http.Request, error)
-	observer
-}
-
-// Format implements [fmt.Formatter] and shows the name only, whatever the verb.
-func (k *Kit) Format(f fmt.State, _ rune) {
-	if k == nil {
-		fmt.Fprint(f, "ganbauth.Kit(nil)")
-		return
-	}
-	fmt.Fprintf(f, "ganbauth.Kit(%q)", k.name)
-}
-
 var (
 	kitName   = regexp.MustCompile(`^[A-Za-z0-9_-]{0,32}$`)
 	scopeName = regexp.MustCompile(`^[!#-\[\]-~]+$`) // RFC 6749 section 3.3
@@ -122,148 +83,6 @@ var (
 	protocolParams = []string{"response_type", "client_id", "redirect_uri", "scope", "state", "nonce",
 		"response_mode", "code_challenge", "code_challenge_method", "request", "request_uri", "client_secret"}
 )
-
-// New makes a Kit. It reports every mistake that can be seen now at once, and warns in the log of session cookie
-// settings that do not fit an https RedirectURI. The sessions may be nil when opts has both Store and Key.
-//
-// Two kits of one application need different Names; with the same one they would take each other's sessions and
-// callbacks.
-func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error) {
-	var errs []error
-	fault := func(format string, args ...any) {
-		errs = append(errs, fmt.Errorf("ganbauth: options: "+format, args...))
-	}
-	if c == nil || c.http == nil {
-		return nil, errors.New("ganbauth: New needs a Connector from NewConnector")
-	}
-	k := &Kit{
-		connector:     c,
-		sessions:      sessions,
-		exchanges:     &flights[string]{keep: attemptLifetime},
-		sessionKey:    "ganbauth." + opts.Name,
-		name:          opts.Name,
-		redirectURI:   opts.RedirectURI,
-		defaultReturn: opts.DefaultReturn,
-		returnParam:   opts.ReturnParam,
-		key:           opts.Key,
-		pkce:          opts.PKCE,
-		onError:       opts.OnError,
-		observer:      observer{kit: opts.Name, log: opts.Logger, hook: opts.Observe},
-	}
-	if k.observer.log == nil {
-		k.observer.log = slog.Default()
-	}
-	if !kitName.MatchString(opts.Name) {
-		fault("Name may have up to 32 letters, digits, hyphens and underscores")
-	}
-
-	u, err := url.Parse(opts.RedirectURI)
-	switch {
-	case err != nil || u.Host == "" || u.Fragment != "" || strings.Contains(opts.RedirectURI, "#"):
-		fault("RedirectURI must be an absolute URL without a fragment")
-	case u.User != nil:
-		fault("RedirectURI must not contain userinfo")
-	case !secureURL(u):
-		fault("RedirectURI must be https (http only on a loopback address)")
-	case len(opts.RedirectURI) > maxRedirectURI:
-		fault("RedirectURI is longer than %d characters", maxRedirectURI)
-	default:
-		k.callback, k.https = u.Path, u.Scheme == "https"
-	}
-
-	for _, s := range opts.Scopes {
-		if !scopeName.MatchString(s) {
-			fault("Scopes: %q is not a scope", s)
-		}
-	}
-	k.scopes = union(opts.Scopes)
-	if n := len(strings.Join(k.scopes, " ")); n == 0 || n > maxScope {
-		fault("Scopes must have 1 to %d characters together, not %d", maxScope, n)
-	}
-	if slices.Contains(k.scopes, "openid") && c.issuer == "" {
-		errs = append(errs, errNoIssuer)
-	}
-
-	if k.defaultReturn == "" {
-		k.defaultReturn = "/"
-	}
-	if p, ok := localPath(k.defaultReturn); !ok || p != k.defaultReturn {
-		fault("DefaultReturn must be a path of this site, percent-encoded")
-	}
-	if k.returnParam == "" {
-		k.returnParam = "return_to"
-	}
-	if opts.RefreshLeeway < 0 || opts.DefaultLifetime < 0 {
-		fault("RefreshLeeway and DefaultLifetime must not be negative")
-	}
-
-	k.apiHosts = []string{hostPort(c.authURL)}
-	for _, host := range opts.APIHosts {
-		u, err := url.Parse("https://" + host)
-		if err != nil || u.Host != host || u.Hostname() == "" {
-			fault("APIHosts: %q is not a host", host)
-			continue
-		}
-		k.apiHosts = append(k.apiHosts, hostPort(u))
-		if isLoopback(u.Hostname()) {
-			u.Scheme = "http"
-			k.apiHosts = append(k.apiHosts, hostPort(u))
-		}
-	}
-
-	k.authParams = url.Values{}
-	for name, values := range opts.AuthParams {
-		if slices.Contains(protocolParams, name) || len(values) != 1 {
-			fault("AuthParams: %q belongs to the protocol or does not have one value", name)
-		}
-		k.authParams[name] = slices.Clone(values)
-	}
-	if s := k.authParams.Get("max_age"); s != "" {
-		seconds, err := strconv.ParseUint(s, 10, 31)
-		if err != nil {
-			fault("AuthParams: max_age is not a number of seconds")
-		}
-		k.maxAge = max(time.Duration(seconds)*time.Second, time.Second)
-	}
-
-	store := opts.Store
-	switch {
-	case sessions == nil && (opts.Store == nil || opts.Key == nil):
-		fault("without sessions, Store and Key are needed")
-	case store == nil && (sessions.Store == nil || sessions.Codec == nil):
-		fault("the session manager has no Store or no Codec: make it with scs.New")
-	case store == nil:
-		store = NewSCSStore(sessions)
-	}
-	locker := opts.Locker
-	if locker == nil {
-		locker, _ = store.(Locker)
-	}
-	lister, _ := store.(ExpiryLister)
-	if len(opts.EncryptionKeys) > 0 {
-		if store, err = newSealedStore(store, opts.EncryptionKeys); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	if k.attempts, err = newAttempts(c, opts.Name, k.https); err != nil {
-		errs = append(errs, err)
-	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
-	}
-
-	k.keeper = &keeper{
-		connector: c,
-		store:     store,
-		locker:    locker,
-		lister:    lister,
-		leeway:    orDefault(opts.RefreshLeeway, time.Minute),
-		lifetime:  orDefault(opts.DefaultLifetime, defaultLifetime),
-		observer:  k.observer,
-	}
-	k.warn(opts)
-	return k, nil
-}
 
 // warn says what works and should not go to production.
 func (k *Kit) warn(opts Options) {

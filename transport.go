@@ -8,107 +8,11 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
 
 const apiTimeout = 60 * time.Second
-
-// Client returns an HTTP client for the bank's API that acts for the user of ctx, the context of a request behind
-// [Kit.RequireToken]; elsewhere its requests fail with [ErrLoginRequired]. It adds the header x-access-token, to the
-// hosts of the connector and APIHosts only, over https (http on a loopback address), and never after a redirect that
-// led elsewhere; redirects to other hosts are not followed.
-//
-// When the API answers 401 with WG_ERR_105, the token is refreshed, once for all who meet that together, and the
-// request sent again once if its body can be rewound (GetBody); if not, the 401 is handed on. Every other answer is
-// the caller's: [CheckResponse] makes an [*APIError] of one. Requests end with ctx, and after 60 seconds in all (the
-// client's Timeout, which may be changed). Idempotency-Key is the caller's to set.
-func (k *Kit) Client(ctx context.Context) *http.Client {
-	t := &transport{kit: k, ctx: ctx}
-	if g := k.grantOf(ctx); g != nil {
-		t.key, t.token = g.key, g.token.withoutRefresh()
-	}
-	return t.client()
-}
-
-// ClientFor is [Kit.Client] for the user whose token is stored under key, outside a request. See [Kit.Token].
-func (k *Kit) ClientFor(key string) *http.Client {
-	return (&transport{kit: k, ctx: context.Background(), key: k.named(key)}).client()
-}
-
-// Token returns the live token stored under key, refreshed if need be, without its refresh token: for nightly jobs
-// and queues. The key is what Options.Key returns for the user. The error is [ErrLoginRequired] when the user has to
-// connect again, and else has the [StatusCode] 503.
-func (k *Kit) Token(ctx context.Context, key string) (*Token, error) {
-	if err := k.usable(); err != nil {
-		return nil, err
-	}
-	t, err := k.keeper.live(ctx, k.named(key))
-	if err != nil {
-		return nil, err
-	}
-	return t.withoutRefresh(), nil
-}
-
-// SetToken stores under key a token that came from elsewhere, another SDK's for instance: its user need not connect
-// again. One with a zero ExpiresAt is refreshed at its first use. Whoever else has its refresh token must not use it any
-// more. An IDToken and a Subject are taken as verified. A token that the bank cannot have issued is [ErrTokenFormat]; else
-// the error has the [StatusCode] 503.
-func (k *Kit) SetToken(ctx context.Context, key string, token *Token) error {
-	if err := k.usable(); err != nil {
-		return err
-	}
-	if key == "" || len(key) > maxKey {
-		return fmt.Errorf("ganbauth: SetToken: the key is empty or longer than %d bytes", maxKey)
-	}
-	if token == nil || token.AccessToken == "" {
-		return errNoAccessToken
-	}
-	if err := errors.Join(
-		checkMember("access_token", token.AccessToken, maxReceived),
-		checkMember("refresh_token", token.RefreshToken, maxReceived),
-		checkMember("scope", token.Scope, maxReceived),
-		checkMember("id_token", token.IDToken, maxIDToken),
-	); err != nil {
-		return err
-	}
-	if len(token.Subject) > maxSubject {
-		return fmt.Errorf("%w: the subject is longer than %d bytes", ErrTokenFormat, maxSubject)
-	}
-	if token.IDToken != "" {
-		if _, err := readLogin(token.IDToken); err != nil { // the next refresh would end the connection for it
-			return fmt.Errorf("%w: id_token: %w", ErrTokenFormat, err)
-		}
-	}
-	t := *token
-	t.TokenType = "Bearer"
-	t.Scope = strings.Join(strings.Fields(t.Scope), " ")
-	t.ExpiresAt, t.IssuedAt = t.ExpiresAt.UTC().Truncate(time.Second), t.IssuedAt.UTC().Truncate(time.Second)
-	return k.keeper.put(ctx, k.named(key), &t)
-}
-
-// Disconnect forgets the token stored under key. There being none is no error.
-func (k *Kit) Disconnect(ctx context.Context, key string) error {
-	if err := k.usable(); err != nil {
-		return err
-	}
-	return k.keeper.drop(ctx, k.named(key))
-}
-
-// Shutdown waits until no token is on its way from the bank to the store, at most as long as ctx lets it, and returns
-// ctx's error then. A refresh goes on when its request has gone, for two minutes at the very worst: call Shutdown after
-// [http.Server.Shutdown] and before the process ends. The Kit can be used during and after it.
-func (k *Kit) Shutdown(ctx context.Context) error {
-	if err := k.usable(); err != nil {
-		return err
-	}
-	err := errors.Join(k.keeper.refreshes.wait(ctx), k.exchanges.wait(ctx))
-	if err != nil {
-		return fmt.Errorf("ganbauth: a token is on its way still: %w", err)
-	}
-	return nil
-}
 
 // transport is the RoundTripper of one Client.
 type transport struct {

@@ -1,17 +1,12 @@
 package ganbauth
 
 import (
-	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
-	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 )
 
 const (
@@ -157,76 +152,4 @@ func (as attempts) makeRoom(w http.ResponseWriter, r *http.Request) {
 	for _, name := range names[min(len(names), maxAttempts-1):] {
 		as.remove(w, name)
 	}
-}
-
-// begin starts a login: it sets the attempt's cookie and returns the bank's URL. An error is a mistake in the
-// configuration or too many scopes.
-func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry string, scopes []string) (string, error) {
-	owner, err := k.owner(r)
-	if err != nil {
-		return "", err
-	}
-	a := &attempt{begun: time.Now(), returnTo: returnTo, scope: strings.Join(scopes, " "), owner: owner}
-	if len(retry) <= maxRetryPath {
-		a.retry = retry
-	}
-	more := maps.Clone(k.authParams)
-	if slices.Contains(scopes, "openid") {
-		a.nonce = rand.Text()
-		more.Set("nonce", a.nonce)
-	}
-	if k.pkce {
-		a.verifier = rand.Text() + rand.Text()
-		sum := sha256.Sum256([]byte(a.verifier))
-		more.Set("code_challenge", base64.RawURLEncoding.EncodeToString(sum[:]))
-		more.Set("code_challenge_method", "S256")
-	}
-	sessionID := rand.Text()
-	authURL, err := k.connector.authorizationURL(sessionID, a.scope, k.redirectURI, more)
-	if err != nil {
-		return "", err
-	}
-	k.attempts.makeRoom(w, r)
-	k.attempts.write(w, k.attempts.cookieName(k.connector.state(sessionID)), a)
-	k.event(r.Context(), EventLoginStarted, a.begun, nil)
-	return authURL, nil
-}
-
-// localPath judges a path to return to by what a browser would do with it: only a path of this site survives, in
-// percent-encoded ASCII, at most 2,048 characters, without its fragment. As it is and decoded, it must be free of what
-// one parser reads as a path and another as a host: backslashes, control characters, empty and dot segments.
-func localPath(s string) (string, bool) {
-	ambiguous := func(c rune) bool { return c == '\\' || unicode.IsControl(c) }
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(s, "/") || !strings.HasPrefix(u.Path, "/") ||
-		strings.ContainsFunc(s, ambiguous) || strings.ContainsFunc(u.Path, ambiguous) {
-		return "", false
-	}
-	segments := strings.Split(u.Path[1:], "/")
-	for i, segment := range segments {
-		if segment == "." || segment == ".." || segment == "" && i < len(segments)-1 {
-			return "", false
-		}
-	}
-	path := escapeRest(u.EscapedPath())
-	if u.RawQuery != "" {
-		path += "?" + escapeRest(u.RawQuery)
-	}
-	if len(path) > maxReturnPath {
-		return "", false
-	}
-	return path, true
-}
-
-// escapeRest percent-encodes what may not stand in a header or a URL.
-func escapeRest(s string) string {
-	var b strings.Builder
-	for i := range len(s) {
-		if c := s[i]; c <= ' ' || c > '~' || strings.IndexByte("\"<>`{}|^", c) >= 0 {
-			fmt.Fprintf(&b, "%%%02X", c)
-		} else {
-			b.WriteByte(c)
-		}
-	}
-	return b.String()
 }

@@ -1,0 +1,127 @@
+package ganbauth
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// begin starts a login: it sets the attempt's cookie and returns the bank's URL. An error is a mistake in the
+// configuration or too many scopes.
+func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry string, scopes []string) (string, error) {
+	owner, err := k.owner(r)
+	if err != nil {
+		return "", err
+	}
+	a := &attempt{begun: time.Now(), returnTo: returnTo, scope: strings.Join(scopes, " "), owner: owner}
+	if len(retry) <= maxRetryPath {
+		a.retry = retry
+	}
+	more := maps.Clone(k.authParams)
+	if slices.Contains(scopes, "openid") {
+		a.nonce = rand.Text()
+		more.Set("nonce", a.nonce)
+	}
+	if k.pkce {
+		a.verifier = rand.Text() + rand.Text()
+		sum := sha256.Sum256([]byte(a.verifier))
+		more.Set("code_challenge", base64.RawURLEncoding.EncodeToString(sum[:]))
+		more.Set("code_challenge_method", "S256")
+	}
+	sessionID := rand.Text()
+	authURL, err := k.connector.authorizationURL(sessionID, a.scope, k.redirectURI, more)
+	if err != nil {
+		return "", err
+	}
+	k.attempts.makeRoom(w, r)
+	k.attempts.write(w, k.attempts.cookieName(k.connector.state(sessionID)), a)
+	k.event(r.Context(), EventLoginStarted, a.begun, nil)
+	return authURL, nil
+}
+
+// callbackQuery is what the bank may say in a callback.
+type callbackQuery struct {
+	state, code, iss string
+	failure          string
+	description      string
+	hasError, hasIss bool
+	reloaded         bool
+}
+
+const (
+	maxCallbackQuery = 16 << 10
+	reloadedParam    = "ganbauth_reloaded"
+)
+
+// parseCallback reads a callback's query (RFC 6749 section 4.1.2). No parameter may occur twice (section 3.1).
+func parseCallback(raw string) (callbackQuery, error) {
+	invalid := func(why string) (callbackQuery, error) {
+		return callbackQuery{}, fmt.Errorf("%w: %s", ErrInvalidState, why)
+	}
+	if len(raw) > maxCallbackQuery {
+		return invalid("the query is too long")
+	}
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return invalid("the query is malformed")
+	}
+	for _, name := range []string{"state", "code", "error", "error_description", "iss"} {
+		if len(values[name]) > 1 {
+			return invalid(name + " occurs twice")
+		}
+	}
+	q := callbackQuery{
+		state:       values.Get("state"),
+		code:        values.Get("code"),
+		iss:         values.Get("iss"),
+		failure:     cleanCode(values.Get("error")),
+		description: printable(values.Get("error_description")),
+		hasError:    values.Has("error"),
+		hasIss:      values.Has("iss"),
+		reloaded:    values.Has(reloadedParam),
+	}
+	if q.state == "" || len(q.state) > maxState {
+		return invalid("state is missing or too long")
+	}
+	return q, nil
+}
+
+// connect judges the callback of a and exchanges its code, once per attempt, and returns the key that the token was
+// saved under.
+func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, mine bool, name string) (string, error) {
+	switch {
+	case !mine:
+		return "", fmt.Errorf("%w: another user began this login", ErrInvalidState)
+	case q.hasIss && k.connector.issuer != "" && q.iss != k.connector.issuer: // RFC 9207 section 2.4
+		return "", fmt.Errorf("%w: iss is not the bank's", ErrInvalidState)
+	case q.hasError && q.failure == "":
+		return "", &AuthorizationError{Code: "unknown_error"}
+	case q.hasError:
+		return "", &AuthorizationError{q.failure, q.description}
+	case q.code == "" || len(q.code) > maxReceived || !isVisible(q.code, false):
+		return "", fmt.Errorf("%w: code is missing, too long or malformed", ErrInvalidState)
+	}
+	key, err := k.newKey(r)
+	if err != nil {
+		return "", err
+	}
+	return k.exchanges.do(r.Context(), name, func(ctx context.Context) (string, error) {
+		t, idToken, err := k.connector.exchange(ctx, k.redirectURI, q.code, a.verifier,
+			assumed{scope: a.scope, lifetime: k.keeper.lifetime})
+		if err == nil && a.nonce != "" {
+			t, err = k.connector.identify(t, idToken, a.nonce, k.maxAge)
+		}
+		if err != nil {
+			return "", err
+		}
+		return key, k.keeper.put(ctx, key, t)
+	})
+}
