@@ -33,8 +33,8 @@ type attempt struct {
 	owner           string // whose attempt it is: a hash of the session's token or of the key, empty for anybody
 }
 
-func (a *attempt) strings() [6]*string {
-	return [6]*string{&a.nonce, &a.verifier, &a.returnTo, &a.retry, &a.scope, &a.owner}
+func (a *attempt) strings() []*string {
+	return []*string{&a.nonce, &a.verifier, &a.returnTo, &a.retry, &a.scope, &a.owner}
 }
 
 func (a *attempt) marshal() []byte {

@@ -23,9 +23,8 @@ var (
 	ErrInsufficientScope = errors.New("ganbauth: insufficient scope")
 	// ErrTokenNotFound is what a [TokenStore] answers for a key without a token.
 	ErrTokenNotFound = errors.New("ganbauth: token not found")
-	// ErrSuperseded is what a [TokenStore] that is a [Locker] may answer to a Save whose lock was lost: another process
-	// has changed the token since, and that change stands.
-	ErrSuperseded = errors.New("ganbauth: another process has changed the token since")
+	// ErrSuperseded is a [Swapper]'s answer when what it was to replace is not what is stored.
+	ErrSuperseded = errors.New("ganbauth: the record is another one by now")
 	// ErrTokenFormat means that the token endpoint answered JSON that is no token response (RFC 6749 section 5.1).
 	ErrTokenFormat = errors.New("ganbauth: token format error")
 	// ErrTokenValue means that the token endpoint answered something that is not a JSON object.

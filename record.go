@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// appendRecord makes the record of a token or of an attempt: a version, two times in seconds, six strings.
-func appendRecord(version byte, first, second time.Time, fields [6]*string) []byte {
+// appendRecord makes the record of a token or of an attempt: a version, two times in seconds, strings.
+func appendRecord(version byte, first, second time.Time, fields []*string) []byte {
 	b := []byte{version}
 	b = binary.AppendVarint(b, first.Unix())
 	b = binary.AppendVarint(b, second.Unix())
@@ -18,7 +18,7 @@ func appendRecord(version byte, first, second time.Time, fields [6]*string) []by
 }
 
 // readRecord reads what appendRecord made. When it fails, the fields may have changed.
-func readRecord(data string, version byte, first, second *time.Time, fields [6]*string) error {
+func readRecord(data string, version byte, first, second *time.Time, fields []*string) error {
 	r := recordReader{rest: data}
 	if v := r.uvarint(); v != uint64(version) && r.err == nil {
 		return fmt.Errorf("%w: version %d", errUnreadable, v)

@@ -49,6 +49,8 @@ func (s sealedStore) Save(ctx context.Context, key string, token *Token) error {
 		Scope:       token.Scope,
 		ExpiresAt:   token.ExpiresAt,
 		IssuedAt:    token.IssuedAt,
+		Epoch:       token.Epoch,
+		sealed:      token.Fingerprint(),
 	}
 	if token.RefreshToken != "" {
 		sealed.RefreshToken = "sealed" // stores list the tokens that have one

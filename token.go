@@ -1,6 +1,8 @@
 package ganbauth
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +13,9 @@ import (
 )
 
 // Token is what the bank's token endpoint issued for one user (RFC 6749 section 5.1).
+//
+// In a [TokenStore] a Token without an AccessToken is a mark: nobody is connected, and a login is under way, or the bank
+// has ended the connection that was here.
 //
 // A Token is a plain value: copy it freely. It is not safe to write to one Token from several goroutines.
 // Formatting a Token with fmt or log/slog shows no secret, and encoding/json refuses it; a [TokenStore] uses the
@@ -30,8 +35,16 @@ type Token struct {
 	IDToken string
 	// Subject identifies the user at the bank. It is set from a verified ID token only.
 	Subject string
+	// Epoch names the login that the token comes from; refreshes keep it. It is at most 64 bytes of visible ASCII and not
+	// secret. The kit sets it.
+	Epoch string
+	// Judged is set in a mark only: it identifies the refresh token that the bank has declared dead.
+	// It is at most 64 bytes of visible ASCII and not secret.
+	Judged string
 	// ExpiresAt is when AccessToken ends, and IssuedAt when it was asked for, both in UTC and whole seconds.
 	ExpiresAt, IssuedAt time.Time
+
+	sealed string // the fingerprint of what a sealed record holds
 }
 
 // Valid reports whether the access token is there and not past its expiry.
@@ -75,10 +88,27 @@ var (
 	errRecordTruncated                = fmt.Errorf("%w: truncated", errUnreadable)
 )
 
-const tokenVersion = 1
+// Fingerprint identifies a record: 43 characters, or "" for a nil Token. It is the same for records with the same
+// AccessToken, RefreshToken, Epoch and Judged, and does not reveal them. A [Swapper] keeps it beside the record and
+// compares it. A sealed record has the fingerprint of what is sealed.
+func (t *Token) Fingerprint() string {
+	switch {
+	case t == nil:
+		return ""
+	case t.sealed != "":
+		return t.sealed
+	}
+	h := sha256.New()
+	for _, s := range []string{t.Epoch, t.AccessToken, t.RefreshToken, t.Judged} {
+		_, _ = fmt.Fprintf(h, "%d:%s", len(s), s)
+	}
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
+}
 
-func (t *Token) strings() [6]*string {
-	return [6]*string{&t.AccessToken, &t.RefreshToken, &t.TokenType, &t.Scope, &t.IDToken, &t.Subject}
+const tokenVersion = 2
+
+func (t *Token) strings() []*string {
+	return []*string{&t.AccessToken, &t.RefreshToken, &t.TokenType, &t.Scope, &t.IDToken, &t.Subject, &t.Epoch, &t.Judged}
 }
 
 // MarshalBinary implements [encoding.BinaryMarshaler] with a compact, versioned record, secrets included: it is
