@@ -13,8 +13,8 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// Testing an application with the bank in a box: a login, a bank that expires the token, and one that is under
-// maintenance.
+// Testing an application with the bank in a box: a login, a bank that expires the token,
+// and one that is under maintenance.
 func Example() {
 	box := ganbtest.NewServer(ganbtest.Options{Subject: "user-1"})
 	defer box.Close()

@@ -4,20 +4,30 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 )
 
-// Fault is one way for the bank to fail. The zero value of each field leaves that part as it is.
+// Fault is one way for the bank to fail. The zero value of each field leaves that part as
+// it is.
 type Fault struct {
-	// Delay passes before the answer; it ends with the request.
+	// For limits the fault to the requests for which it returns true: those of one
+	// Subject, one GrantType, or a share of all. It may be called concurrently. Nil
+	// stands for every request.
+	For func(Request) bool
+	// Delay passes before the request is processed, or, with Processed, before it is
+	// answered. If the client leaves in that time, nothing else happens to the request.
 	Delay time.Duration
-	// Status, Header and Body replace the answer. The request is not processed.
+	// Status, Header and Body replace the answer. The request is not processed unless
+	// Processed is set.
 	Status int
 	Header http.Header
 	Body   string
-	// Cut closes the connection instead of answering: before the request is processed, or, with Processed, after.
+	// Cut closes the connection instead of answering: before the request is processed,
+	// or, with Processed, after.
 	Cut bool
-	// Processed has the bank do its work first. What it would have answered is lost: with Cut, or with a Status.
+	// Processed has the bank do its work first. What it would have answered is lost with
+	// Cut, with a Status, and with a Delay that the client does not wait for.
 	Processed bool
 	// Change edits the members of a token response before it is sent.
 	Change func(response map[string]any)
@@ -49,8 +59,8 @@ var (
 	}
 	// ConnectionCut closes the connection, nothing processed.
 	ConnectionCut = Fault{Cut: true}
-	// AnswerLost closes the connection after the request was processed: a refresh token is spent, and nobody has
-	// the new one.
+	// AnswerLost closes the connection after the request was processed: a refresh token
+	// is spent, and nobody has the new one.
 	AnswerLost = Fault{Cut: true, Processed: true}
 	// NotJSON is 200 with an HTML page.
 	NotJSON = Fault{Status: http.StatusOK, Header: http.Header{"Content-Type": {"text/html"}}, Body: "<html></html>"}
@@ -87,13 +97,22 @@ func Slow(d time.Duration) Fault { return Fault{Delay: d} }
 
 var errConnectionCut = errors.New("ganbtest: the connection was cut")
 
-// Fail makes the next times requests to the endpoint fail in that way; several calls queue up. With times < 0 it
-// stays until Heal.
-func (s *Server) Fail(e Endpoint, f Fault, times int) {
+// Fail makes the next times requests to the endpoint fail in that way, of those that
+// Fault.For is for. Several calls queue up. With times < 0 the fault stays. The function
+// that is returned takes the fault back, and does nothing if it is over; Heal takes all
+// back.
+func (s *Server) Fail(e Endpoint, f Fault, times int) (end func()) {
+	q := &queuedFault{f, times}
+	if times == 0 {
+		return func() {}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if times != 0 {
-		s.faults[e] = append(s.faults[e], &queuedFault{f, times})
+	s.faults[e] = append(s.faults[e], q)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.drop(e, q)
 	}
 }
 
@@ -109,15 +128,33 @@ type queuedFault struct {
 	left int
 }
 
-func (s *Server) nextFault(e Endpoint) Fault {
+// nextFault takes the first fault that is for the request. Fault.For is called without
+// the lock, so that it may ask the Server.
+func (s *Server) nextFault(r Request) Fault {
+	s.mu.Lock()
+	queue := slices.Clone(s.faults[r.Endpoint])
+	s.mu.Unlock()
+	for _, q := range queue {
+		if (q.For == nil || q.For(r)) && s.take(r.Endpoint, q) {
+			return q.Fault
+		}
+	}
+	return Fault{}
+}
+
+// take uses the fault once, if it is still in the queue.
+func (s *Server) take(e Endpoint, q *queuedFault) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	queue := s.faults[e]
-	if len(queue) == 0 {
-		return Fault{}
+	if !slices.Contains(s.faults[e], q) {
+		return false
 	}
-	if queue[0].left--; queue[0].left == 0 {
-		s.faults[e] = queue[1:]
+	if q.left--; q.left == 0 {
+		s.drop(e, q)
 	}
-	return queue[0].Fault
+	return true
+}
+
+func (s *Server) drop(e Endpoint, q *queuedFault) {
+	s.faults[e] = slices.DeleteFunc(s.faults[e], func(other *queuedFault) bool { return other == q })
 }

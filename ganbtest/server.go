@@ -1,18 +1,24 @@
-// Package ganbtest is the bank in a box: an authorization server and a little of the bank's API, for tests of
-// applications that use ganbauth, and for demonstrations. It speaks what the bank speaks, rotates refresh tokens and
-// punishes their reuse, and fails in the ways a bank can fail.
+// Package ganbtest is the bank in a box: an authorization server and a little of the
+// bank's API, for tests of applications that use ganbauth, and for demonstrations. It
+// speaks what the bank speaks, rotates refresh tokens and punishes their reuse, and fails
+// in the ways a bank can fail.
 //
 //	bank := ganbtest.NewServer(ganbtest.Options{})
 //	defer bank.Close()
 //	connector, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
 //
-// A client with a cookie jar that follows redirects is through the login at once, as the bank approves everything
-// unless Options.Consent puts up its page. [TestStore] tests implementations of [ganbauth.TokenStore].
+// A client with a cookie jar that follows redirects is through the login at once, as the
+// bank approves everything unless Options.Consent puts up its page. [TestStore] tests
+// implementations of [ganbauth.TokenStore].
 package ganbtest
 
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -24,11 +30,13 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// Options configure a [Server]. The zero value is a bank that works.
+// Options configure a [Server]. The zero value is a bank that works. Formatting Options
+// shows no secret.
 type Options struct {
 	// ClientID and ClientSecret are the one registered client's. Default: random.
 	ClientID, ClientSecret string
-	// AuthMethod is the one that the client is registered for. Default: [ganbauth.AuthBasic].
+	// AuthMethod is the one that the client is registered for. Default:
+	// [ganbauth.AuthBasic].
 	AuthMethod ganbauth.AuthMethod
 	// RedirectURI is the registered one. Default: any.
 	RedirectURI string
@@ -37,12 +45,14 @@ type Options struct {
 
 	// Lifetime is how long an access token serves. Default: one hour.
 	Lifetime time.Duration
-	// ExpiresInString sends expires_in as a JSON string, as the bank documents it; OmitExpiresIn sends none.
+	// ExpiresInString sends expires_in as a JSON string, as the bank documents it;
+	// OmitExpiresIn sends none.
 	ExpiresInString, OmitExpiresIn bool
-	// KeepRefreshToken turns rotation off: a refresh answers without a refresh_token, and the old one stays.
+	// KeepRefreshToken turns rotation off: a refresh answers without a refresh_token, and
+	// the old one stays.
 	KeepRefreshToken bool
-	// RevokeOnReuse makes a second use of a rotated refresh token end the whole grant, as RFC 9700 section 4.14.2
-	// recommends. Without it the second use only fails.
+	// RevokeOnReuse makes a second use of a rotated refresh token end the whole grant, as
+	// RFC 9700 section 4.14.2 recommends. Without it the second use only fails.
 	RevokeOnReuse bool
 	// RefreshIDToken sends an ID token with a refresh, too.
 	RefreshIDToken bool
@@ -55,19 +65,32 @@ type Options struct {
 	Latency time.Duration
 	// Now is the bank's clock. Default: [time.Now].
 	Now func() time.Time
-	// InProcess serves without a network: Config lends a transport that calls the bank directly. With it the bank
-	// can be used in a bubble of testing/synctest. The URL is then reachable through Client only.
+	// InProcess serves without a network: Config lends a transport that calls the bank
+	// directly. With it the bank can be used in a bubble of testing/synctest. The URL is
+	// then reachable through Client only.
 	InProcess bool
 }
 
-// Server is a bank in a box. Its methods are safe for concurrent use.
+// Format implements [fmt.Formatter] and leaves the options out, whatever the verb: they
+// hold a secret.
+func (o Options) Format(f fmt.State, _ rune) { fmt.Fprint(f, "ganbtest.Options{[redacted]}") }
+
+// Server is a bank in a box. Its methods are safe for concurrent use. Formatting a Server
+// with fmt or log/slog shows its URL and nothing secret, and encoding/json refuses it.
 type Server struct {
 	// URL is the bank's root, without a trailing slash.
 	URL string
-	// ClientID, ClientSecret and AuthMethod are what [ganbauth.NewConnector] needs besides Config.
+	// ClientID, ClientSecret and AuthMethod are what [ganbauth.NewConnector] needs
+	// besides Config.
 	ClientID, ClientSecret string
 	AuthMethod             ganbauth.AuthMethod
 
+	*state
+}
+
+// state is what a Server holds behind a pointer, so that formatting a copy of it is safe
+// as well.
+type state struct {
 	opts   Options
 	http   *httptest.Server // nil in process
 	client *http.Client
@@ -76,33 +99,12 @@ type Server struct {
 	codes    map[string]*code
 	access   map[string]*accessToken
 	refresh  map[string]*refreshToken
+	sent     []*refreshToken // those of refresh, in the order in which the bank came to know them
+	reuses   int
 	grants   []*grant
 	faults   map[Endpoint][]*queuedFault
-	requests []Request
+	requests requestLog
 	transfer map[string]string // Idempotency-Key to application number
-}
-
-type grant struct {
-	subject, scope, nonce string
-	authTime              time.Time
-	revoked               bool
-}
-
-type code struct {
-	grant                          *grant
-	redirectURI, challenge, method string
-	used                           bool
-	expires                        time.Time
-}
-
-type accessToken struct {
-	grant   *grant
-	expires time.Time
-}
-
-type refreshToken struct {
-	grant *grant
-	used  bool
 }
 
 const basePath = "/ganb/api"
@@ -113,12 +115,15 @@ func NewServer(opts Options) *Server {
 		ClientID:     opts.ClientID,
 		ClientSecret: opts.ClientSecret,
 		AuthMethod:   opts.AuthMethod,
-		opts:         opts,
-		codes:        map[string]*code{},
-		access:       map[string]*accessToken{},
-		refresh:      map[string]*refreshToken{},
-		faults:       map[Endpoint][]*queuedFault{},
-		transfer:     map[string]string{},
+		state: &state{
+			opts:     opts,
+			codes:    map[string]*code{},
+			access:   map[string]*accessToken{},
+			refresh:  map[string]*refreshToken{},
+			faults:   map[Endpoint][]*queuedFault{},
+			requests: requestLog{counts: map[Endpoint]int{}},
+			transfer: map[string]string{},
+		},
 	}
 	if s.ClientID == "" {
 		s.ClientID = rand.Text()
@@ -153,6 +158,26 @@ func (s *Server) Close() {
 	}
 }
 
+func (s Server) redacted() string { return fmt.Sprintf("ganbtest.Server{URL:%q [redacted]}", s.URL) }
+
+// Format implements [fmt.Formatter] and shows the URL only, whatever the verb.
+func (s Server) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.redacted()) }
+
+// LogValue implements [slog.LogValuer] and shows the URL only.
+func (s Server) LogValue() slog.Value { return slog.StringValue(s.redacted()) }
+
+// MarshalJSON always fails, because the client secret is one of the fields.
+func (s Server) MarshalJSON() ([]byte, error) {
+	return nil, errors.New("ganbtest: a Server is not for JSON")
+}
+
+var (
+	_ fmt.Formatter  = Server{}
+	_ slog.LogValuer = Server{}
+	_ json.Marshaler = Server{}
+	_ fmt.Formatter  = Options{}
+)
+
 // Client returns an HTTP client that reaches the bank, without a cookie jar.
 func (s *Server) Client() *http.Client { return s.client }
 
@@ -168,14 +193,15 @@ func (s *Server) Config() ganbauth.Config {
 	}
 }
 
-// APIBase is the root of the personal accounts' API: add "/accounts" or "/accounts/balances".
+// APIBase is the root of the personal accounts' API: add "/accounts" or
+// "/accounts/balances".
 func (s *Server) APIBase() string { return s.URL + basePath + "/personal/v1" }
 
 func (s *Server) issuer() string { return s.URL + "/" }
 
-// Token returns a token as a user's who has just connected and granted these scopes (default: openid and
-// offline_access). Put it into a store to test what comes after the login. It panics if the bank refuses, by a fault
-// for instance.
+// Token returns a token as a user's who has just connected and granted these scopes
+// (default: openid and offline_access). Put it into a store to test what comes after the
+// login. It panics if the bank refuses, by a fault for instance.
 func (s *Server) Token(scopes ...string) *ganbauth.Token {
 	if len(scopes) == 0 {
 		scopes = []string{"openid", "offline_access"}
@@ -207,77 +233,12 @@ func must(err error) {
 	}
 }
 
-// ExpireAccessTokens makes the bank refuse every access token issued so far with 401 and WG_ERR_105. Refresh tokens
-// stay good.
-func (s *Server) ExpireAccessTokens() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.access)
-}
-
-// RevokeGrants ends every grant: access tokens are refused, and refresh tokens answered with invalid_grant.
-func (s *Server) RevokeGrants() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, g := range s.grants {
-		g.revoked = true
-	}
-}
-
-// Endpoint is one part of the bank.
-type Endpoint string
-
-// The bank's endpoints.
-const (
-	Authorization Endpoint = "authorization"
-	TokenEndpoint Endpoint = "token"
-	UserInfo      Endpoint = "userinfo"
-	API           Endpoint = "api"
-)
-
-// Request is one request that the bank has seen, without any secret.
-type Request struct {
-	Endpoint Endpoint
-	Method   string
-	Path     string
-	// GrantType is the token request's.
-	GrantType string
-	// AuthMethod is how the client authenticated: AuthBasic, AuthPost, or 0 for neither or both.
-	AuthMethod ganbauth.AuthMethod
-	// Status is the answer's, 0 while there is none or when the connection was cut.
-	Status int
-	Time   time.Time
-}
-
-// Requests returns all requests so far, in the order in which they came.
-func (s *Server) Requests() []Request {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return append([]Request(nil), s.requests...)
-}
-
-// Count returns how many requests the endpoint has seen.
-func (s *Server) Count(e Endpoint) int {
-	return s.count(func(r Request) bool { return r.Endpoint == e })
-}
-
-// Refreshes returns how many token requests with a refresh token the bank has seen.
-func (s *Server) Refreshes() int {
-	return s.count(func(r Request) bool { return r.GrantType == "refresh_token" })
-}
-
-func (s *Server) count(match func(Request) bool) (n int) {
-	for _, r := range s.Requests() {
-		if match(r) {
-			n++
-		}
-	}
-	return n
-}
-
-// inProcess is a transport that calls a handler on a goroutine of its own, as a network would.
+// inProcess is a transport that calls a handler on a goroutine of its own, as a network
+// would.
 type inProcess struct{ handler http.Handler }
 
+// RoundTrip returns the handler's answer, or leaves when the request's context ends. The
+// handler then goes on by itself.
 func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 	in := req.Clone(req.Context())
 	in.RequestURI = req.URL.RequestURI()

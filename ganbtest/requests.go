@@ -1,0 +1,110 @@
+package ganbtest
+
+import (
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+// Endpoint is one part of the bank.
+type Endpoint string
+
+// The bank's endpoints.
+const (
+	Authorization Endpoint = "authorization"
+	TokenEndpoint Endpoint = "token"
+	UserInfo      Endpoint = "userinfo"
+	API           Endpoint = "api"
+)
+
+// Request is one request that the bank has seen, without any secret.
+type Request struct {
+	Endpoint Endpoint
+	Method   string
+	// Path is the URL's path, without the query.
+	Path string
+	// GrantType is the token request's.
+	GrantType string
+	// RefreshToken is the [Fingerprint] of the refresh token in a token request.
+	RefreshToken string
+	// Subject is the user at the bank whose code, refresh token or access token came with
+	// the request. It is empty where the bank does not know what came.
+	Subject string
+	// AuthMethod is how the client authenticated: AuthBasic, AuthPost, or 0 for neither
+	// or both.
+	AuthMethod ganbauth.AuthMethod
+	// Status is the answer's, 0 while there is none or when the connection was cut.
+	Status int
+	// Time is when the request came, by the bank's clock.
+	Time time.Time
+}
+
+// requestLog holds what the bank has seen.
+type requestLog struct {
+	entries   []*Request
+	counts    map[Endpoint]int
+	refreshes int
+}
+
+// record logs the request and returns its entry, which belongs to the log, and a copy of
+// it. A refresh token counts as sent here, whatever becomes of the request.
+func (s *Server) record(e Endpoint, r *http.Request) (entry *Request, seen Request) {
+	entry = &Request{Endpoint: e, Method: r.Method, Path: r.URL.Path, Time: s.opts.Now()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var g *grant
+	switch e {
+	case TokenEndpoint:
+		entry.GrantType, entry.AuthMethod = r.PostForm.Get("grant_type"), authMethod(r)
+		if entry.GrantType == "refresh_token" {
+			t := s.refreshToken(r.PostForm.Get("refresh_token"))
+			t.sent++
+			g, entry.RefreshToken = t.grant, t.fingerprint
+			s.requests.refreshes++
+		} else if c := s.codes[r.PostForm.Get("code")]; c != nil {
+			g = c.grant
+		}
+	case UserInfo:
+		g = s.access[bearer(r)].owner()
+	case API:
+		g = s.access[r.Header.Get("X-Access-Token")].owner()
+	}
+	if g != nil {
+		entry.Subject = g.subject
+	}
+	s.requests.counts[e]++
+	s.requests.entries = append(s.requests.entries, entry)
+	return entry, *entry
+}
+
+func bearer(r *http.Request) string {
+	access, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return access
+}
+
+// Requests returns all requests so far, in the order in which they came.
+func (s *Server) Requests() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	requests := make([]Request, len(s.requests.entries))
+	for i, entry := range s.requests.entries {
+		requests[i] = *entry
+	}
+	return requests
+}
+
+// Count returns how many requests the endpoint has seen.
+func (s *Server) Count(e Endpoint) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.requests.counts[e]
+}
+
+// Refreshes returns how many token requests with a refresh token the bank has seen.
+func (s *Server) Refreshes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.requests.refreshes
+}
