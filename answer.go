@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // setHeaders keeps an answer of the kit out of caches, frames and Referer headers.
@@ -77,19 +76,9 @@ type problem struct {
 	Detail string `json:"detail"`
 }
 
+// setRetryAfter says when to try again, where that helps.
 func setRetryAfter(w http.ResponseWriter, err error) {
-	var (
-		wait        time.Duration
-		unavailable *unavailableError
-		token       *TokenError
-	)
-	switch {
-	case errors.As(err, &unavailable):
-		wait = unavailable.retryAfter
-	case errors.As(err, &token):
-		wait = token.RetryAfter
-	}
-	if wait > 0 {
+	if wait := retryAfter(err); wait > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 	}
 }

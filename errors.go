@@ -1,13 +1,14 @@
 package ganbauth
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,26 +17,43 @@ import (
 
 // Errors to tell apart with [errors.Is].
 var (
-	// ErrLoginRequired means that there is no token that could serve: the user has not connected, has logged out,
-	// or the bank has ended the connection.
+	// ErrLoginRequired means that no token can serve: the user has not connected, has logged
+	// out, or the bank has ended the connection.
 	ErrLoginRequired = errors.New("ganbauth: login required")
-	// ErrInsufficientScope means that the user is connected, and has not granted what the route needs.
+	// ErrNoUser is the ErrLoginRequired that no login at the bank can mend: the application
+	// does not know the user, because Options.Key returned "" or an ErrLoginRequired.
+	ErrNoUser = fmt.Errorf("%w: the application knows no user to connect", ErrLoginRequired)
+	// ErrUnavailable means "try again later": the bank, the store, the sessions or a lock did
+	// not answer. The connection is kept. [StatusCode] is 503.
+	ErrUnavailable = errors.New("ganbauth: unavailable")
+	// ErrInsufficientScope means that the user is connected but has not granted a scope that
+	// the route needs.
 	ErrInsufficientScope = errors.New("ganbauth: insufficient scope")
-	// ErrTokenNotFound is what a [TokenStore] answers for a key without a token.
+	// ErrTokenNotFound is what a [TokenStore] returns for a key without a token.
 	ErrTokenNotFound = errors.New("ganbauth: token not found")
 	// ErrSuperseded is a [Swapper]'s answer when what it was to replace is not what is stored.
 	ErrSuperseded = errors.New("ganbauth: the record is another one by now")
-	// ErrTokenFormat means that the token endpoint answered JSON that is no token response (RFC 6749 section 5.1).
+	// ErrTokenFormat means that the token endpoint's JSON is not a token response
+	// (RFC 6749 section 5.1).
 	ErrTokenFormat = errors.New("ganbauth: token format error")
-	// ErrTokenValue means that the token endpoint answered something that is not a JSON object.
+	// ErrTokenValue means that the token endpoint's answer is not a JSON object.
 	ErrTokenValue = errors.New("ganbauth: token value error")
-	// ErrInvalidIDToken means that an ID token did not pass OpenID Connect Core section 3.1.3.7 or 12.2, or that
-	// userinfo spoke of somebody else (section 5.3.2). Nothing of the answer was used.
+	// ErrInvalidIDToken means that an ID token failed OpenID Connect Core section 3.1.3.7 or
+	// 12.2, or that userinfo described another user (section 5.3.2). Nothing of the answer was
+	// used.
 	ErrInvalidIDToken = errors.New("ganbauth: invalid ID token")
-	// ErrTokenNotExpired is [Connector.RefreshSession]'s answer to an error that no refresh would mend.
+	// ErrTokenNotExpired is [Connector.RefreshSession]'s answer to an error that no refresh
+	// would mend.
 	ErrTokenNotExpired = errors.New("ganbauth: the token is not expired")
-	// ErrInvalidState means that a callback belongs to no login that this browser began, or to one that is over.
+	// ErrInvalidState means that a callback belongs to no login that this browser began, or to
+	// one that is over.
 	ErrInvalidState = errors.New("ganbauth: invalid state")
+
+	// errAttemptExpired is the ErrInvalidState of a login that took too long.
+	errAttemptExpired = fmt.Errorf("%w: the login was begun too long ago", ErrInvalidState)
+	// errOtherSubject is a refresh that the bank answered for another user. It ends the
+	// connection.
+	errOtherSubject = fmt.Errorf("%w: sub is not the login's", ErrInvalidIDToken)
 )
 
 // TokenError is a failure of the token endpoint (RFC 6749 section 5.2), or of the way to it.
@@ -76,10 +94,17 @@ func (e *TokenError) Temporary() bool {
 	return e.StatusCode == 0 || temporaryStatus(e.StatusCode)
 }
 
-// grantLost reports whether the bank said that the grant itself is dead. WG_ERR_105 is the gateway's way to say so.
-func (e *TokenError) grantLost() bool {
-	return e.StatusCode < 500 && (e.Code == "invalid_grant" || e.Code == codeExpired)
-}
+func (e *TokenError) wait() time.Duration { return e.RetryAfter }
+
+// grantDead reports whether the authorization server said that the grant itself is dead.
+func (e *TokenError) grantDead() bool { return e.StatusCode < 500 && e.Code == "invalid_grant" }
+
+// gatewayRefused reports whether the gateway in front of the authorization server refused the
+// token. That may mean a dead grant, or a bad minute of the gateway's.
+func (e *TokenError) gatewayRefused() bool { return e.StatusCode < 500 && e.Code == codeExpired }
+
+// grantLost is grantDead or gatewayRefused.
+func (e *TokenError) grantLost() bool { return e.grantDead() || e.gatewayRefused() }
 
 // AuthorizationError is the bank's refusal by redirect (RFC 6749 section 4.1.2.1), access_denied for example.
 // Both fields are made printable; Code is at most 64 characters long, Description at most 256.
@@ -142,73 +167,7 @@ func (e *APIError) Temporary() bool {
 	return e.Code == codeMaintenance || temporaryStatus(e.StatusCode)
 }
 
-// CheckResponse returns nil for a status of 2xx and an [*APIError] for any other. The body stays readable from its
-// beginning; at most 1 MiB of it is looked at.
-func CheckResponse(resp *http.Response) error {
-	if resp == nil {
-		return errors.New("ganbauth: CheckResponse: no response")
-	}
-	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
-		return nil
-	}
-	e := &APIError{StatusCode: resp.StatusCode, RetryAfter: retryAfter(resp.Header)}
-	o, err := errorObject(resp)
-	if err != nil {
-		return e
-	}
-	e.Code = errorCode(o, "errorCode")
-	e.Message = errorText(o, "errorMessage")
-	e.Details = errorDetails(o["errorDetails"], "")
-	items, _, _ := member[[]json.RawMessage](o, "transferErrorDetails")
-	for _, item := range items {
-		if i, err := parseObject(item); err == nil {
-			e.Details = append(e.Details, errorDetails(i["errorDetails"], errorText(i, "itemId"))...)
-		}
-	}
-	return e
-}
-
-func errorDetails(raw json.RawMessage, itemID string) (details []APIErrorDetail) {
-	list, _, _ := member[[]json.RawMessage](object{"": raw}, "")
-	for _, item := range list {
-		if d, err := parseObject(item); err == nil {
-			details = append(details, APIErrorDetail{
-				ItemID:  itemID,
-				Code:    errorText(d, "errorDetailsCode"),
-				Message: errorText(d, "errorDetailsMessage"),
-			})
-		}
-	}
-	return details
-}
-
-// errorObject reads the JSON of an error, up to the limit, and puts the body back. The gateway may speak another
-// charset than it says: what is not UTF-8 is replaced, as the code matters, not the text.
-func errorObject(resp *http.Response) (object, error) {
-	if resp.Body == nil {
-		return nil, io.EOF
-	}
-	head, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	rest := io.Reader(resp.Body)
-	if err != nil {
-		rest = failingReader{err}
-	}
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(head), rest), resp.Body}
-	return parseObject(bytes.ToValidUTF8(head, []byte("\uFFFD")))
-}
-
-type failingReader struct{ err error }
-
-func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
-
-// errorCode returns o[name] if it could be an error code: RFC 6749 appendix A.7, and short.
-func errorCode(o object, name string) string {
-	s, _, _ := member[string](o, name)
-	return cleanCode(s)
-}
+func (e *APIError) wait() time.Duration { return e.RetryAfter }
 
 func cleanCode(s string) string {
 	bad := func(c rune) bool { return c < 0x20 || c > 0x7e || c == '"' || c == '\\' }
@@ -216,11 +175,6 @@ func cleanCode(s string) string {
 		return ""
 	}
 	return s
-}
-
-func errorText(o object, name string) string {
-	s, _, _ := member[string](o, name)
-	return printable(s)
 }
 
 // printable makes foreign text fit for a log line: no control or format characters, at most 256 characters.
@@ -252,28 +206,38 @@ func temporaryStatus(status int) bool {
 	return status >= 500 || status == http.StatusTooManyRequests
 }
 
-// retryAfter reads Retry-After in seconds; a date, garbage and anything beyond an hour count as none.
-func retryAfter(h http.Header) time.Duration {
-	s, err := strconv.Atoi(h.Get("Retry-After"))
-	if err != nil || s < 1 || s > 3600 {
-		return 0
-	}
-	return time.Duration(s) * time.Second
-}
+// retrySoon is how long to wait before trying again where nobody gave a time.
+const retrySoon = time.Second
 
-// unavailableError is trouble that passes: the bank or the store does not answer, and nobody is logged out for it.
+// unavailableError makes its cause an [ErrUnavailable]. Where the cause is not the bank's, it is
+// the application's own store, sessions or lock that did not answer.
 type unavailableError struct {
 	err        error
 	retryAfter time.Duration
 }
 
-// unavailable is an unavailableError that may be tried again soon.
+// unavailable makes an unavailableError that may be tried again soon.
 func unavailable(format string, args ...any) error {
-	return &unavailableError{fmt.Errorf(format, args...), minCoolDown}
+	return &unavailableError{fmt.Errorf(format, args...), retrySoon}
 }
 
-func (e *unavailableError) Error() string { return e.err.Error() }
-func (e *unavailableError) Unwrap() error { return e.err }
+func (e *unavailableError) Error() string        { return e.err.Error() }
+func (e *unavailableError) Unwrap() error        { return e.err }
+func (e *unavailableError) Is(target error) bool { return target == ErrUnavailable }
+func (e *unavailableError) wait() time.Duration  { return e.retryAfter }
+
+// salvagedError is an answer to a refresh that cannot be used, but for its refresh token. The
+// bank has spent the one that was sent, so losing this one would end the connection.
+type salvagedError struct {
+	refreshToken string
+	err          error
+}
+
+func (e *salvagedError) Error() string { return e.err.Error() }
+func (e *salvagedError) Unwrap() error { return e.err }
+
+// Format implements [fmt.Formatter] and hides the refresh token, whatever the verb.
+func (e salvagedError) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.err.Error()) }
 
 // refusal is a request that a handler does not serve, whoever is logged in.
 type refusal struct {
@@ -283,78 +247,263 @@ type refusal struct {
 
 func (e *refusal) Error() string { return "ganbauth: " + e.reason }
 
-// StatusCode returns the HTTP status for an error that an [Options] OnError hook was given: 401 for
-// [ErrLoginRequired], 403 for [ErrInsufficientScope] and a denied consent, 400 for [ErrInvalidState], 502 for an
-// answer of the bank that makes no sense, 503 when the bank or the store is away, 500 for anything else.
-func StatusCode(err error) int {
-	var (
-		unavailable *unavailableError
-		refused     *refusal
-		token       *TokenError
-		auth        *AuthorizationError
-	)
+// applicationError is an error of the application's own code or settings. Trouble of the network
+// inside it is not the bank's.
+type applicationError struct{ err error }
+
+func (e *applicationError) Error() string { return e.err.Error() }
+func (e *applicationError) Unwrap() error { return e.err }
+
+// StatusCode returns the HTTP status that answers err:
+//
+//   - 400 for [ErrInvalidState] and an [*AuthorizationError];
+//   - 401 for [ErrLoginRequired] and an [*APIError] that is Expired;
+//   - 403 for [ErrInsufficientScope] and a denied consent;
+//   - 502 for what the bank should not have answered: any other [*TokenError] or [*APIError],
+//     [ErrTokenFormat], [ErrTokenValue] and [ErrInvalidIDToken];
+//   - 503 for [ErrUnavailable], for a TokenError or APIError that is Temporary, for a consent
+//     page that is, and where there was no answer: the network, a timeout, a context that
+//     ended;
+//   - 500 for everything else, nil included.
+//
+// A request that a handler refuses for its method or its origin has a status of its own in the
+// 400s.
+func StatusCode(err error) int { return kindOf(err).status }
+
+// errorClass returns err's [Event] ErrorClass, "" for nil.
+func errorClass(err error) string { return kindOf(err).class }
+
+// retryAfter returns how long to wait before trying again, or 0 where that would not help.
+func retryAfter(err error) time.Duration {
+	var e interface{ wait() time.Duration }
 	switch {
-	case errors.As(err, &unavailable):
-		return http.StatusServiceUnavailable
-	case errors.As(err, &refused):
-		return refused.status
-	case errors.Is(err, ErrLoginRequired):
-		return http.StatusUnauthorized
-	case errors.Is(err, ErrInsufficientScope):
-		return http.StatusForbidden
-	case errors.Is(err, ErrInvalidState):
-		return http.StatusBadRequest
-	case errors.As(err, &auth):
-		switch auth.Code {
-		case "access_denied":
-			return http.StatusForbidden
-		case "temporarily_unavailable", "server_error":
-			return http.StatusServiceUnavailable
-		}
-		return http.StatusBadRequest
-	case errors.As(err, &token) && token.Temporary(),
-		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return http.StatusServiceUnavailable
-	case token != nil, errors.Is(err, ErrTokenFormat), errors.Is(err, ErrTokenValue), errors.Is(err, ErrInvalidIDToken):
-		return http.StatusBadGateway
+	case kindOf(err).status < 500:
+		return 0
+	case errors.As(err, &e) && e.wait() > 0:
+		return e.wait()
+	case kindOf(err).status == http.StatusServiceUnavailable:
+		return retrySoon
 	}
-	return http.StatusInternalServerError
+	return 0
 }
 
-// errorClass is a short name for metrics, from a fixed set but for the bank's own codes.
-func errorClass(err error) string {
+// topic is what an error means to the user: a page has words for each, and its text is fit for
+// a program.
+type topic string
+
+const (
+	topicConnect     topic = "login_required"     // connecting at the bank helps
+	topicScope       topic = "insufficient_scope" // so does granting more
+	topicNoUser      topic = "no_user"            // the application's own login comes first
+	topicDenied      topic = "access_denied"      // the user said no at the bank
+	topicExpired     topic = "login_expired"      // connecting took too long
+	topicState       topic = "invalid_state"      // this browser is not connecting
+	topicRequest     topic = "refused"            // the request itself is wrong
+	topicBankAway    topic = "bank_unavailable"   // the bank does not answer; connections are kept
+	topicUnavailable topic = "unavailable"        // our store, sessions or lock do not answer
+	topicBankError   topic = "bank_error"         // the bank's answer cannot be used
+	topicSetup       topic = "misconfigured"      // the bank refuses this client: see operatorFault
+	topicInternal    topic = "internal"           // anything else
+)
+
+// kind is a row of the table of errors.
+type kind struct {
+	class  string // Event.ErrorClass, which documents all of them
+	status int    // StatusCode; 0 where the error has its own
+	topic  topic
+	match  func(error) bool
+}
+
+// operatorFault reports whether an operator has to mend it, in the registration at the bank or
+// in this client's settings. No browser can cause it: a forged code gets other answers.
+func (k kind) operatorFault() bool { return k.topic == topicSetup }
+
+// kinds is the table of errors: an error is of the first kind that matches. Everything that is
+// said about an error, to a browser, a program, a metric or a log, is looked up here.
+var kinds = []kind{
+	{"unavailable", 503, topicUnavailable, is(ErrUnavailable)},
+	{"refused", 0, topicRequest, isA[*refusal]},
+	{"no_user", 401, topicNoUser, is(ErrNoUser)},
+	{"login_required", 401, topicConnect, is(ErrLoginRequired)},
+	{"insufficient_scope", 403, topicScope, is(ErrInsufficientScope)},
+	{"invalid_state", 400, topicExpired, is(errAttemptExpired)},
+	{"invalid_state", 400, topicState, is(ErrInvalidState)},
+	{"internal", 500, topicInternal, isA[*applicationError]},
+
+	// What the consent page sends back, by way of the browser (RFC 6749 section 4.1.2.1).
+	{"access_denied", 403, topicDenied, consent("access_denied")},
+	{"server_error", 503, topicBankAway, consent("server_error")},
+	{"temporarily_unavailable", 503, topicBankAway, consent("temporarily_unavailable")},
+	{"invalid_request", 400, topicBankError, consent("invalid_request")},
+	{"invalid_scope", 400, topicBankError, consent("invalid_scope")},
+	{"unauthorized_client", 400, topicBankError, consent("unauthorized_client")},
+	{"unsupported_response_type", 400, topicBankError, consent("unsupported_response_type")},
+	{"authorization_error", 400, topicBankError, isA[*AuthorizationError]},
+
+	// Answers that cannot be used.
+	{"other_subject", 502, topicBankError, is(errOtherSubject)},
+	{"invalid_id_token", 502, topicBankError, is(ErrInvalidIDToken)},
+	{"token_format", 502, topicBankError, is(ErrTokenFormat)},
+	{"token_format", 502, topicBankError, is(ErrTokenValue)},
+
+	// No answer of the bank.
+	{"canceled", 503, topicBankAway, both(noAnswer, is(context.Canceled))},
+	{"timeout", 503, topicBankAway, both(noAnswer, isTimeout)},
+	{"network", 503, topicBankAway, noAnswer},
+
+	// Refusals of the API, of the gateway and of the token endpoint (RFC 6749 section 5.2).
+	{codeExpired, 401, topicConnect, apiExpired},
+	{codeMaintenance, 503, topicBankAway, maintenance},
+	{"rate_limited", 503, topicBankAway, answered(429, 429)},
+	{"status_5xx", 503, topicBankAway, answered(500, 999)},
+	{"server_error", 503, topicBankAway, tokenCode("server_error")},
+	{"temporarily_unavailable", 503, topicBankAway, tokenCode("temporarily_unavailable")},
+	{codeExpired, 502, topicBankError, tokenCode(codeExpired)},
+	{"invalid_grant", 502, topicBankError, tokenCode("invalid_grant")},
+	{"invalid_request", 502, topicBankError, tokenCode("invalid_request")},
+	{"invalid_scope", 502, topicBankError, tokenCode("invalid_scope")},
+	{"invalid_client", 502, topicSetup, tokenCode("invalid_client")},
+	{"unauthorized_client", 502, topicSetup, tokenCode("unauthorized_client")},
+	{"unsupported_grant_type", 502, topicSetup, tokenCode("unsupported_grant_type")},
+	{"status_4xx", 502, topicSetup, tokenStatus(401, 404, 405)}, // a wrong secret or path
+	{"status_4xx", 502, topicBankError, answered(400, 499)},
+	{"bank_error", 502, topicBankError, answered(1, 399)},
+	{"bank_error", 502, topicBankError, isA[*APIError]},
+
+	// No answer of anything else.
+	{"canceled", 503, topicUnavailable, is(context.Canceled)},
+	{"timeout", 503, topicUnavailable, isTimeout},
+	{"network", 503, topicUnavailable, isNetwork},
+	{"internal", 500, topicInternal, func(error) bool { return true }},
+}
+
+// kindOf looks err up in the table. An unavailableError is of its cause's kind, and 503.
+func kindOf(err error) kind {
+	if err == nil {
+		return kind{status: http.StatusInternalServerError, topic: topicInternal}
+	}
+	var later *unavailableError
+	for errors.As(err, &later) {
+		err = later.err
+	}
+	k := kinds[slices.IndexFunc(kinds, func(k kind) bool { return k.match(err) })]
+	var refused *refusal
+	switch {
+	case later != nil:
+		return k.later()
+	case errors.As(err, &refused):
+		k.status = refused.status
+	}
+	return k
+}
+
+// later is k for an unavailableError with a cause of kind k.
+func (k kind) later() kind {
+	k.status = http.StatusServiceUnavailable
+	switch k.topic {
+	case topicBankError, topicConnect:
+		k.topic = topicBankAway
+	case topicInternal:
+		k.class, k.topic = "unavailable", topicUnavailable
+	}
+	return k
+}
+
+func is(target error) func(error) bool {
+	return func(err error) bool { return errors.Is(err, target) }
+}
+
+func isA[T error](err error) bool { return errors.As(err, new(T)) }
+
+func both(a, b func(error) bool) func(error) bool {
+	return func(err error) bool { return a(err) && b(err) }
+}
+
+// consent matches an AuthorizationError with that code.
+func consent(code string) func(error) bool {
+	return func(err error) bool {
+		var e *AuthorizationError
+		return errors.As(err, &e) && e.Code == code
+	}
+}
+
+// tokenCode matches a refusal of the token endpoint with that code.
+func tokenCode(code string) func(error) bool {
+	return func(err error) bool {
+		var e *TokenError
+		return errors.As(err, &e) && e.Code == code
+	}
+}
+
+// tokenStatus matches a refusal of the token endpoint with one of these statuses.
+func tokenStatus(statuses ...int) func(error) bool {
+	return func(err error) bool {
+		var e *TokenError
+		return errors.As(err, &e) && slices.Contains(statuses, e.StatusCode)
+	}
+}
+
+// answered matches an answer of the token endpoint or of the API with a status from least to
+// most.
+func answered(least, most int) func(error) bool {
+	return func(err error) bool {
+		status, _ := answer(err)
+		return least <= status && status <= most
+	}
+}
+
+func maintenance(err error) bool {
+	_, code := answer(err)
+	return code == codeMaintenance
+}
+
+// answer returns the status and the code that the bank answered, or 0 and "".
+func answer(err error) (status int, code string) {
 	var (
-		token   *TokenError
-		auth    *AuthorizationError
-		refused *refusal
+		token *TokenError
+		api   *APIError
 	)
 	switch {
-	case err == nil:
-		return ""
-	case errors.As(err, &auth):
-		return auth.Code
-	case errors.As(err, &refused):
-		return "refused"
-	case errors.Is(err, ErrInvalidIDToken):
-		return "invalid_id_token"
-	case errors.Is(err, ErrTokenFormat), errors.Is(err, ErrTokenValue):
-		return "token_format"
-	case errors.Is(err, ErrInvalidState):
-		return "invalid_state"
-	case errors.Is(err, ErrInsufficientScope):
-		return "insufficient_scope"
-	case errors.Is(err, context.DeadlineExceeded):
-		return "timeout"
-	case errors.Is(err, context.Canceled):
-		return "canceled"
-	case errors.As(err, &token) && token.Code != "":
-		return token.Code
-	case token != nil && token.StatusCode != 0:
-		return fmt.Sprintf("status_%d", token.StatusCode)
-	case token != nil:
-		return "network"
-	case errors.Is(err, ErrLoginRequired):
-		return "login_required"
+	case errors.As(err, &token):
+		return token.StatusCode, token.Code
+	case errors.As(err, &api):
+		return api.StatusCode, api.Code
 	}
-	return "internal"
+	return 0, ""
+}
+
+func apiExpired(err error) bool {
+	var e *APIError
+	return errors.As(err, &e) && e.Expired()
+}
+
+// noAnswer reports whether the bank did not answer a request: to the token endpoint, or one that
+// an [http.Client] sent.
+func noAnswer(err error) bool {
+	var (
+		token *TokenError
+		sent  *url.Error
+	)
+	if errors.As(err, &token) {
+		return token.StatusCode == 0
+	}
+	return errors.As(err, &sent) && sent.Op != "parse"
+}
+
+func isTimeout(err error) bool {
+	var e net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &e) && e.Timeout()
+}
+
+// isNetwork reports whether a connection failed or was cut. A url.Error is a net.Error by its
+// methods, whatever it wraps, so it is opened first.
+func isNetwork(err error) bool {
+	var (
+		parse *url.Error
+		e     net.Error
+	)
+	if errors.As(err, &parse) {
+		err = parse.Err
+	}
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &e)
 }

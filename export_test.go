@@ -17,6 +17,26 @@ func VerifyIDToken(c *Connector, raw, accessToken, nonce string, now time.Time) 
 	return claims.checkLogin(nonce, 0, now)
 }
 
+// ErrorClasses lists every class of the table of errors.
+func ErrorClasses() (classes []string) {
+	for _, k := range kinds {
+		classes = append(classes, k.class)
+	}
+	return classes
+}
+
+// ErrorKind returns what the table of errors says of err.
+func ErrorKind(err error) (class, topic string, operatorFault bool) {
+	k := kindOf(err)
+	return k.class, string(k.topic), k.operatorFault()
+}
+
+func RetryAfter(err error) time.Duration { return retryAfter(err) }
+
+func Unavailable(err error) error { return unavailable("ganbauth: load token: %w", err) }
+
+var ErrOtherSubject = errOtherSubject
+
 func LocalPath(s string) (string, bool) { return localPath(s) }
 
 func ParseToken(body []byte, asked time.Time) (*Token, string, error) {

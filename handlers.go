@@ -112,7 +112,7 @@ func (k *Kit) LogoutHandler() http.Handler {
 			k.attempts.remove(w, name)
 		}
 		key, err := k.storeKey(r)
-		if err != nil && !errors.Is(err, errNobody) {
+		if err != nil && !errors.Is(err, ErrNoUser) {
 			return err
 		}
 		if key != "" {
@@ -157,7 +157,7 @@ func (k *Kit) StatusHandler() http.Handler {
 // peek returns the user's token if it is live or can be refreshed, nil if there is none, and refreshes nothing.
 func (k *Kit) peek(r *http.Request) (*Token, error) {
 	key, err := k.storeKey(r)
-	if errors.Is(err, errNobody) || err == nil && key == "" {
+	if errors.Is(err, ErrNoUser) || err == nil && key == "" {
 		return nil, nil
 	}
 	if err != nil {
@@ -206,5 +206,3 @@ type retryError struct {
 func (e *retryError) Error() string { return e.err.Error() }
 
 func (e *retryError) Unwrap() error { return e.err }
-
-var errAttemptExpired = fmt.Errorf("%w: the login was begun more than %s ago", ErrInvalidState, attemptLifetime)

@@ -428,7 +428,7 @@ func TestTroubleIsNamed(t *testing.T) {
 		class, level string
 	}{
 		"network":     {ganbtest.ConnectionCut, "network", "WARN"},
-		"500":         {ganbtest.ServerError, "status_500", "WARN"},
+		"500":         {ganbtest.ServerError, "status_5xx", "WARN"},
 		"maintenance": {ganbtest.Maintenance, "WG_ERR_300", "WARN"},
 		"dead grant":  {ganbtest.InvalidGrant, "invalid_grant", "WARN"},
 		"the client":  {ganbtest.InvalidClient, "invalid_client", "ERROR"},

@@ -195,7 +195,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 // usable fails for a Kit that New did not make.
 func (k *Kit) usable() error {
 	if k == nil || k.keeper == nil {
-		return errors.New("ganbauth: this Kit was not made by New")
+		return &applicationError{errors.New("ganbauth: this Kit was not made by New")}
 	}
 	return nil
 }

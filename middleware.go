@@ -97,7 +97,7 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 	}
 	back := k.wantedPath(r)
 	var lacks *scopeError
-	loginHelps := errors.As(err, &lacks) || errors.Is(err, ErrLoginRequired) && !errors.Is(err, errNobody)
+	loginHelps := errors.As(err, &lacks) || errors.Is(err, ErrLoginRequired) && !errors.Is(err, ErrNoUser)
 	if !loginHelps || isPrefetch(r) || !isNavigation(r) && !isHTMX(r) {
 		k.refuse(w, r, err, back)
 		return

@@ -405,21 +405,6 @@ func TestPageTexts(t *testing.T) {
 	require.Contains(t, body(a.browser().get("/bank/callback")), "It is over already, or this browser did not begin it")
 }
 
-func TestStatusCode(t *testing.T) {
-	for want, errs := range map[int][]error{
-		400: {ganbauth.ErrInvalidState, &ganbauth.AuthorizationError{Code: "invalid_scope"}},
-		401: {ganbauth.ErrLoginRequired, fmt.Errorf("x: %w", ganbauth.ErrLoginRequired)},
-		403: {ganbauth.ErrInsufficientScope, &ganbauth.AuthorizationError{Code: "access_denied"}},
-		500: {errors.New("x"), nil},
-		502: {ganbauth.ErrTokenFormat, ganbauth.ErrTokenValue, ganbauth.ErrInvalidIDToken, &ganbauth.TokenError{StatusCode: 400}},
-		503: {&ganbauth.TokenError{}, &ganbauth.TokenError{StatusCode: 503}, context.Canceled, &ganbauth.AuthorizationError{Code: "server_error"}},
-	} {
-		for _, err := range errs {
-			require.Equal(t, want, ganbauth.StatusCode(err), "%v", err)
-		}
-	}
-}
-
 // Decision 10, I-16: RequireToken does not wrap the ResponseWriter.
 func TestResponseWriterIsNotWrapped(t *testing.T) {
 	a := newApp(t, setup{})

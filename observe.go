@@ -2,7 +2,6 @@ package ganbauth
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"time"
 )
@@ -28,8 +27,24 @@ type Event struct {
 	Kit string
 	// Duration is how long it took: the whole callback for a login, the token request for a refresh.
 	Duration time.Duration
-	// ErrorClass is empty on success, and otherwise a short name such as invalid_grant, network, timeout,
-	// status_503, or the bank's own error code.
+	// ErrorClass is empty on success, and otherwise one of these words, whatever a browser or
+	// the bank sends:
+	//
+	//   - what the application or its user has to do: refused, no_user, login_required,
+	//     insufficient_scope, invalid_state
+	//   - a refusal of the consent page, the last one with an unknown code: access_denied,
+	//     server_error, temporarily_unavailable, invalid_request, invalid_scope,
+	//     unauthorized_client, unsupported_response_type, authorization_error
+	//   - a refusal of the token endpoint: invalid_grant, invalid_request, invalid_scope,
+	//     invalid_client, unauthorized_client, unsupported_grant_type, server_error,
+	//     temporarily_unavailable
+	//   - the gateway's words for a token that it refuses and for maintenance: WG_ERR_105,
+	//     WG_ERR_300
+	//   - any other refusal of the bank: rate_limited, status_4xx, status_5xx, bank_error
+	//   - an answer that cannot be used: token_format, invalid_id_token, other_subject
+	//   - no answer of the bank: canceled, timeout, network
+	//   - no answer of the store, the sessions or a lock: unavailable
+	//   - anything else: internal
 	ErrorClass string
 }
 
@@ -47,7 +62,7 @@ func (o observer) event(ctx context.Context, typ EventType, start time.Time, err
 	if err != nil {
 		level = slog.LevelWarn
 		args = append(args, "class", e.ErrorClass, "error", err)
-		if operatorFault(err) {
+		if kindOf(err).operatorFault() {
 			level = slog.LevelError
 		}
 	}
@@ -61,14 +76,4 @@ func (o observer) event(ctx context.Context, typ EventType, start time.Time, err
 		}
 	}()
 	o.hook(ctx, e)
-}
-
-// operatorFault reports whether the bank's refusal is for the application's operator to mend: a client id, a secret
-// or a registration that is wrong.
-func operatorFault(err error) bool {
-	var e *TokenError
-	if !errors.As(err, &e) || e.Temporary() || e.grantLost() {
-		return false
-	}
-	return e.StatusCode >= 400
 }

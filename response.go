@@ -1,6 +1,7 @@
 package ganbauth
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 )
 
 func tokenError(resp *http.Response) *TokenError {
-	e := &TokenError{StatusCode: resp.StatusCode, RetryAfter: retryAfter(resp.Header)}
+	e := &TokenError{StatusCode: resp.StatusCode, RetryAfter: parseRetryAfter(resp.Header)}
 	if o, err := errorObject(resp); err == nil {
 		e.read(o)
 	}
@@ -128,4 +129,86 @@ func lifetime(raw json.RawMessage, assumed time.Duration) time.Duration {
 // gotWant shows two values that should have been the same.
 func gotWant(what, got, want string) string {
 	return fmt.Sprintf("%s is %q, want %q", what, printable(got), want)
+}
+
+// CheckResponse returns nil for a status of 2xx and an [*APIError] for any other. The body stays readable from its
+// beginning; at most 1 MiB of it is looked at.
+func CheckResponse(resp *http.Response) error {
+	if resp == nil {
+		return errors.New("ganbauth: CheckResponse: no response")
+	}
+	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
+		return nil
+	}
+	e := &APIError{StatusCode: resp.StatusCode, RetryAfter: parseRetryAfter(resp.Header)}
+	o, err := errorObject(resp)
+	if err != nil {
+		return e
+	}
+	e.Code = errorCode(o, "errorCode")
+	e.Message = errorText(o, "errorMessage")
+	e.Details = errorDetails(o["errorDetails"], "")
+	items, _, _ := member[[]json.RawMessage](o, "transferErrorDetails")
+	for _, item := range items {
+		if i, err := parseObject(item); err == nil {
+			e.Details = append(e.Details, errorDetails(i["errorDetails"], errorText(i, "itemId"))...)
+		}
+	}
+	return e
+}
+
+func errorDetails(raw json.RawMessage, itemID string) (details []APIErrorDetail) {
+	list, _, _ := member[[]json.RawMessage](object{"": raw}, "")
+	for _, item := range list {
+		if d, err := parseObject(item); err == nil {
+			details = append(details, APIErrorDetail{
+				ItemID:  itemID,
+				Code:    errorText(d, "errorDetailsCode"),
+				Message: errorText(d, "errorDetailsMessage"),
+			})
+		}
+	}
+	return details
+}
+
+// errorObject reads the JSON of an error, up to the limit, and puts the body back. The gateway may speak another
+// charset than it says: what is not UTF-8 is replaced, as the code matters, not the text.
+func errorObject(resp *http.Response) (object, error) {
+	if resp.Body == nil {
+		return nil, io.EOF
+	}
+	head, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	rest := io.Reader(resp.Body)
+	if err != nil {
+		rest = failingReader{err}
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), rest), resp.Body}
+	return parseObject(bytes.ToValidUTF8(head, []byte("\uFFFD")))
+}
+
+type failingReader struct{ err error }
+
+func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
+
+// errorCode returns o[name] if it could be an error code: RFC 6749 appendix A.7, and short.
+func errorCode(o object, name string) string {
+	s, _, _ := member[string](o, name)
+	return cleanCode(s)
+}
+
+func errorText(o object, name string) string {
+	s, _, _ := member[string](o, name)
+	return printable(s)
+}
+
+// parseRetryAfter reads Retry-After in seconds; a date, garbage and anything beyond an hour count as none.
+func parseRetryAfter(h http.Header) time.Duration {
+	s, err := strconv.Atoi(h.Get("Retry-After"))
+	if err != nil || s < 1 || s > 3600 {
+		return 0
+	}
+	return time.Duration(s) * time.Second
 }

@@ -13,9 +13,6 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// errNobody is ErrLoginRequired where a login at the bank would not help: the application does not know the user.
-var errNobody = fmt.Errorf("%w: the application knows no user to connect", ErrLoginRequired)
-
 const maxKey = 1024
 
 // session is the scs session of one request.
@@ -68,9 +65,9 @@ func (k *Kit) storeKey(r *http.Request) (string, error) {
 	key, err := k.key(r)
 	switch {
 	case errors.Is(err, ErrLoginRequired), err == nil && key == "":
-		return "", errNobody
+		return "", ErrNoUser
 	case err != nil:
-		return "", fmt.Errorf("ganbauth: Key: %w", err)
+		return "", &applicationError{fmt.Errorf("ganbauth: Key: %w", err)}
 	case len(key) > maxKey:
 		return "", fmt.Errorf("ganbauth: Key: longer than %d bytes", maxKey)
 	}
@@ -104,7 +101,7 @@ func (k *Kit) owns(r *http.Request, a *attempt) (bool, error) {
 		return true, nil
 	}
 	owner, err := k.owner(r)
-	if errors.Is(err, errNobody) {
+	if errors.Is(err, ErrNoUser) {
 		return false, nil
 	}
 	if err != nil || owner == a.owner || k.key != nil {

@@ -51,7 +51,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	base := t.kit.connector.http.Transport
 	if !t.kit.isBank(req.URL) || cameFromElsewhere(req, t.kit) {
 		if slices.Contains(t.kit.apiHosts, hostPort(&url.URL{Scheme: "https", Host: req.URL.Host})) && !secureURL(req.URL) {
-			return fail(errors.New("ganbauth: the bank's API is https only"))
+			return fail(&applicationError{errors.New("ganbauth: the bank's API is https only")})
 		}
 		return base.RoundTrip(req)
 	}

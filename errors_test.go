@@ -1,0 +1,341 @@
+package ganbauth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// The table of errors: what an error is to a browser, to a metric and to an operator.
+func TestErrorTable(t *testing.T) {
+	tokenError := func(status int, code string) error {
+		return &ganbauth.TokenError{StatusCode: status, Code: code}
+	}
+	apiError := func(status int, code string) error { return &ganbauth.APIError{StatusCode: status, Code: code} }
+	consent := func(code string) error { return &ganbauth.AuthorizationError{Code: code} }
+	refusedDial := &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
+	get := func(err error) error { return &url.Error{Op: "Get", URL: "https://bank.test/", Err: err} }
+	for _, test := range []struct {
+		err          error
+		status       int
+		class, topic string
+	}{
+		{nil, 500, "", "internal"},
+		{errors.New("x"), 500, "internal", "internal"},
+		{ganbauth.ErrUnavailable, 503, "unavailable", "unavailable"},
+		{ganbauth.ErrLoginRequired, 401, "login_required", "login_required"},
+		{fmt.Errorf("%w: %w", ganbauth.ErrLoginRequired, tokenError(400, "invalid_grant")), 401, "login_required", "login_required"},
+		{ganbauth.ErrNoUser, 401, "no_user", "no_user"},
+		{ganbauth.ErrInsufficientScope, 403, "insufficient_scope", "insufficient_scope"},
+		{ganbauth.ErrInvalidState, 400, "invalid_state", "invalid_state"},
+
+		{consent("access_denied"), 403, "access_denied", "access_denied"},
+		{consent("server_error"), 503, "server_error", "bank_unavailable"},
+		{consent("temporarily_unavailable"), 503, "temporarily_unavailable", "bank_unavailable"},
+		{consent("invalid_scope"), 400, "invalid_scope", "bank_error"},
+		{consent("invalid_client"), 400, "authorization_error", "bank_error"},
+		{consent("made up"), 400, "authorization_error", "bank_error"},
+		{consent(""), 400, "authorization_error", "bank_error"},
+
+		{ganbauth.ErrOtherSubject, 502, "other_subject", "bank_error"},
+		{ganbauth.ErrInvalidIDToken, 502, "invalid_id_token", "bank_error"},
+		{ganbauth.ErrTokenFormat, 502, "token_format", "bank_error"},
+		{ganbauth.ErrTokenValue, 502, "token_format", "bank_error"},
+
+		{tokenError(400, "invalid_grant"), 502, "invalid_grant", "bank_error"},
+		{tokenError(200, "invalid_grant"), 502, "invalid_grant", "bank_error"},
+		{tokenError(500, "invalid_grant"), 503, "status_5xx", "bank_unavailable"},
+		{tokenError(400, "invalid_request"), 502, "invalid_request", "bank_error"},
+		{tokenError(401, "invalid_client"), 502, "invalid_client", "misconfigured"},
+		{tokenError(400, "unauthorized_client"), 502, "unauthorized_client", "misconfigured"},
+		{tokenError(400, "unsupported_grant_type"), 502, "unsupported_grant_type", "misconfigured"},
+		{tokenError(401, ""), 502, "status_4xx", "misconfigured"},
+		{tokenError(404, ""), 502, "status_4xx", "misconfigured"},
+		{tokenError(405, "WG_ERR_019"), 502, "status_4xx", "misconfigured"},
+		{tokenError(400, ""), 502, "status_4xx", "bank_error"},
+		{tokenError(403, "made up"), 502, "status_4xx", "bank_error"},
+		{tokenError(307, ""), 502, "bank_error", "bank_error"},
+		{tokenError(200, "made up"), 502, "bank_error", "bank_error"},
+		{tokenError(200, "server_error"), 503, "server_error", "bank_unavailable"},
+		{tokenError(429, ""), 503, "rate_limited", "bank_unavailable"},
+		{tokenError(503, "made up"), 503, "status_5xx", "bank_unavailable"},
+		{tokenError(503, "WG_ERR_300"), 503, "WG_ERR_300", "bank_unavailable"},
+		{tokenError(401, "WG_ERR_105"), 502, "WG_ERR_105", "bank_error"},
+		{tokenError(0, ""), 503, "network", "bank_unavailable"},
+
+		{apiError(401, "WG_ERR_105"), 401, "WG_ERR_105", "login_required"},
+		{apiError(403, "WG_ERR_105"), 502, "status_4xx", "bank_error"},
+		{apiError(400, "WG_ERR_300"), 503, "WG_ERR_300", "bank_unavailable"},
+		{apiError(429, ""), 503, "rate_limited", "bank_unavailable"},
+		{apiError(500, ""), 503, "status_5xx", "bank_unavailable"},
+		{apiError(400, "server_error"), 502, "status_4xx", "bank_error"},
+		{apiError(401, ""), 502, "status_4xx", "bank_error"},
+		{apiError(404, "WG_ERR_019"), 502, "status_4xx", "bank_error"},
+		{apiError(302, ""), 502, "bank_error", "bank_error"},
+		{apiError(0, ""), 502, "bank_error", "bank_error"},
+		{fmt.Errorf("%w: %w", ganbauth.ErrTokenNotExpired, apiError(400, "")), 502, "status_4xx", "bank_error"},
+
+		{get(refusedDial), 503, "network", "bank_unavailable"},
+		{get(io.EOF), 503, "network", "bank_unavailable"},
+		{get(io.ErrUnexpectedEOF), 503, "network", "bank_unavailable"},
+		{get(errors.New("http: server closed idle connection")), 503, "network", "bank_unavailable"},
+		{get(context.DeadlineExceeded), 503, "timeout", "bank_unavailable"},
+		{get(context.Canceled), 503, "canceled", "bank_unavailable"},
+		{get(ganbauth.ErrLoginRequired), 401, "login_required", "login_required"},
+		{get(ganbauth.Unavailable(errors.New("down"))), 503, "unavailable", "unavailable"},
+		{&url.Error{Op: "parse", URL: ":", Err: errors.New("missing scheme")}, 500, "internal", "internal"},
+		{refusedDial, 503, "network", "unavailable"},
+		{&net.DNSError{Err: "no such host", IsNotFound: true}, 503, "network", "unavailable"},
+		{io.ErrUnexpectedEOF, 503, "network", "unavailable"},
+		{io.EOF, 500, "internal", "internal"},
+		{context.DeadlineExceeded, 503, "timeout", "unavailable"},
+		{context.Canceled, 503, "canceled", "unavailable"},
+
+		{ganbauth.Unavailable(errors.New("disk full")), 503, "unavailable", "unavailable"},
+		{ganbauth.Unavailable(refusedDial), 503, "network", "unavailable"},
+		{ganbauth.Unavailable(context.DeadlineExceeded), 503, "timeout", "unavailable"},
+		{ganbauth.Unavailable(ganbauth.Unavailable(tokenError(503, ""))), 503, "status_5xx", "bank_unavailable"},
+		{ganbauth.Unavailable(tokenError(400, "invalid_scope")), 503, "invalid_scope", "bank_unavailable"},
+		{ganbauth.Unavailable(tokenError(401, "invalid_client")), 503, "invalid_client", "misconfigured"},
+		{ganbauth.Unavailable(ganbauth.ErrTokenFormat), 503, "token_format", "bank_unavailable"},
+		{ganbauth.Unavailable(apiError(401, "WG_ERR_105")), 503, "WG_ERR_105", "bank_unavailable"},
+	} {
+		for _, err := range []error{test.err, fmt.Errorf("accounts: %w", test.err)} {
+			if test.err == nil {
+				err = nil
+			}
+			class, topic, operatorFault := ganbauth.ErrorKind(err)
+			require.Equal(t, test.status, ganbauth.StatusCode(err), "status of %v", err)
+			require.Equal(t, test.class, class, "class of %v", err)
+			require.Equal(t, test.topic, topic, "topic of %v", err)
+			require.Equal(t, test.topic == "misconfigured", operatorFault, "%v", err)
+		}
+	}
+}
+
+// What says that it is temporary is answered with 503, and nothing else of the bank's is.
+func TestTemporaryIs503(t *testing.T) {
+	codes := []string{"", "invalid_grant", "invalid_client", "server_error", "temporarily_unavailable", "WG_ERR_105", "WG_ERR_300", "x"}
+	for _, status := range []int{0, 200, 302, 400, 401, 403, 404, 429, 500, 503, 599, 999} {
+		for _, code := range codes {
+			token := &ganbauth.TokenError{StatusCode: status, Code: code}
+			require.Equal(t, token.Temporary(), ganbauth.StatusCode(token) == 503, "%v", token)
+			api := &ganbauth.APIError{StatusCode: status, Code: code}
+			require.Equal(t, api.Temporary(), ganbauth.StatusCode(api) == 503, "%v", api)
+			require.Equal(t, api.Expired(), ganbauth.StatusCode(api) == 401, "%v", api)
+		}
+	}
+}
+
+// An http.Client's errors, as the network makes them.
+func TestH1StatusCodeOfTheNetwork(t *testing.T) {
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	cut := newOP(t, hijack(func(conn net.Conn) { conn.Close() }))
+	half := newOP(t, hijack(func(conn net.Conn) {
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+	}))
+	garbage := newOP(t, hijack(func(conn net.Conn) { _, _ = io.WriteString(conn, "SSH-2.0-x\r\n\r\n") }))
+	silent := newOP(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	unknown := httptest.NewTLSServer(nil)
+	defer unknown.Close()
+	unknown.Config.ErrorLog = log.New(io.Discard, "", 0)
+	get := func(target string, timeout time.Duration) error {
+		client := &http.Client{Timeout: timeout, Transport: &http.Transport{}}
+		resp, err := client.Get(target)
+		if err == nil {
+			_, err = io.ReadAll(resp.Body)
+		}
+		return err
+	}
+	for name, err := range map[string]error{
+		"connection refused":   get(closed.URL, time.Minute),
+		"cut before an answer": get(cut.URL, time.Minute),
+		"cut in the body":      get(half.URL, time.Minute),
+		"not HTTP":             get(garbage.URL, time.Minute),
+		"unknown authority":    get(unknown.URL, time.Minute),
+		"no such host":         get("https://bank.invalid/", time.Minute),
+		"timeout":              get(silent.URL, 20*time.Millisecond),
+	} {
+		require.Error(t, err, name)
+		require.Equal(t, 503, ganbauth.StatusCode(err), "%s: %v", name, err)
+		require.Equal(t, 503, ganbauth.StatusCode(fmt.Errorf("accounts: %w", err)), name)
+	}
+	_, err := http.NewRequest("GET", "https://bank.test/%zz", nil)
+	require.Error(t, err)
+	require.Equal(t, 500, ganbauth.StatusCode(err), "a request that cannot be made: %v", err)
+}
+
+// The application's own failures are its own, also where they are a network's.
+func TestKeyThatFails(t *testing.T) {
+	for _, test := range []struct {
+		err    error
+		status int
+		topic  string
+	}{
+		{errors.New("x"), 500, "internal"},
+		{&url.Error{Op: "Get", URL: "https://users.internal/", Err: io.EOF}, 500, "internal"},
+		{context.DeadlineExceeded, 500, "internal"},
+		{ganbauth.ErrUnavailable, 503, "unavailable"},
+		{ganbauth.ErrLoginRequired, 401, "no_user"},
+		{nil, 401, "no_user"},
+	} {
+		var got error
+		a := newApp(t, setup{options: ganbauth.Options{
+			Key:     func(*http.Request) (string, error) { return "", test.err },
+			OnError: func(w http.ResponseWriter, _ *http.Request, err error) { got = err },
+		}})
+		a.browser().get("/p")
+		_, topic, _ := ganbauth.ErrorKind(got)
+		require.Equal(t, test.status, ganbauth.StatusCode(got), "%v", got)
+		require.Equal(t, test.topic, topic, "%v", got)
+		require.Equal(t, topic == "no_user", errors.Is(got, ganbauth.ErrNoUser))
+	}
+}
+
+// A client that may not send is the application's fault, not the network's.
+func TestClientThatMayNotSend(t *testing.T) {
+	client, bank, _ := connectedClient(t, ganbtest.Options{})
+	_, err := client.Get(strings.Replace(bank.APIBase(), "https:", "http:", 1) + "/accounts")
+	require.ErrorContains(t, err, "https only")
+	require.Equal(t, 500, ganbauth.StatusCode(err))
+	_, err = (*ganbauth.Kit)(nil).ClientFor("u").Get(bank.APIBase() + "/accounts")
+	require.ErrorContains(t, err, "not made by New")
+	require.Equal(t, 500, ganbauth.StatusCode(err))
+}
+
+func TestErrUnavailable(t *testing.T) {
+	down := errors.New("down")
+	err := fmt.Errorf("x: %w", ganbauth.Unavailable(down))
+	require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+	require.ErrorIs(t, err, down)
+	require.NotErrorIs(t, err, ganbauth.ErrLoginRequired)
+	require.NotErrorIs(t, down, ganbauth.ErrUnavailable)
+	require.ErrorIs(t, ganbauth.ErrNoUser, ganbauth.ErrLoginRequired)
+	require.NotErrorIs(t, ganbauth.ErrLoginRequired, ganbauth.ErrNoUser)
+}
+
+func TestRetryAfter(t *testing.T) {
+	minute := &ganbauth.TokenError{StatusCode: 503, RetryAfter: time.Minute}
+	for _, test := range []struct {
+		err  error
+		want time.Duration
+	}{
+		{minute, time.Minute},
+		{fmt.Errorf("x: %w", &ganbauth.APIError{StatusCode: 429, RetryAfter: time.Hour}), time.Hour},
+		{&ganbauth.APIError{StatusCode: 503}, time.Second},
+		{ganbauth.Unavailable(minute), time.Second}, // the outermost knows best
+		{ganbauth.ErrUnavailable, time.Second},
+		{context.Canceled, time.Second},
+		{&ganbauth.TokenError{StatusCode: 400}, 0},
+		{ganbauth.ErrLoginRequired, 0},
+		{fmt.Errorf("%w: %w", ganbauth.ErrLoginRequired, minute), 0},
+		{errors.New("x"), 0},
+		{nil, 0},
+	} {
+		require.Equal(t, test.want, ganbauth.RetryAfter(test.err), "%v", test.err)
+	}
+}
+
+// ErrorClass is fit for a metric's label: Event documents every word of it.
+func TestD5ErrorClassesAreDocumented(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "observe.go", nil, parser.ParseComments)
+	require.NoError(t, err)
+	doc := ""
+	ast.Inspect(file, func(n ast.Node) bool {
+		if f, ok := n.(*ast.Field); ok && len(f.Names) > 0 && f.Names[0].Name == "ErrorClass" {
+			doc = f.Doc.Text()
+		}
+		return true
+	})
+	var documented []string
+	for _, item := range strings.Split(doc, "  - ")[1:] {
+		_, words, ok := strings.Cut(item, ": ")
+		require.True(t, ok, item)
+		for word := range strings.SplitSeq(words, ",") {
+			documented = append(documented, strings.TrimSpace(word))
+		}
+	}
+	unique := func(words []string) []string {
+		slices.Sort(words)
+		return slices.Compact(words)
+	}
+	require.Equal(t, unique(documented), unique(ganbauth.ErrorClasses()))
+}
+
+// Whatever a browser or the bank makes up, the class is one of the documented.
+func TestD5ErrorClassIsFromAFixedSet(t *testing.T) {
+	classes := ganbauth.ErrorClasses()
+	require.NotContains(t, classes, "")
+	for status := range 1000 {
+		for _, code := range []string{"", "made_up", "invalid_grant", "WG_ERR_105", "access_denied"} {
+			for _, err := range []error{
+				&ganbauth.TokenError{StatusCode: status, Code: code}, &ganbauth.APIError{StatusCode: status, Code: code},
+				&ganbauth.AuthorizationError{Code: fmt.Sprint(code, status)},
+			} {
+				class, _, _ := ganbauth.ErrorKind(err)
+				require.Contains(t, classes, class)
+			}
+		}
+	}
+	a := newApp(t, setup{})
+	b := a.browser()
+	for i := range 20 {
+		u := mustParse(b.authorizationURL("/bank/login"))
+		b.get(fmt.Sprintf("/bank/callback?state=%s&error=made_up_%d", u.Query().Get("state"), i))
+		require.Equal(t, "authorization_error", a.events[len(a.events)-1].ErrorClass)
+	}
+	b.login()
+	require.Contains(t, a.log.String(), "made_up_7", "the log has the bank's own code")
+}
+
+// A code that a browser has made up is not for an operator to mend, whatever the bank calls it.
+func TestD6ForgedCodes(t *testing.T) {
+	for name, fault := range map[string]ganbtest.Fault{
+		"invalid_grant":        ganbtest.InvalidGrant,
+		"invalid_request":      ganbtest.OAuthError("invalid_request"),
+		"the gateway's":        {Status: 400, Header: jsonType, Body: `{"errorCode":"WG_ERR_110"}`},
+		"a firewall's":         {Status: 403, Body: "<html>"},
+		"a body of no use":     {Status: 400},
+		"an error of its kind": ganbtest.OAuthError("made_up"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, setup{})
+			b := a.browser()
+			a.bank.Fail(ganbtest.TokenEndpoint, fault, 1)
+			state := mustParse(b.authorizationURL("/bank/login")).Query().Get("state")
+			require.Equal(t, 502, b.get("/bank/callback?code=forged&state="+state).StatusCode)
+			require.Contains(t, a.log.String(), "login_failed")
+			require.NotContains(t, a.log.String(), "level=ERROR")
+		})
+	}
+	t.Run("the client's own fault is", func(t *testing.T) {
+		for _, fault := range []ganbtest.Fault{
+			ganbtest.InvalidClient, ganbtest.OAuthError("unauthorized_client"), {Status: 401}, {Status: 404, Body: "<html>"},
+		} {
+			a := newApp(t, setup{})
+			a.bank.Fail(ganbtest.TokenEndpoint, fault, 1)
+			b := a.browser()
+			b.get(b.callbackURL("/bank/login"))
+			require.Contains(t, a.log.String(), "level=ERROR", "%+v", fault)
+		}
+	})
+}
