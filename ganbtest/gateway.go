@@ -36,14 +36,15 @@ func (s *Server) endpoint(e Endpoint, h http.HandlerFunc) http.Handler {
 			_ = r.ParseForm()
 		}
 		entry, seen := s.record(e, r)
-		f := s.nextFault(seen)
+		f, refused := s.refusal(seen)
+		if !refused {
+			f = s.nextFault(seen)
+		}
 		if e == TokenEndpoint || e == API {
 			f.Delay += s.opts.Latency
 		}
 		a := s.answer(f, h, r)
-		s.mu.Lock()
-		entry.Status = a.status
-		s.mu.Unlock()
+		s.answered(entry, a.status)
 		for name, values := range a.header {
 			w.Header()[name] = values
 		}

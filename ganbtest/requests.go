@@ -45,7 +45,14 @@ type Request struct {
 type requestLog struct {
 	entries   []*Request
 	counts    map[Endpoint]int
+	statuses  map[answered]int
 	refreshes int
+}
+
+// answered is a kind of answer.
+type answered struct {
+	endpoint Endpoint
+	status   int
 }
 
 // record logs the request and returns its entry, which belongs to the log, and a copy of
@@ -79,6 +86,13 @@ func (s *Server) record(e Endpoint, r *http.Request) (entry *Request, seen Reque
 	return entry, *entry
 }
 
+func (s *Server) answered(entry *Request, status int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	entry.Status = status
+	s.requests.statuses[answered{entry.Endpoint, status}]++
+}
+
 func bearer(r *http.Request) string {
 	access, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	return access
@@ -100,6 +114,13 @@ func (s *Server) Count(e Endpoint) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.requests.counts[e]
+}
+
+// CountStatus returns how many requests the endpoint has answered with that status.
+func (s *Server) CountStatus(e Endpoint, status int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.requests.statuses[answered{e, status}]
 }
 
 // Refreshes returns how many token requests with a refresh token the bank has seen.

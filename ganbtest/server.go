@@ -63,6 +63,12 @@ type Options struct {
 	Consent bool
 	// Latency delays every answer of the token endpoint and the API.
 	Latency time.Duration
+	// RateLimit is how many requests the bank takes. Default: any number. See
+	// [Server.SetRateLimit].
+	RateLimit RateLimit
+	// Maintenance is when the bank is closed. Default: never. See
+	// [Server.SetMaintenance].
+	Maintenance []Window
 	// Now is the bank's clock. Default: [time.Now].
 	Now func() time.Time
 	// InProcess serves without a network: Config lends a transport that calls the bank
@@ -95,16 +101,18 @@ type state struct {
 	http   *httptest.Server // nil in process
 	client *http.Client
 
-	mu       sync.Mutex
-	codes    map[string]*code
-	access   map[string]*accessToken
-	refresh  map[string]*refreshToken
-	sent     []*refreshToken // those of refresh, in the order in which the bank came to know them
-	reuses   int
-	grants   []*grant
-	faults   map[Endpoint][]*queuedFault
-	requests requestLog
-	transfer map[string]string // Idempotency-Key to application number
+	mu          sync.Mutex
+	codes       map[string]*code
+	access      map[string]*accessToken
+	refresh     map[string]*refreshToken
+	sent        []*refreshToken // those of refresh, in the order in which the bank came to know them
+	reuses      int
+	grants      []*grant
+	faults      map[Endpoint][]*queuedFault
+	requests    requestLog
+	rate        rate
+	maintenance []Window
+	transfer    map[string]string // Idempotency-Key to application number
 }
 
 const basePath = "/ganb/api"
@@ -116,13 +124,15 @@ func NewServer(opts Options) *Server {
 		ClientSecret: opts.ClientSecret,
 		AuthMethod:   opts.AuthMethod,
 		state: &state{
-			opts:     opts,
-			codes:    map[string]*code{},
-			access:   map[string]*accessToken{},
-			refresh:  map[string]*refreshToken{},
-			faults:   map[Endpoint][]*queuedFault{},
-			requests: requestLog{counts: map[Endpoint]int{}},
-			transfer: map[string]string{},
+			opts:        opts,
+			codes:       map[string]*code{},
+			access:      map[string]*accessToken{},
+			refresh:     map[string]*refreshToken{},
+			faults:      map[Endpoint][]*queuedFault{},
+			requests:    requestLog{counts: map[Endpoint]int{}, statuses: map[answered]int{}},
+			rate:        rate{RateLimit: opts.RateLimit},
+			maintenance: slices.Clone(opts.Maintenance),
+			transfer:    map[string]string{},
 		},
 	}
 	if s.ClientID == "" {
