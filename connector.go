@@ -213,7 +213,7 @@ func checkLength(what, s string, limit int) error {
 // ignored. Without expires_in an hour is assumed. It fails with a [*TokenError], [ErrTokenFormat] or
 // [ErrTokenValue]. A code works once: do not call it again with the same one.
 func (c *Connector) OAuthToken(ctx context.Context, redirectURI, code string) (*Token, error) {
-	t, _, err := c.exchange(ctx, redirectURI, code, "", assumed{lifetime: defaultLifetime})
+	t, _, err := c.exchange(ctx, redirectURI, code, "", assumed{})
 	return t, err
 }
 
@@ -221,18 +221,18 @@ func (c *Connector) OAuthToken(ctx context.Context, redirectURI, code string) (*
 // 3.1.3.7 with the nonce that [Connector.OpenIDAuthorization] returned; otherwise nothing of the answer is
 // returned, and the error is [ErrTokenFormat] or [ErrInvalidIDToken].
 func (c *Connector) OpenIDToken(ctx context.Context, redirectURI, code, nonce string) (*Token, error) {
-	t, idToken, err := c.exchange(ctx, redirectURI, code, "", assumed{lifetime: defaultLifetime})
+	t, idToken, err := c.exchange(ctx, redirectURI, code, "", assumed{})
 	if err != nil {
 		return nil, err
 	}
-	return c.identify(t, idToken, nonce, 0)
+	return c.identify(t, idToken, nonce)
 }
 
 // identify completes a login's token with its ID token.
-func (c *Connector) identify(t *Token, idToken, nonce string, maxAge time.Duration) (*Token, error) {
+func (c *Connector) identify(t *Token, idToken, nonce string) (*Token, error) {
 	claims, err := c.verifyIDToken(idToken, t.AccessToken, time.Now())
 	if err == nil {
-		err = claims.checkLogin(nonce, maxAge, time.Now())
+		err = claims.checkLogin(nonce)
 	}
 	if err != nil {
 		return nil, err
@@ -244,7 +244,6 @@ func (c *Connector) identify(t *Token, idToken, nonce string, maxAge time.Durati
 // assumed is what holds where the token response is silent.
 type assumed struct {
 	scope, refreshToken string
-	lifetime            time.Duration
 }
 
 func (c *Connector) exchange(ctx context.Context, redirectURI, code, verifier string, a assumed) (*Token, string, error) {
@@ -265,7 +264,7 @@ func (c *Connector) exchange(ctx context.Context, redirectURI, code, verifier st
 // Assume that the bank has rotated the refresh token even when an error comes back: try again with the old one
 // only if the error is a [*TokenError] that is Temporary.
 func (c *Connector) RefreshTokens(ctx context.Context, refreshToken string) (*Token, error) {
-	t, idToken, err := c.refresh(ctx, assumed{refreshToken: refreshToken, lifetime: defaultLifetime})
+	t, idToken, err := c.refresh(ctx, assumed{refreshToken: refreshToken})
 	if err != nil || idToken == "" {
 		return t, err
 	}
@@ -295,14 +294,14 @@ func (c *Connector) RefreshSession(ctx context.Context, token *Token, apiErr err
 	if apiErr != nil && !(errors.As(apiErr, &e) && e != nil && e.Expired()) {
 		return nil, fmt.Errorf("%w: %w", ErrTokenNotExpired, apiErr)
 	}
-	return c.renew(ctx, token, defaultLifetime)
+	return c.renew(ctx, token)
 }
 
-func (c *Connector) renew(ctx context.Context, old *Token, lifetime time.Duration) (*Token, error) {
+func (c *Connector) renew(ctx context.Context, old *Token) (*Token, error) {
 	if old == nil {
 		return nil, ErrLoginRequired
 	}
-	t, idToken, err := c.refresh(ctx, assumed{old.Scope, old.RefreshToken, lifetime})
+	t, idToken, err := c.refresh(ctx, assumed{old.Scope, old.RefreshToken})
 	if err != nil {
 		return nil, err
 	}

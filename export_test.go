@@ -14,7 +14,7 @@ func VerifyIDToken(c *Connector, raw, accessToken, nonce string, now time.Time) 
 	if err != nil {
 		return err
 	}
-	return claims.checkLogin(nonce, 0, now)
+	return claims.checkLogin(nonce)
 }
 
 // ErrorClasses lists every class of the table of errors.
@@ -40,7 +40,7 @@ var ErrOtherSubject = errOtherSubject
 func LocalPath(s string) (string, bool) { return localPath(s) }
 
 func ParseToken(body []byte, asked time.Time) (*Token, string, error) {
-	return parseToken(body, asked, assumed{lifetime: defaultLifetime})
+	return parseToken(body, asked, assumed{})
 }
 
 type CallbackQuery struct{ State, Code, Failure string }

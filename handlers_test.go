@@ -138,22 +138,6 @@ func TestLoginRequest(t *testing.T) {
 		require.Equal(t, "/p?a=1", b.get(a.bank.Approve(first)).Header.Get("Location"))
 		require.Equal(t, "/p?a=2", b.get(a.bank.Approve(second)).Header.Get("Location"))
 	})
-	t.Run("AuthParams, and B-101 C-10 max_age", func(t *testing.T) {
-		a := newApp(t, setup{options: ganbauth.Options{AuthParams: url.Values{"prompt": {"consent"}, "max_age": {"60"}}}})
-		b := a.browser()
-		got := b.authorizationURL("/bank/login")
-		require.Equal(t, "consent", mustParse(got).Query().Get("prompt"))
-		require.Equal(t, "60", mustParse(got).Query().Get("max_age"))
-		require.Equal(t, 303, b.get(a.bank.Approve(got)).StatusCode)
-		for name, change := range map[string]func(claims){
-			"old":     func(c claims) { c["auth_time"] = float64(time.Now().Unix() - 95) },
-			"missing": func(c claims) { delete(c, "auth_time") },
-			"string":  func(c claims) { c["auth_time"] = "1" },
-		} {
-			a.bank.Fail(ganbtest.TokenEndpoint, changeIDToken(a.bank, change), 1)
-			require.Equal(t, 502, b.get(b.callbackURL("/bank/login")).StatusCode, name)
-		}
-	})
 	t.Run("C-18 D-35 C-47 D-57 who may not begin a login", func(t *testing.T) {
 		a := newApp(t, setup{})
 		b := a.browser()

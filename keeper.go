@@ -31,7 +31,6 @@ type keeper struct {
 	locker    Locker
 	lister    ExpiryLister // nil if the store is none
 	leeway    time.Duration
-	lifetime  time.Duration
 	observer  observer
 
 	refreshes flights[Token]
@@ -154,7 +153,7 @@ func (k *keeper) refreshOnce(ctx context.Context, key string, needed func(Token)
 		return Token{}, fmt.Errorf("%w: there is no refresh token", ErrLoginRequired)
 	}
 	start := time.Now()
-	t, err := k.connector.renew(ctx, &old, k.lifetime)
+	t, err := k.connector.renew(ctx, &old)
 	if err != nil {
 		return k.refreshFailed(ctx, key, old, err, start)
 	}

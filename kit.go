@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -25,7 +24,6 @@ type Kit struct {
 	attempts  attempts
 	exchanges *flights[string]
 	apiHosts  []string
-	maxAge    time.Duration
 	callback  string // the path of RedirectURI
 	https     bool   // the scheme of RedirectURI
 
@@ -36,7 +34,6 @@ type Kit struct {
 	scopes                                        []string
 	key                                           func(*http.Request) (string, error)
 	pkce                                          bool
-	authParams                                    url.Values
 	onError                                       func(http.ResponseWriter, *http.Request, error)
 	observer
 }
@@ -120,8 +117,8 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 	if k.returnParam == "" {
 		k.returnParam = "return_to"
 	}
-	if opts.RefreshLeeway < 0 || opts.DefaultLifetime < 0 {
-		fault("RefreshLeeway and DefaultLifetime must not be negative")
+	if opts.RefreshLeeway < 0 {
+		fault("RefreshLeeway must not be negative")
 	}
 
 	k.apiHosts = []string{hostPort(c.authURL)}
@@ -136,21 +133,6 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 			u.Scheme = "http"
 			k.apiHosts = append(k.apiHosts, hostPort(u))
 		}
-	}
-
-	k.authParams = url.Values{}
-	for name, values := range opts.AuthParams {
-		if slices.Contains(protocolParams, name) || len(values) != 1 {
-			fault("AuthParams: %q belongs to the protocol or does not have one value", name)
-		}
-		k.authParams[name] = slices.Clone(values)
-	}
-	if s := k.authParams.Get("max_age"); s != "" {
-		seconds, err := strconv.ParseUint(s, 10, 31)
-		if err != nil {
-			fault("AuthParams: max_age is not a number of seconds")
-		}
-		k.maxAge = max(time.Duration(seconds)*time.Second, time.Second)
 	}
 
 	store := opts.Store
@@ -185,7 +167,6 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		locker:    locker,
 		lister:    lister,
 		leeway:    orDefault(opts.RefreshLeeway, time.Minute),
-		lifetime:  orDefault(opts.DefaultLifetime, defaultLifetime),
 		observer:  k.observer,
 	}
 	k.warn(opts)

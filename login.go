@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -25,7 +24,7 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry stri
 	if len(retry) <= maxRetryPath {
 		a.retry = retry
 	}
-	more := maps.Clone(k.authParams)
+	more := url.Values{}
 	if slices.Contains(scopes, "openid") {
 		a.nonce = rand.Text()
 		more.Set("nonce", a.nonce)
@@ -115,9 +114,9 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, mine bool, n
 	}
 	return k.exchanges.do(r.Context(), name, func(ctx context.Context) (string, error) {
 		t, idToken, err := k.connector.exchange(ctx, k.redirectURI, q.code, a.verifier,
-			assumed{scope: a.scope, lifetime: k.keeper.lifetime})
+			assumed{scope: a.scope})
 		if err == nil && a.nonce != "" {
-			t, err = k.connector.identify(t, idToken, a.nonce, k.maxAge)
+			t, err = k.connector.identify(t, idToken, a.nonce)
 		}
 		if err != nil {
 			return "", err

@@ -43,16 +43,11 @@ type Options struct {
 	// RefreshLeeway is how long before its expiry a token is refreshed, at most a quarter of the token's life.
 	// Default: 60 seconds.
 	RefreshLeeway time.Duration
-	// DefaultLifetime is assumed for a token without a usable expires_in. Default: one hour.
-	DefaultLifetime time.Duration
 	// APIHosts are hosts, with a port if it is not the scheme's own, that [Kit.Client] sends the token to besides
 	// the connector's.
 	APIHosts []string
 	// PKCE sends a code challenge (RFC 7636, S256). The bank does not document it.
 	PKCE bool
-	// AuthParams are added to the authorization request, prompt or max_age for example. The protocol's own
-	// parameters are refused. With max_age the ID token's auth_time is checked.
-	AuthParams url.Values
 	// EncryptionKeys, 32 bytes each, seal the tokens before Store sees them (AES-256-GCM): the first seals, all
 	// open. A token that none opens counts as none. What a Store of your own gets as AccessToken is then the whole token
 	// in base64url, at most 40 KiB, with TokenType, Scope and the times beside it in clear, and RefreshToken "sealed" if
@@ -79,9 +74,6 @@ func (o Options) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(o)) 
 var (
 	kitName   = regexp.MustCompile(`^[A-Za-z0-9_-]{0,32}$`)
 	scopeName = regexp.MustCompile(`^[!#-\[\]-~]+$`) // RFC 6749 section 3.3
-
-	protocolParams = []string{"response_type", "client_id", "redirect_uri", "scope", "state", "nonce",
-		"response_mode", "code_challenge", "code_challenge_method", "request", "request_uri", "client_secret"}
 )
 
 // warn says what works and should not go to production.

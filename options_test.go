@@ -2,7 +2,6 @@ package ganbauth_test
 
 import (
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 
@@ -20,30 +19,26 @@ func TestNewRefuses(t *testing.T) {
 		change func(*ganbauth.Options)
 		want   string
 	}{
-		"no RedirectURI":             {func(o *ganbauth.Options) { o.RedirectURI = "" }, "RedirectURI must be an absolute URL"},
-		"http on a private address":  {func(o *ganbauth.Options) { o.RedirectURI = "http://192.168.0.1/cb" }, "must be https"},
-		"B-07 D-47 http":             {func(o *ganbauth.Options) { o.RedirectURI = "http://app.example/cb" }, "must be https"},
-		"B-08 fragment":              {func(o *ganbauth.Options) { o.RedirectURI += "#f" }, "fragment"},
-		"B-08 empty fragment":        {func(o *ganbauth.Options) { o.RedirectURI += "#" }, "fragment"},
-		"B-08 relative":              {func(o *ganbauth.Options) { o.RedirectURI = "/cb" }, "absolute"},
-		"B-08 257 characters":        {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example/" + strings.Repeat("x", 237) }, "longer than 256"},
-		"userinfo":                   {func(o *ganbauth.Options) { o.RedirectURI = "https://a:b@app.example/" }, "userinfo"},
-		"B-18 no scopes":             {func(o *ganbauth.Options) { o.Scopes = nil }, "Scopes must have 1 to 256"},
-		"B-08 scopes of 257":         {func(o *ganbauth.Options) { o.Scopes = []string{strings.Repeat("s", 257)} }, "1 to 256"},
-		"a scope with a space":       {func(o *ganbauth.Options) { o.Scopes = []string{"a b"} }, "is not a scope"},
-		"a scope with a quote":       {func(o *ganbauth.Options) { o.Scopes = []string{`a"`} }, "is not a scope"},
-		"Name":                       {func(o *ganbauth.Options) { o.Name = "a/b" }, "Name may have"},
-		"E DefaultReturn elsewhere":  {func(o *ganbauth.Options) { o.DefaultReturn = "//evil.example" }, "DefaultReturn"},
-		"DefaultReturn not encoded":  {func(o *ganbauth.Options) { o.DefaultReturn = "/日本" }, "DefaultReturn"},
-		"negative leeway":            {func(o *ganbauth.Options) { o.RefreshLeeway = -1 }, "negative"},
-		"negative lifetime":          {func(o *ganbauth.Options) { o.DefaultLifetime = -1 }, "negative"},
-		"APIHosts with a path":       {func(o *ganbauth.Options) { o.APIHosts = []string{"a/b"} }, "is not a host"},
-		"APIHosts with a scheme":     {func(o *ganbauth.Options) { o.APIHosts = []string{"https://a"} }, "is not a host"},
-		"APIHosts with userinfo":     {func(o *ganbauth.Options) { o.APIHosts = []string{"a@b"} }, "is not a host"},
-		"AuthParams of the protocol": {func(o *ganbauth.Options) { o.AuthParams = url.Values{"state": {"x"}} }, "belongs to the protocol"},
-		"AuthParams twice":           {func(o *ganbauth.Options) { o.AuthParams = url.Values{"prompt": {"a", "b"}} }, "one value"},
-		"max_age no number":          {func(o *ganbauth.Options) { o.AuthParams = url.Values{"max_age": {"soon"}} }, "max_age"},
-		"a short key":                {func(o *ganbauth.Options) { o.EncryptionKeys = [][]byte{make([]byte, 16)} }, "has 16 bytes, not 32"},
+		"no RedirectURI":            {func(o *ganbauth.Options) { o.RedirectURI = "" }, "RedirectURI must be an absolute URL"},
+		"http on a private address": {func(o *ganbauth.Options) { o.RedirectURI = "http://192.168.0.1/cb" }, "must be https"},
+		"B-07 D-47 http":            {func(o *ganbauth.Options) { o.RedirectURI = "http://app.example/cb" }, "must be https"},
+		"B-08 fragment":             {func(o *ganbauth.Options) { o.RedirectURI += "#f" }, "fragment"},
+		"B-08 empty fragment":       {func(o *ganbauth.Options) { o.RedirectURI += "#" }, "fragment"},
+		"B-08 relative":             {func(o *ganbauth.Options) { o.RedirectURI = "/cb" }, "absolute"},
+		"B-08 257 characters":       {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example/" + strings.Repeat("x", 237) }, "longer than 256"},
+		"userinfo":                  {func(o *ganbauth.Options) { o.RedirectURI = "https://a:b@app.example/" }, "userinfo"},
+		"B-18 no scopes":            {func(o *ganbauth.Options) { o.Scopes = nil }, "Scopes must have 1 to 256"},
+		"B-08 scopes of 257":        {func(o *ganbauth.Options) { o.Scopes = []string{strings.Repeat("s", 257)} }, "1 to 256"},
+		"a scope with a space":      {func(o *ganbauth.Options) { o.Scopes = []string{"a b"} }, "is not a scope"},
+		"a scope with a quote":      {func(o *ganbauth.Options) { o.Scopes = []string{`a"`} }, "is not a scope"},
+		"Name":                      {func(o *ganbauth.Options) { o.Name = "a/b" }, "Name may have"},
+		"E DefaultReturn elsewhere": {func(o *ganbauth.Options) { o.DefaultReturn = "//evil.example" }, "DefaultReturn"},
+		"DefaultReturn not encoded": {func(o *ganbauth.Options) { o.DefaultReturn = "/日本" }, "DefaultReturn"},
+		"negative leeway":           {func(o *ganbauth.Options) { o.RefreshLeeway = -1 }, "negative"},
+		"APIHosts with a path":      {func(o *ganbauth.Options) { o.APIHosts = []string{"a/b"} }, "is not a host"},
+		"APIHosts with a scheme":    {func(o *ganbauth.Options) { o.APIHosts = []string{"https://a"} }, "is not a host"},
+		"APIHosts with userinfo":    {func(o *ganbauth.Options) { o.APIHosts = []string{"a@b"} }, "is not a host"},
+		"a short key":               {func(o *ganbauth.Options) { o.EncryptionKeys = [][]byte{make([]byte, 16)} }, "has 16 bytes, not 32"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := good
@@ -81,14 +76,11 @@ func TestNewRefuses(t *testing.T) {
 		require.Equal(t, "openid a", mustParse(a.browser().authorizationURL("/bank/login")).Query().Get("scope"))
 	})
 	t.Run("options are copied", func(t *testing.T) {
-		scopes, params := []string{"openid"}, url.Values{"prompt": {"consent"}}
-		a := newApp(t, setup{options: ganbauth.Options{Scopes: scopes, AuthParams: params}})
-		scopes[0], params["prompt"][0] = "x", "x"
-		params.Set("more", "x")
+		scopes := []string{"openid"}
+		a := newApp(t, setup{options: ganbauth.Options{Scopes: scopes}})
+		scopes[0] = "x"
 		q := mustParse(a.browser().authorizationURL("/bank/login")).Query()
 		require.Equal(t, "openid", q.Get("scope"))
-		require.Equal(t, "consent", q.Get("prompt"))
-		require.Empty(t, q.Get("more"))
 	})
 }
 

@@ -61,7 +61,7 @@ func parseToken(body []byte, asked time.Time, a assumed) (*Token, string, error)
 		}
 	}
 	issued := asked.UTC().Truncate(time.Second)
-	t := &Token{TokenType: "Bearer", IssuedAt: issued, ExpiresAt: issued.Add(lifetime(o["expires_in"], a.lifetime))}
+	t := &Token{TokenType: "Bearer", IssuedAt: issued, ExpiresAt: issued.Add(lifetime(o["expires_in"]))}
 	var tokenType, idToken string
 	for _, m := range []struct {
 		name  string
@@ -116,12 +116,13 @@ func isVisible(s string, spaces bool) bool {
 	return !strings.ContainsFunc(s, func(c rune) bool { return (c < '!' || c > '~') && !(spaces && c == ' ') })
 }
 
-// lifetime reads expires_in: a number of seconds, or a string of one, as the bank's SDKs disagree. A value that
-// is missing, unusable or not positive counts as assumed, never as for ever; more than a year counts as a year.
-func lifetime(raw json.RawMessage, assumed time.Duration) time.Duration {
+// lifetime reads expires_in: a number of seconds, or a string of one, because the bank's SDKs
+// disagree. A value that is missing, unusable or not positive counts as an hour, never as no
+// expiry. More than a year counts as a year.
+func lifetime(raw json.RawMessage) time.Duration {
 	seconds, err := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64)
 	if err != nil && !errors.Is(err, strconv.ErrRange) || math.IsNaN(seconds) || seconds < 1 {
-		return assumed
+		return defaultLifetime
 	}
 	return time.Duration(min(seconds, maxLifetime.Seconds())) * time.Second
 }

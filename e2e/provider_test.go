@@ -76,12 +76,12 @@ func newProvider(t *testing.T, s providerSetup) *provider {
 	}
 	p.conn, err = ganbauth.NewConnector("app", secret, s.method, ganbauth.Config{
 		AuthBaseURL: origin + "/ganb/api/auth/v1", JWTIssuer: origin + "/", Salt: "salt",
+		AuthPath:   "/authorization?prompt=consent", // without it the provider grants no offline_access
 		HTTPClient: &http.Client{Transport: p},
 	})
 	require.NoError(t, err)
 	opts := s.options
 	opts.RedirectURI, opts.Scopes = app+"/callback", strings.Fields(s.scopes)
-	opts.AuthParams = url.Values{"prompt": {"consent"}} // without it the provider grants no offline_access
 	opts.Logger = slog.New(slog.DiscardHandler)
 	sessions := scs.New()
 	p.kit, err = ganbauth.New(p.conn, sessions, opts)
