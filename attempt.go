@@ -1,102 +1,289 @@
 package ganbauth
 
 import (
+	"cmp"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
 )
 
 const (
-	attemptLifetime = 10 * time.Minute
-	// The cookie outlives the attempt, so that a late callback hears "expired" and not "unknown".
+	// A login can be finished for attemptLifetime. Its cookie outlives it, so that a late callback is
+	// told that the login has expired.
+	attemptLifetime  = 10 * time.Minute
 	attemptCookieAge = 3 * attemptLifetime
-	maxAttempts      = 5
-	maxReturnPath    = 2048
-	maxRetryPath     = 256
 
-	attemptVersion = 1
+	// justReturned is how soon after a callback another login for the same scopes would be a loop.
+	justReturned = 30 * time.Second
+
+	// The bounds on what one browser holds of one kit, in bytes of the Cookie header, names included.
+	// The newest attempt is always kept. When an answer has no room to remove enough of the others,
+	// the next one does the rest; until then there are at most maxCookiesEver bytes.
+	maxOwnCookies  = 2 << 10 // of attempts that the user or a page of this site began
+	maxCookies     = 3 << 10 // of all
+	maxCookiesEver = maxCookies + 512
+
+	// The bound on the header of an answer that begins or finishes a login, and the part of it that is
+	// neither a Location nor an attempt's cookie: a session cookie, the kit's headers, the server's.
+	maxAnswerHeader = 3 << 10
+	otherHeaders    = 700
+
+	// maxOpened is how many attempt cookies of one request are opened, and spareOpened how many more
+	// of the one name that a callback asks for.
+	maxOpened   = 32
+	spareOpened = 8
+
+	// How long a path may be to be remembered, together with the login's own.
+	maxOwnPath   = 1024 // if a page of this site led here
+	maxOtherPath = 256
+
+	attemptVersion = 2
 )
 
-// attempt is one login that this browser has begun. It travels in a sealed cookie of its own, named after its
-// state: nothing is kept on the server, and tabs do not overwrite each other's.
+// attempt is one login that this browser has begun. It travels in a sealed cookie of its own: the
+// server keeps nothing, and tabs that begin logins at the same time do not overwrite each other's.
 type attempt struct {
 	begun time.Time
-	done  time.Time // of the callback; zero before
-	// nonce and verifier are empty where the login is not OpenID Connect or has no PKCE.
-	nonce, verifier string
-	returnTo        string
-	retry           string // what to request to begin the login again
-	scope           string
-	owner           string // whose attempt it is: a hash of the session's token or of the key, empty for anybody
+	done  time.Time // when its callback was answered; zero before
+	// foreign says that another site may have sent the browser here.
+	foreign bool
+	// openID and pkce say whether the login has a nonce and a verifier. Both are derived from seed,
+	// 32 random bytes, which is shorter than they are.
+	openID, pkce bool
+	seed         string
+	owner        string // who began it: a hash of the key or of the session's token; "" is anybody
+	returnTo     string // where to go afterwards; "" is DefaultReturn
+	login        string // the LoginHandler's path and query, without return_to; "" for RequireToken
+	scope        string
+	connection   string // which of the owner's connections it is for
 }
 
-func (a *attempt) strings() []*string {
-	return []*string{&a.nonce, &a.verifier, &a.returnTo, &a.retry, &a.scope, &a.owner}
+func newSeed() string {
+	seed := make([]byte, 32)
+	_, _ = rand.Read(seed) // never fails
+	return string(seed)
 }
 
-func (a *attempt) marshal() []byte {
-	return appendRecord(attemptVersion, a.begun, a.done, a.strings())
-}
-
-func unmarshalAttempt(data string) (*attempt, error) {
-	a := &attempt{}
-	if err := readRecord(data, attemptVersion, &a.begun, &a.done, a.strings()); err != nil {
-		return nil, err
+// nonce returns the nonce of an OpenID Connect login, "" for another login.
+func (a *attempt) nonce() string {
+	if !a.openID {
+		return ""
 	}
-	return a, nil
+	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(a.derive("nonce")[:16])
+}
+
+// verifier returns the code verifier (RFC 7636 section 4.1), "" for a login without PKCE.
+func (a *attempt) verifier() string {
+	if !a.pkce {
+		return ""
+	}
+	return base64.RawURLEncoding.EncodeToString(a.derive("code_verifier"))
+}
+
+func (a *attempt) derive(use string) []byte {
+	mac := hmac.New(sha256.New, []byte(a.seed))
+	mac.Write([]byte(use))
+	return mac.Sum(nil)
+}
+
+// retry returns what to request to begin the login again, "" for DefaultReturn.
+func (a *attempt) retry() string {
+	if a.login == "" || a.returnTo == "" {
+		return cmp.Or(a.login, a.returnTo)
+	}
+	separator := "?"
+	if strings.Contains(a.login, "?") {
+		separator = "&"
+	}
+	return a.login + separator + returnParam + "=" + escapeValue.Replace(a.returnTo)
+}
+
+// returnParam is the query parameter with the path to return to.
+const returnParam = "return_to"
+
+// escapeValue makes a query value of a path that localPath has passed.
+var escapeValue = strings.NewReplacer("%", "%25", "&", "%26", "+", "%2B", ";", "%3B", "#", "%23")
+
+// withoutReturn removes the parameter return_to from a path's query.
+func withoutReturn(path string) string {
+	path, query, _ := strings.Cut(path, "?")
+	separator := "?"
+	for pair := range strings.SplitSeq(query, "&") {
+		name, _, _ := strings.Cut(pair, "=")
+		if name, err := url.QueryUnescape(name); err == nil && name == returnParam || pair == "" {
+			continue
+		}
+		path += separator + pair
+		separator = "&"
+	}
+	return path
+}
+
+// shorten forgets paths that are longer together than limit.
+func (a *attempt) shorten(limit int) {
+	if len(a.returnTo)+len(a.login) > limit {
+		a.login = ""
+	}
+	if len(a.returnTo) > limit {
+		a.returnTo = ""
+	}
 }
 
 func (a *attempt) expired() bool { return time.Since(a.begun) > attemptLifetime }
 
-// finished is what stays of an attempt after its callback: enough to know a second delivery, and, of a login that
-// succeeded, the scopes, to know one that came straight back.
+// finished returns what stays of an attempt after its callback: enough to recognize a second delivery
+// and, if the login succeeded, the scopes, by which one that comes straight back is recognized.
 func (a *attempt) finished(err error) *attempt {
-	f := &attempt{begun: a.begun, done: time.Now(), retry: a.retry}
+	f := &attempt{begun: a.begun, done: time.Now(), foreign: a.foreign,
+		returnTo: a.returnTo, login: a.login, connection: a.connection}
+	f.shorten(maxOtherPath)
 	if err == nil {
 		f.scope = a.scope
 	}
 	return f
 }
 
-// attempts reads and writes the cookies.
+// The bits of the second byte of an attempt's record.
+const (
+	flagForeign = 1 << iota
+	flagOpenID
+	flagPKCE
+	flagKitScope // scope begins with the kit's own scopes, for which a fingerprint stands
+)
+
+func (a *attempt) strings() []*string {
+	return []*string{&a.seed, &a.owner, &a.returnTo, &a.login, &a.scope, &a.connection}
+}
+
+// attempts reads and writes the cookies of one kit.
 type attempts struct {
 	prefix string // of the cookies' names
+	scope  string // the kit's own scopes
 	secure bool
 	sealer sealer
 }
 
-func newAttempts(c *Connector, name string, secure bool) (attempts, error) {
+// newAttempts makes the attempts of the kit with this name. Cookies know neither ports nor paths, so
+// their names differ between applications, by client and redirect URI.
+func newAttempts(c *Connector, name, redirectURI, scope string) (attempts, error) {
 	key, err := c.deriveKey("ganbauth attempt cookie")
 	if err != nil {
 		return attempts{}, fmt.Errorf("ganbauth: attempt cookie: %w", err)
 	}
 	s, err := newSealer("attempt", key)
-	prefix := "ganb." + name + "."
+	prefix := "ganb." + hash(c.clientID + "\x00" + redirectURI + "\x00" + name)[:8] + "."
+	secure := strings.HasPrefix(redirectURI, "https:")
 	if secure {
 		prefix = "__Host-" + prefix
 	}
-	return attempts{prefix, secure, s}, err
+	return attempts{prefix, scope, secure, s}, err
 }
 
-// cookieName names an attempt after its state without telling it.
-func (as attempts) cookieName(state string) string {
-	return as.prefix + hash(state)
+// cookieName derives an attempt's cookie name from its state without revealing the state.
+func (as attempts) cookieName(state string) string { return as.prefix + hash(state)[:16] }
+
+// marshal makes a's record: the version, the flags, two times in milliseconds, and the strings.
+func (as attempts) marshal(a *attempt) []byte {
+	short := *a
+	var flags byte
+	if a.foreign {
+		flags |= flagForeign
+	}
+	if a.openID {
+		flags |= flagOpenID
+	}
+	if a.pkce {
+		flags |= flagPKCE
+	}
+	if rest, ok := strings.CutPrefix(a.scope+" ", as.scope+" "); ok {
+		flags |= flagKitScope
+		short.scope = as.scopePrint() + strings.TrimSuffix(rest, " ")
+	}
+	b := []byte{attemptVersion, flags}
+	b = binary.AppendUvarint(b, uint64(a.begun.UnixMilli()))
+	done := uint64(0)
+	if !a.done.IsZero() {
+		done = uint64(a.done.UnixMilli())
+	}
+	b = binary.AppendUvarint(b, done)
+	for _, s := range short.strings() {
+		b = appendString(b, *s)
+	}
+	return b
 }
 
-func (as attempts) write(w http.ResponseWriter, cookieName string, a *attempt) {
-	sealed := as.sealer.seal(a.marshal(), cookieName)
-	as.setCookie(w, cookieName, base64.RawURLEncoding.EncodeToString(sealed), int(attemptCookieAge/time.Second))
+// scopePrint is the fingerprint of the kit's own scopes.
+func (as attempts) scopePrint() string {
+	sum := sha256.Sum256([]byte(as.scope))
+	return string(sum[:4])
 }
 
-func (as attempts) remove(w http.ResponseWriter, cookieName string) {
-	as.setCookie(w, cookieName, "", -1)
+// unmarshal reads what marshal made. If the kit's scopes are others by now, the scope is "": unknown.
+func (as attempts) unmarshal(data string) (*attempt, error) {
+	r := recordReader{rest: data}
+	if v := r.uvarint(); v != attemptVersion && r.err == nil {
+		return nil, fmt.Errorf("%w: version %d", errUnreadable, v)
+	}
+	flags := r.uvarint()
+	a := &attempt{
+		foreign: flags&flagForeign != 0,
+		openID:  flags&flagOpenID != 0,
+		pkce:    flags&flagPKCE != 0,
+		begun:   time.UnixMilli(int64(r.uvarint())),
+	}
+	if done := r.uvarint(); done != 0 {
+		a.done = time.UnixMilli(int64(done))
+	}
+	for _, s := range a.strings() {
+		*s = r.string()
+	}
+	if flags&flagKitScope != 0 {
+		rest, ok := strings.CutPrefix(a.scope, as.scopePrint())
+		a.scope = ""
+		if ok {
+			a.scope = strings.TrimSpace(as.scope + " " + rest)
+		}
+	}
+	return a, r.end()
 }
 
-func (as attempts) setCookie(w http.ResponseWriter, name, value string, maxAge int) {
-	http.SetCookie(w, &http.Cookie{
+// open returns the attempt in a cookie, nil if it cannot be read.
+func (as attempts) open(name, value string) *attempt {
+	sealed, err := decodeSegment(value)
+	if err != nil {
+		return nil
+	}
+	plain, err := as.sealer.open(sealed, name)
+	if err != nil {
+		return nil
+	}
+	a, err := as.unmarshal(plain)
+	if err != nil {
+		return nil
+	}
+	return a
+}
+
+func (as attempts) seal(name string, a *attempt) string {
+	return base64.RawURLEncoding.EncodeToString(as.sealer.seal(as.marshal(a), name))
+}
+
+// setCookie returns the value of a Set-Cookie header. An empty value removes the cookie.
+func (as attempts) setCookie(name, value string) string {
+	maxAge := int(attemptCookieAge / time.Second)
+	if value == "" {
+		maxAge = -1
+	}
+	return (&http.Cookie{
 		Name:     name,
 		Value:    value,
 		Path:     "/",
@@ -104,52 +291,170 @@ func (as attempts) setCookie(w http.ResponseWriter, name, value string, maxAge i
 		Secure:   as.secure,
 		HttpOnly: true,
 		SameSite: http.SameSiteLaxMode,
-	})
+	}).String()
 }
 
-// find returns this browser's attempt of that name, or nil. Of several cookies with the name, one that somebody
-// planted does not open.
-func (as attempts) find(r *http.Request, cookieName string) *attempt {
-	for _, c := range r.CookiesNamed(cookieName) {
-		sealed, err := decodeSegment(c.Value)
-		if err != nil {
-			continue
+// jar is what the Cookie header of one request has of a kit's attempts. Each handler reads it once.
+type jar struct {
+	attempts
+	cookies []attemptCookie // in the header's order, which is oldest first in browsers
+	others  int             // bytes of the cookies with the kit's prefix that were not or could not be opened
+}
+
+type attemptCookie struct {
+	name string
+	size int // in the Cookie header
+	*attempt
+}
+
+// cookieSize is what a cookie takes of the Cookie header.
+func cookieSize(name, value string) int { return len(name) + len("=") + len(value) + len("; ") }
+
+// read makes one pass over the Cookie header and opens a bounded number of cookies, among them the one
+// named want, "" for none. What cannot be opened belongs to somebody else: it counts, and it stays. If
+// several cookies have one name, planted ones are skipped because they do not decrypt.
+func (as attempts) read(r *http.Request, want string) *jar {
+	j := &jar{attempts: as}
+	opened := 0
+	for _, line := range r.Header["Cookie"] {
+		for pair := range strings.SplitSeq(line, ";") {
+			name, value, _ := strings.Cut(strings.Trim(pair, " \t"), "=")
+			if !strings.HasPrefix(name, as.prefix) {
+				continue
+			}
+			size := cookieSize(name, value)
+			if opened < maxOpened || name == want && opened < maxOpened+spareOpened {
+				opened++
+				if a := as.open(name, value); a != nil && j.find(name) == nil {
+					j.cookies = append(j.cookies, attemptCookie{name, size, a})
+					continue
+				}
+			}
+			j.others += size
 		}
-		plain, err := as.sealer.open(sealed, cookieName)
-		if err != nil {
-			continue
-		}
-		if a, err := unmarshalAttempt(plain); err == nil {
-			return a
+	}
+	return j
+}
+
+// find returns the attempt of that name, or nil.
+func (j *jar) find(name string) *attempt {
+	for _, c := range j.cookies {
+		if c.name == name {
+			return c.attempt
 		}
 	}
 	return nil
 }
 
-// all returns this browser's attempts by cookie name; nil stands for one that cannot be read.
-func (as attempts) all(r *http.Request) map[string]*attempt {
-	found := map[string]*attempt{}
-	for _, c := range r.Cookies() {
-		if strings.HasPrefix(c.Name, as.prefix) && len(found) < 4*maxAttempts {
-			found[c.Name] = as.find(r, c.Name)
-		}
+// put sets a's cookie and removes others, so that the bounds hold for what the browser has then. The
+// answer's Location has the given length. If the paths of a do not fit, a forgets them.
+func (j *jar) put(w http.ResponseWriter, name string, a *attempt, location int) {
+	room := answerRoom(location)
+	value := j.seal(name, a)
+	gone := j.surplus(name, a, cookieSize(name, value))
+	cost := headerLine(j.setCookie(name, value)) + len(gone)*headerLine(j.setCookie(name, ""))
+	if cost > room || a.foreign && cookieSize(name, value) > maxCookies-maxOwnCookies {
+		a.returnTo, a.login = "", ""
+		value = j.seal(name, a)
+		gone = j.surplus(name, a, cookieSize(name, value))
 	}
-	return found
+	set := j.setCookie(name, value)
+	j.remove(w, gone, room-headerLine(set))
+	w.Header().Add("Set-Cookie", set)
 }
 
-// makeRoom removes what is over, and the oldest attempts while there are too many for one more.
-func (as attempts) makeRoom(w http.ResponseWriter, r *http.Request) {
-	all := as.all(r)
-	var names []string
-	for name, a := range all {
-		if a == nil || a.expired() {
-			as.remove(w, name)
-		} else {
-			names = append(names, name)
+// surplus returns the cookies that have to go when a takes size bytes, the least needed one first.
+func (j *jar) surplus(name string, a *attempt, size int) (gone []attemptCookie) {
+	all, own := j.others+size, size
+	if a.foreign {
+		own = 0
+	}
+	for _, c := range j.ranked() {
+		switch {
+		case c.name == name:
+		case c.expired(), all+c.size > maxCookies, !c.foreign && own+c.size > maxOwnCookies:
+			gone = append(gone, c)
+		default:
+			all += c.size
+			if !c.foreign {
+				own += c.size
+			}
 		}
 	}
-	slices.SortFunc(names, func(a, b string) int { return all[b].begun.Compare(all[a].begun) })
-	for _, name := range names[min(len(names), maxAttempts-1):] {
-		as.remove(w, name)
+	slices.Reverse(gone)
+	return gone
+}
+
+// ranked returns the cookies by how likely they are to be needed, the likeliest first: those of
+// unfinished logins, of this site before others. Of this site's logins the newest is the likeliest.
+// Of the others it is the oldest: another site can begin many, but not before the one that the user
+// is looking at.
+func (j *jar) ranked() []attemptCookie {
+	oldest := slices.Clone(j.cookies)
+	slices.SortStableFunc(oldest, func(a, b attemptCookie) int { return a.begun.Compare(b.begun) })
+	newest := slices.Clone(oldest)
+	slices.Reverse(newest)
+	var ranked []attemptCookie
+	add := func(list []attemptCookie, done, foreign bool) {
+		for _, c := range list {
+			if c.done.IsZero() != done && (done || c.foreign == foreign) {
+				ranked = append(ranked, c)
+			}
+		}
 	}
+	add(newest, false, false)
+	add(oldest, false, true)
+	add(newest, true, false)
+	return ranked
+}
+
+// forget removes the cookie of that name.
+func (j *jar) forget(w http.ResponseWriter, name string) {
+	w.Header().Add("Set-Cookie", j.setCookie(name, ""))
+}
+
+// removeAll removes every attempt, as far as an answer with a Location of that length has room.
+func (j *jar) removeAll(w http.ResponseWriter, location int) {
+	j.remove(w, j.ranked(), answerRoom(location))
+}
+
+// remove removes cookies as long as the answer's header has room bytes for it.
+func (j *jar) remove(w http.ResponseWriter, gone []attemptCookie, room int) {
+	for _, c := range gone {
+		line := j.setCookie(c.name, "")
+		if room -= headerLine(line); room < 0 {
+			return
+		}
+		w.Header().Add("Set-Cookie", line)
+	}
+}
+
+// cameBack reports whether a login for all these scopes of this connection has only just succeeded:
+// another one would be a loop. It forgets that login, so that the user can try again.
+func (j *jar) cameBack(w http.ResponseWriter, connection string, scopes []string) bool {
+	var back []attemptCookie
+	for _, c := range j.cookies {
+		asked := strings.Fields(c.scope)
+		missing := func(scope string) bool { return !slices.Contains(asked, scope) }
+		if !c.done.IsZero() && time.Since(c.done) <= justReturned && c.connection == connection &&
+			!slices.ContainsFunc(scopes, missing) {
+			back = append(back, c)
+		}
+	}
+	j.remove(w, back, answerRoom(0))
+	return len(back) > 0
+}
+
+// answerRoom is what an answer's header has for cookies of attempts.
+func answerRoom(location int) int { return maxAnswerHeader - otherHeaders - location }
+
+func headerLine(setCookie string) int { return len("Set-Cookie: ") + len(setCookie) + len("\r\n") }
+
+// hash identifies a value without revealing it: 128 bits of SHA-256. It is "" for "".
+func hash(s string) string {
+	if s == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(s))
+	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }

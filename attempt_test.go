@@ -2,19 +2,477 @@ package ganbauth_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
+	"html"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
 )
+
+// at says where a navigation comes from.
+func at(site string) http.Header { return with(navigate, "Sec-Fetch-Site", site) }
+
+// headerBytes is the size of an answer's header on the wire.
+func headerBytes(resp *http.Response) int {
+	dump, _ := httputil.DumpResponse(resp, false)
+	return len(dump) + len("Date: Mon, 02 Jan 2006 15:04:05 GMT\r\n")
+}
+
+// take puts the cookies of an answer into the browser.
+func (b *browser) take(resp *http.Response) {
+	b.client.Jar.SetCookies(mustParse(appURL), resp.Cookies())
+}
+
+// tabs opens all paths at once: no request has the cookies of the others' answers. It returns where each tab is led.
+func (b *browser) tabs(h http.Header, paths ...string) (targets []string) {
+	b.t.Helper()
+	header := with(h, "Cookie", b.cookieHeader())
+	var answers []*http.Response
+	for _, path := range paths {
+		resp := b.app.browser().do("GET", path, header)
+		require.Equal(b.t, 303, resp.StatusCode, body(resp))
+		targets = append(targets, resp.Header.Get("Location"))
+		answers = append(answers, resp)
+	}
+	for _, resp := range answers {
+		b.take(resp)
+	}
+	return targets
+}
+
+func ordinaryPaths(n int) (paths []string) {
+	for i := range n {
+		paths = append(paths, fmt.Sprintf("/p/accounts/%09d?from=2026-11-01&to=2026-11-30", i))
+	}
+	return paths
+}
+
+// One pass over the cookies, and a fixed number of them opened: an allocation for each would show.
+func TestD1CookiesByTheThousand(t *testing.T) {
+	a := newApp(t, setup{bare: true, options: ganbauth.Options{
+		Key:   func(*http.Request) (string, error) { return "u", nil },
+		Store: ganbauth.NewMemoryStore(), Logger: discard, Observe: func(context.Context, ganbauth.Event) {},
+	}})
+	b := a.browser()
+	callback := b.callbackURL("/p")
+	own := b.cookieHeader()
+	name, _, _ := strings.Cut(own, "=")
+	for kind, cookie := range map[string]string{
+		"genuine":           own,
+		"empty":             name + "=",
+		"of another length": name + "=" + strings.Repeat("A", 300),
+		"another attempt's": name[:len(name)-4] + "AAAA=" + strings.Repeat("A", 200),
+		"another name":      ganbauth.AttemptPrefix(a.kit) + "x=" + strings.Repeat("A", 40),
+		"somebody else's":   "x=" + strings.Repeat("A", 40),
+	} {
+		for _, request := range []string{"GET /bank/login", "GET /p", "POST /bank/logout", "GET " + strings.TrimPrefix(callback, appURL)} {
+			t.Run(kind+" "+strings.SplitN(request, "?", 2)[0], func(t *testing.T) {
+				method, path, _ := strings.Cut(request, " ")
+				allocations := func(n int) float64 {
+					r := httptest.NewRequest(method, path, nil)
+					r.Header = with(at("same-origin"), "Cookie", strings.TrimSuffix(strings.Repeat(cookie+"; ", n), "; "))
+					return testing.AllocsPerRun(3, func() { a.handler.ServeHTTP(httptest.NewRecorder(), r) })
+				}
+				require.InDelta(t, allocations(60), allocations(3000), 40)
+			})
+		}
+	}
+}
+
+// Whatever is begun and finished, one after another, the cookies and the answers stay within their bounds.
+func TestD2CookiesInSequence(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		scope      string
+		connection int
+		location   int
+	}{
+		{"ordinary", "openid offline_access private:account", 0, 450},
+		{"PKCE and a long redirect URI", "openid offline_access private:account", 0, 900},
+		{"long scopes", "openid " + strings.Repeat("s", 249), 0, 900},
+		{"connections", "openid offline_access private:account", 20, 450},
+		{"long connections", "openid offline_access private:account", 255, 450},
+		{"everything long", "openid " + strings.Repeat("s", 249), 255, 900},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inBubble(t, setup{}, func(t *testing.T, a *app) {
+				seed := uint64(time.Now().UnixNano())
+				rnd := rand.New(rand.NewPCG(seed, 1))
+				lengths := []int{0, 1, 40, 120, 256, 500, 800, 1024}
+				b := a.browser()
+				var states []string
+				for i := range 3000 {
+					w := httptest.NewRecorder()
+					r := httptest.NewRequest("GET", "/", nil)
+					r.Header.Set("Cookie", b.cookieHeader())
+					if len(states) > 0 && rnd.IntN(4) == 0 {
+						ganbauth.FinishAttempt(a.kit, w, r, states[len(states)-1-rnd.IntN(min(len(states), 5))], rnd.IntN(1024))
+					} else {
+						l := ganbauth.Login{
+							Foreign:    rnd.IntN(2) == 0,
+							Scope:      c.scope,
+							Connection: strings.Repeat("c", c.connection),
+						}
+						n := lengths[rnd.IntN(len(lengths))]
+						if l.Foreign {
+							n = min(n, 256)
+						}
+						l.ReturnTo = strings.Repeat("r", n)
+						if rnd.IntN(2) == 0 {
+							l.ReturnTo, l.Path = l.ReturnTo[n/4:], l.ReturnTo[:n/4]
+						}
+						states = append(states, fmt.Sprint(i))
+						ganbauth.PutAttempt(a.kit, w, r, states[len(states)-1], l, c.location)
+					}
+					b.take(w.Result())
+					require.LessOrEqual(t, len(b.cookieHeader()), ganbauth.MaxCookiesEver, "the seed is %d", seed)
+					set := 0
+					for _, line := range w.Header()["Set-Cookie"] {
+						set += len("Set-Cookie: \r\n") + len(line)
+					}
+					require.LessOrEqual(t, set, ganbauth.MaxAnswerHeader-700-c.location, "the seed is %d", seed)
+					if rnd.IntN(20) == 0 {
+						time.Sleep(time.Duration(rnd.IntN(12)) * time.Minute)
+					}
+				}
+			})
+		})
+	}
+}
+
+// The same through the handlers, with the whole answer.
+func TestD2AnswersInSequence(t *testing.T) {
+	for _, scope := range []string{"private:account", strings.Repeat("s", 249)} {
+		a := newApp(t, setup{options: ganbauth.Options{PKCE: true, Scopes: []string{"openid", scope}, Name: strings.Repeat("n", 32)}})
+		for _, sites := range [][]string{{"same-origin"}, {"cross-site"}, {"none"}, {""}, {"same-origin", "cross-site", "none", "same-site", ""}} {
+			b := a.browser()
+			last := ""
+			for i := range 60 {
+				h := at(sites[i%len(sites)])
+				path := "/p/" + strings.Repeat("x", []int{10, 250, 1000, 2000}[i%4])
+				if i%3 == 0 {
+					path = "/bank/login?more=" + strings.Repeat("m", 100) + "&return_to=" + path
+				}
+				resp := b.do("GET", path, h)
+				require.Equal(t, 303, resp.StatusCode)
+				require.LessOrEqual(t, headerBytes(resp), ganbauth.MaxAnswerHeader)
+				require.LessOrEqual(t, len(b.cookieHeader()), ganbauth.MaxCookiesEver)
+				last = resp.Header.Get("Location")
+			}
+			resp := b.do("GET", a.bank.Approve(last), at("cross-site"))
+			require.Equal(t, 303, resp.StatusCode, "the newest login can be finished")
+			require.LessOrEqual(t, headerBytes(resp), ganbauth.MaxAnswerHeader)
+			require.True(t, b.connected())
+		}
+	}
+}
+
+// Another site that sends the browser to the login again and again does not end the login that the user is consenting
+// to, however that one was begun.
+func TestD2OtherSitesDoNotEndALogin(t *testing.T) {
+	long := "/bank/login?return_to=/p/" + strings.Repeat("x", 2040)
+	for _, site := range []string{"same-origin", "none", "cross-site", "same-site", ""} {
+		for _, many := range []int{5, 60} {
+			t.Run(fmt.Sprintf("begun from %q, %d others", site, many), func(t *testing.T) {
+				a := newApp(t, setup{})
+				b := a.browser()
+				alive := b.do("GET", "/p?a=1", at(site)).Header.Get("Location")
+				for range many {
+					require.Equal(t, 303, b.do("GET", long, at("cross-site")).StatusCode)
+				}
+				require.Less(t, len(b.cookieHeader()), ganbauth.MaxCookies)
+				require.Equal(t, "/p?a=1", b.do("GET", a.bank.Approve(alive), at("cross-site")).Header.Get("Location"))
+			})
+		}
+	}
+	t.Run("nor any of this site's", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		var alive []string
+		for _, path := range []string{"/p/" + strings.Repeat("x", 900), "/p/1", "/p/2"} {
+			alive = append(alive, b.do("GET", path, at("same-origin")).Header.Get("Location"))
+		}
+		for range 40 {
+			b.do("GET", "/p/"+strings.Repeat("x", 240), at("cross-site"))
+		}
+		for _, target := range alive {
+			require.Equal(t, 303, b.get(a.bank.Approve(target)).StatusCode)
+		}
+	})
+}
+
+func TestD2TabsAtOnce(t *testing.T) {
+	for _, site := range []string{"none", "same-origin", "cross-site", ""} {
+		t.Run(fmt.Sprintf("five ordinary tabs from %q come back to their pages", site), func(t *testing.T) {
+			a := newApp(t, setup{options: ganbauth.Options{PKCE: true}})
+			b := a.browser()
+			paths := ordinaryPaths(5)
+			for i, target := range b.tabs(at(site), paths...) {
+				require.Equal(t, paths[i], b.do("GET", a.bank.Approve(target), at("cross-site")).Header.Get("Location"))
+			}
+		})
+		t.Run(fmt.Sprintf("thirty from %q are fewer after the next answer", site), func(t *testing.T) {
+			a := newApp(t, setup{})
+			b := a.browser()
+			targets := b.tabs(at(site), ordinaryPaths(30)...)
+			require.Less(t, len(b.cookieHeader()), 8<<10)
+			resp := b.do("GET", "/p", at(site))
+			require.LessOrEqual(t, headerBytes(resp), ganbauth.MaxAnswerHeader)
+			require.Less(t, len(b.cookieHeader()), 4<<10)
+			b.do("GET", "/p", at(site))
+			require.Less(t, len(b.cookieHeader()), ganbauth.MaxCookies)
+
+			b = a.browser()
+			targets = b.tabs(at(site), ordinaryPaths(30)...)
+			resp = b.do("GET", a.bank.Approve(targets[7]), at("cross-site"))
+			require.Equal(t, 303, resp.StatusCode, "any of them can be finished")
+			require.LessOrEqual(t, headerBytes(resp), ganbauth.MaxAnswerHeader)
+			require.Less(t, len(b.cookieHeader()), 4<<10)
+		})
+	}
+	t.Run("a callback finds its attempt behind any number of others", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		targets := b.tabs(navigate, ordinaryPaths(80)...)
+		require.Equal(t, 303, b.get(a.bank.Approve(targets[79])).StatusCode)
+		require.True(t, b.connected())
+	})
+	t.Run("of the same instant the later ones stay", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			var targets []string
+			for _, path := range ordinaryPaths(30) {
+				targets = append(targets, b.do("GET", path, at("same-origin")).Header.Get("Location"))
+			}
+			for _, target := range targets[25:] {
+				require.Equal(t, 303, b.get(a.bank.Approve(target)).StatusCode)
+			}
+			refused(t, b.get(a.bank.Approve(targets[0])))
+		})
+	})
+}
+
+// How long a path may be depends on who led to it; one that is too long is DefaultReturn.
+func TestD2PathsThatAreRemembered(t *testing.T) {
+	a := newApp(t, setup{})
+	for _, c := range []struct {
+		name  string
+		h     http.Header
+		limit int
+	}{
+		{"a page of this site", at("same-origin"), ganbauth.MaxOwnPath},
+		{"the user", at("none"), ganbauth.MaxOtherPath},
+		{"another site", at("cross-site"), ganbauth.MaxOtherPath},
+		{"another host of the domain", at("same-site"), ganbauth.MaxOtherPath},
+		{"an old browser", with(at(""), "Referer", appURL+"/x"), ganbauth.MaxOwnPath},
+		{"an old browser without a Referer", at(""), ganbauth.MaxOtherPath},
+		{"an old browser, another site", with(at(""), "Referer", "https://other.example/x"), ganbauth.MaxOtherPath},
+		{"an old browser, another scheme", with(at(""), "Referer", "http://app.example/x"), ganbauth.MaxOtherPath},
+		{"a Referer that contradicts", with(at("cross-site"), "Referer", appURL+"/x"), ganbauth.MaxOtherPath},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, login := range []string{"", "/bank/login?return_to="} {
+				room := c.limit
+				if login != "" {
+					room -= len("/bank/login")
+				}
+				fits := "/p/" + strings.Repeat("x", room-3)
+				b := a.browser()
+				target := b.do("GET", login+fits, c.h).Header.Get("Location")
+				require.Equal(t, fits, b.get(a.bank.Approve(target)).Header.Get("Location"))
+				b = a.browser()
+				target = b.do("GET", login+"/p/"+strings.Repeat("x", c.limit-2), c.h).Header.Get("Location")
+				require.Equal(t, "/home", b.get(a.bank.Approve(target)).Header.Get("Location"))
+			}
+		})
+	}
+}
+
+// The link of a page that says why a login failed begins the same login again.
+func TestRetry(t *testing.T) {
+	a := newApp(t, setup{})
+	for path, want := range map[string]string{
+		"/p?a=1&b=%2F":                                       "/p?a=1&b=%2F",
+		"/bank/login":                                        "/bank/login",
+		"/bank/login?":                                       "/bank/login",
+		"/bank/login?return_to=/home":                        "/bank/login",
+		"/bank/login?return_to=//evil":                       "/bank/login",
+		"/bank/login?client=5":                               "/bank/login?client=5",
+		"/bank/login?client=5&return_to=/x":                  "/bank/login?client=5&return_to=/x",
+		"/bank/login?return_to=%2Fx&client=5&a=%26":          "/bank/login?client=5&a=%26&return_to=/x",
+		"/bank/login?return%5Fto=/x":                         "/bank/login?return_to=/x",
+		"/bank/login?return_to=/x%3Fa%3D1%26b%3D%252F%2B%3B": "/bank/login?return_to=/x?a=1%26b=%252F%2B%3B",
+	} {
+		t.Run(path, func(t *testing.T) {
+			b := a.browser()
+			denied := func(authURL string) *http.Response {
+				state := mustParse(authURL).Query().Get("state")
+				return b.get("/bank/callback?error=access_denied&state=" + state)
+			}
+			page := body(denied(b.authorizationURL(path)))
+			link := html.UnescapeString(regexp.MustCompile(`href="([^"]*)"`).FindStringSubmatch(page)[1])
+			require.Equal(t, want, link)
+			page = body(denied(b.authorizationURL(link)))
+			require.Contains(t, page, `href="`+html.EscapeString(link)+`"`, "and again")
+		})
+	}
+}
+
+// What cannot be read is somebody else's: it is never deleted, and never an error.
+func TestE5UnreadableAttempts(t *testing.T) {
+	for name, planted := range map[string]func(a *app, own string) string{
+		"I6 an attempt sealed with another salt": func(*app, string) string {
+			b := newApp(t, setup{config: func(c *ganbauth.Config) { c.Salt += "2" }, bank: ganbtest.Options{ClientID: "id"}}).browser()
+			b.authorizationURL("/p")
+			return b.cookieHeader()
+		},
+		"garbage of this kit's name":  func(a *app, _ string) string { return ganbauth.AttemptPrefix(a.kit) + "x=x" },
+		"an empty one":                func(a *app, _ string) string { return ganbauth.AttemptPrefix(a.kit) + "=" },
+		"an attempt that was cut":     func(_ *app, own string) string { return own[:len(own)-5] },
+		"an attempt under a new name": func(_ *app, own string) string { return strings.Replace(own, "=", "x=", 1) },
+		"a thousand of this kit's name": func(a *app, _ string) string {
+			return strings.TrimSuffix(strings.Repeat(ganbauth.AttemptPrefix(a.kit)+"x=x; ", 1000), "; ")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, setup{bank: ganbtest.Options{ClientID: "id"}})
+			b := a.browser()
+			b.authorizationURL("/p")
+			cookie := planted(a, b.cookieHeader())
+			require.True(t, strings.HasPrefix(cookie, ganbauth.AttemptPrefix(a.kit)))
+			for _, path := range []string{"/p", "/bank/login"} {
+				resp := a.browser().do("GET", path, with(navigate, "Cookie", cookie))
+				require.Equal(t, 303, resp.StatusCode)
+				require.Len(t, resp.Header["Set-Cookie"], 1)
+				authURL := resp.Header.Get("Location")
+				both := cookie + "; " + strings.SplitN(resp.Header.Get("Set-Cookie"), ";", 2)[0]
+				resp = a.browser().do("GET", a.bank.Approve(authURL), with(navigate, "Cookie", both))
+				require.Equal(t, 303, resp.StatusCode)
+				require.NotContains(t, strings.Join(resp.Header["Set-Cookie"], "\n"), "Max-Age=0")
+			}
+			resp := a.browser().do("GET", "/bank/callback?code=x&state=x", with(navigate, "Cookie", cookie))
+			refused(t, resp)
+			require.Empty(t, resp.Header["Set-Cookie"])
+			resp = a.browser().do("POST", "/bank/logout", with(at("same-origin"), "Cookie", cookie))
+			require.Equal(t, 303, resp.StatusCode)
+			require.Empty(t, resp.Header["Set-Cookie"])
+		})
+	}
+}
+
+// Cookies know no ports: two applications on two ports of one host get each other's.
+func TestE5TwoApplicationsOfOneHost(t *testing.T) {
+	const otherURL = appURL + ":8443"
+	for name, second := range map[string]setup{
+		"another redirect URI": {options: ganbauth.Options{RedirectURI: otherURL + "/bank/callback"}},
+		"another client":       {bank: ganbtest.Options{ClientID: "another"}},
+		"another name":         {options: ganbauth.Options{Name: "another"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			one := newApp(t, setup{})
+			second.sessions = func(s *scs.SessionManager) { s.Cookie.Name = "session2" }
+			two := newApp(t, second)
+			b := one.browser()
+			b.client.Transport = byPort{"": serveDirectly(func() http.Handler { return one.handler }),
+				"8443": serveDirectly(func() http.Handler { return two.handler })}
+			begin := func(a *app, base string) string {
+				resp := b.get(base + "/p")
+				require.Equal(t, 303, resp.StatusCode)
+				return resp.Header.Get("Location")
+			}
+			finish := func(a *app, base, authURL string) {
+				t.Helper()
+				callback := mustParse(a.bank.Approve(authURL))
+				require.Equal(t, "/p", b.get(base+callback.RequestURI()).Header.Get("Location"))
+			}
+			first := begin(one, appURL)
+			var others []string
+			for range 30 {
+				others = append(others, begin(two, otherURL))
+			}
+			require.Less(t, len(b.cookieHeader()), 2*ganbauth.MaxCookiesEver)
+			finish(two, otherURL, others[29])
+			require.Equal(t, 303, b.do("POST", otherURL+"/bank/logout", at("same-origin")).StatusCode)
+			finish(one, appURL, first)
+			require.Equal(t, 200, b.get("/p").StatusCode)
+		})
+	}
+}
+
+// byPort is a transport for several applications of one host.
+type byPort map[string]http.RoundTripper
+
+func (p byPort) RoundTrip(r *http.Request) (*http.Response, error) {
+	return p[r.URL.Port()].RoundTrip(r)
+}
+
+// What an attempt carries arrives, whatever it is.
+func TestAttemptCarries(t *testing.T) {
+	for _, scopes := range [][]string{{"openid"}, {"openid", "private:account"}} {
+		a := newApp(t, setup{options: ganbauth.Options{Scopes: scopes}})
+		for _, l := range []ganbauth.Login{
+			{},
+			{Foreign: true, ReturnTo: "/x?y=z", Path: "/login?c=5", Scope: "openid private:account", Connection: "c"},
+			{Scope: "openid private:account more", Connection: strings.Repeat("\xff\x00;= \n/%", 31) + "1234567"},
+			{Scope: "openid", ReturnTo: strings.Repeat("r", 1024)},
+			{Scope: "openidx"},
+			{Scope: "private:account openid"},
+		} {
+			b := a.browser()
+			w := httptest.NewRecorder()
+			r := httptest.NewRequest("GET", "/", nil)
+			ganbauth.PutAttempt(a.kit, w, r, "state", l, 450)
+			b.take(w.Result())
+			r.Header.Set("Cookie", b.cookieHeader())
+			got, ok := ganbauth.FindAttempt(a.kit, r, "state")
+			require.True(t, ok)
+			require.Equal(t, l, got)
+			require.Less(t, len(b.cookieHeader()), ganbauth.MaxOwnCookies)
+			_, ok = ganbauth.FindAttempt(a.kit, r, "another")
+			require.False(t, ok)
+			// A finished one keeps the connection, by which a second delivery is answered.
+			w = httptest.NewRecorder()
+			require.True(t, ganbauth.FinishAttempt(a.kit, w, r, "state", 450))
+			b.take(w.Result())
+			r.Header.Set("Cookie", b.cookieHeader())
+			got, ok = ganbauth.FindAttempt(a.kit, r, "state")
+			require.True(t, ok)
+			require.Equal(t, l.Connection, got.Connection)
+		}
+	}
+}
+
+// An instance that was given other scopes meanwhile can finish the login. It does not know the scopes that were asked.
+func TestScopesChangeDuringALogin(t *testing.T) {
+	bank := ganbtest.Options{ClientID: "id", ClientSecret: "secret"}
+	before := newApp(t, setup{bank: bank, options: ganbauth.Options{Scopes: []string{"openid", "a"}}})
+	after := newApp(t, setup{bank: bank, options: ganbauth.Options{Scopes: []string{"openid", "a", "b"}}})
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest("GET", "/", nil)
+	ganbauth.PutAttempt(before.kit, w, r, "state", ganbauth.Login{Scope: "openid a c"}, 450)
+	r.Header.Set("Cookie", strings.SplitN(w.Header().Get("Set-Cookie"), ";", 2)[0])
+	got, ok := ganbauth.FindAttempt(after.kit, r, "state")
+	require.True(t, ok)
+	require.Empty(t, got.Scope)
+	got, _ = ganbauth.FindAttempt(before.kit, r, "state")
+	require.Equal(t, "openid a c", got.Scope)
+}
 
 // returnPaths are the payloads of section E: "" as want means that the login must end at the default page.
 var returnPaths = []struct{ id, payload, want string }{
@@ -96,7 +554,11 @@ func TestReturnPaths(t *testing.T) {
 			}
 			resp := b.get(b.callbackURL("/bank/login?return_to=" + url.QueryEscape(test.payload)))
 			require.Equal(t, 303, resp.StatusCode)
-			require.Equal(t, want, resp.Header.Get("Location"), "E-L8: what the judge said, byte for byte")
+			remembered := want
+			if len(want) > 256 {
+				remembered = "/home" // TestD2PathsThatAreRemembered
+			}
+			require.Equal(t, remembered, resp.Header.Get("Location"), "E-L8: what the judge said, byte for byte")
 			requireSameOrigin(t, resp.Header.Get("Location"))
 			resp = b.post("/bank/logout?return_to=" + url.QueryEscape(test.payload))
 			requireSameOrigin(t, resp.Header.Get("Location"))
@@ -118,11 +580,6 @@ func TestReturnPaths(t *testing.T) {
 			b := a.browser()
 			require.Equal(t, "/home", b.get(b.callbackURL("/bank/login?"+url.QueryEscape(name)+"=/x")).Header.Get("Location"))
 		}
-	})
-	t.Run("ReturnParam", func(t *testing.T) {
-		a := newApp(t, setup{options: ganbauth.Options{ReturnParam: "next"}})
-		b := a.browser()
-		require.Equal(t, "/x", b.get(b.callbackURL("/bank/login?next=/x&return_to=/y")).Header.Get("Location"))
 	})
 }
 

@@ -2,7 +2,6 @@ package ganbauth
 
 import (
 	"context"
-	"encoding/base64"
 	"net/http"
 	"time"
 )
@@ -57,22 +56,68 @@ func AttemptCookies() (name string, seal func() string, open func(name, value st
 	if err != nil {
 		panic(err)
 	}
-	as, err := newAttempts(c, "", true)
+	as, err := newAttempts(c, "bank", "https://app.test/callback", "openid")
 	if err != nil {
 		panic(err)
 	}
 	name = as.cookieName("state")
-	seal = func() string {
-		return base64.RawURLEncoding.EncodeToString(as.sealer.seal((&attempt{returnTo: "/x"}).marshal(), name))
-	}
+	seal = func() string { return as.seal(name, &attempt{returnTo: "/x"}) }
 	open = func(name, value string) bool {
 		r := &http.Request{Header: http.Header{"Cookie": {name + "=" + value}}}
-		return as.find(r, name) != nil
+		return as.read(r, as.cookieName("state")).find(as.cookieName("state")) != nil
 	}
 	return name, seal, open
 }
 
-func UnmarshalAttempt(data []byte) { _, _ = unmarshalAttempt(string(data)) }
+// The bounds on what one browser holds of a kit.
+const (
+	MaxCookies      = maxCookies
+	MaxCookiesEver  = maxCookiesEver
+	MaxOwnCookies   = maxOwnCookies
+	MaxAnswerHeader = maxAnswerHeader
+	MaxOwnPath      = maxOwnPath
+	MaxOtherPath    = maxOtherPath
+)
+
+// Login is an attempt as tests make one.
+type Login struct {
+	Foreign                           bool
+	ReturnTo, Path, Scope, Connection string
+}
+
+// PutAttempt answers r as begin does, beside a Location of that length.
+func PutAttempt(k *Kit, w http.ResponseWriter, r *http.Request, state string, l Login, location int) {
+	a := &attempt{begun: time.Now(), seed: newSeed(), openID: true, owner: hash(state), foreign: l.Foreign,
+		returnTo: l.ReturnTo, login: l.Path, scope: l.Scope, connection: l.Connection}
+	k.attempts.read(r, "").put(w, k.attempts.cookieName(state), a, location)
+}
+
+// FinishAttempt answers r as the callback does.
+func FinishAttempt(k *Kit, w http.ResponseWriter, r *http.Request, state string, location int) bool {
+	name := k.attempts.cookieName(state)
+	j := k.attempts.read(r, name)
+	a := j.find(name)
+	if a == nil {
+		return false
+	}
+	j.put(w, name, a.finished(nil), location)
+	return true
+}
+
+// FindAttempt returns what r has of the attempt with that state.
+func FindAttempt(k *Kit, r *http.Request, state string) (l Login, ok bool) {
+	name := k.attempts.cookieName(state)
+	a := k.attempts.read(r, name).find(name)
+	if a == nil {
+		return Login{}, false
+	}
+	return Login{a.foreign, a.returnTo, a.login, a.scope, a.connection}, true
+}
+
+// AttemptPrefix begins the names of the kit's cookies.
+func AttemptPrefix(k *Kit) string { return k.attempts.prefix }
+
+func UnmarshalAttempt(data []byte) { _, _ = attempts{scope: "openid"}.unmarshal(string(data)) }
 
 func SCSRecord(store TokenStore, t *Token) []byte {
 	data, err := store.(*scsStore).encode("key", t, time.Unix(1e9, 0))

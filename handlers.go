@@ -1,6 +1,7 @@
 package ganbauth
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +12,7 @@ import (
 	"time"
 )
 
-// LoginHandler sends the browser to the bank's consent page (303). The query parameter return_to (ReturnParam) names
+// LoginHandler sends the browser to the bank's consent page (303). The query parameter return_to names
 // the path to come back to; whatever else the request says is ignored. GET only. A prefetch is refused, and what the
 // browser says is no top-level navigation; HTMX gets HX-Redirect.
 func (k *Kit) LoginHandler() http.Handler {
@@ -19,7 +20,7 @@ func (k *Kit) LoginHandler() http.Handler {
 		if err := checkNavigation(r); err != nil {
 			return err
 		}
-		target, err := k.begin(w, r, k.returnPath(r), ownPath(r), k.scopes)
+		target, err := k.begin(w, r, k.attempts.read(r, ""), k.returnPath(r), withoutReturn(ownPath(r)), k.scopes)
 		if err != nil {
 			return err
 		}
@@ -55,22 +56,23 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 		return err
 	}
 	name := k.attempts.cookieName(q.state)
-	a := k.attempts.find(r, name)
+	j := k.attempts.read(r, name)
+	a := j.find(name)
 	switch {
 	case a == nil:
 		return fmt.Errorf("%w: this browser did not begin this login, or too long ago", ErrInvalidState)
 	case !a.done.IsZero():
 		t, err := k.peek(r)
 		if err == nil && t == nil {
-			err = &retryError{fmt.Errorf("%w: this login is over", ErrInvalidState), a.retry}
+			err = &retryError{fmt.Errorf("%w: this login is over", ErrInvalidState), a.retry()}
 		}
 		if err == nil {
 			redirect(w, r, k.defaultReturn)
 		}
 		return err
 	case a.expired():
-		k.attempts.remove(w, name)
-		return &retryError{errAttemptExpired, a.retry}
+		j.forget(w, name)
+		return &retryError{errAttemptExpired, a.retry()}
 	}
 	mine, err := k.owns(r, a)
 	if err != nil {
@@ -89,17 +91,18 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 	if err == nil {
 		err = k.attach(w, r, key, a)
 	}
-	k.attempts.write(w, name, a.finished(err))
+	returnTo := cmp.Or(a.returnTo, k.defaultReturn)
+	j.put(w, name, a.finished(err), len(returnTo))
 	if err != nil {
-		return &retryError{err, a.retry}
+		return &retryError{err, a.retry()}
 	}
 	k.event(r.Context(), EventLoginSucceeded, start, nil)
-	redirect(w, r, a.returnTo)
+	redirect(w, r, returnTo)
 	return nil
 }
 
 // LogoutHandler forgets the user's token and the logins that this browser has begun, and redirects (303) to the path
-// in the query parameter return_to (ReturnParam), or to DefaultReturn. A session with nothing else in it is
+// in the query parameter return_to, or to DefaultReturn. A session with nothing else in it is
 // destroyed; another keeps the application's values and gets a new token. POST only, and not from another origin
 // ([http.CrossOriginProtection]). The bank documents no way to revoke a token.
 func (k *Kit) LogoutHandler() http.Handler {
@@ -108,9 +111,8 @@ func (k *Kit) LogoutHandler() http.Handler {
 			return err
 		}
 		start := time.Now()
-		for name := range k.attempts.all(r) {
-			k.attempts.remove(w, name)
-		}
+		returnTo := k.returnPath(r)
+		k.attempts.read(r, "").removeAll(w, len(returnTo))
 		key, err := k.storeKey(r)
 		if err != nil && !errors.Is(err, ErrNoUser) {
 			return err
@@ -124,7 +126,7 @@ func (k *Kit) LogoutHandler() http.Handler {
 		if err := k.detach(w, r); err != nil {
 			return err
 		}
-		redirect(w, r, k.returnPath(r))
+		redirect(w, r, returnTo)
 		return nil
 	})
 }

@@ -74,7 +74,9 @@ func newApp(t *testing.T, s setup) *app {
 	if s.options.Scopes == nil {
 		s.options.Scopes = []string{"openid", "offline_access", "private:account"}
 	}
-	s.options.RedirectURI = appURL + "/bank/callback"
+	if s.options.RedirectURI == "" {
+		s.options.RedirectURI = appURL + "/bank/callback"
+	}
 	s.options.DefaultReturn = "/home"
 	s.options.Logger = slog.New(slog.NewTextHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if s.options.Observe == nil {
@@ -265,6 +267,15 @@ func (b *browser) cookie(name string) string {
 		}
 	}
 	return ""
+}
+
+// cookieHeader is what the browser sends as Cookie.
+func (b *browser) cookieHeader() string {
+	var pairs []string
+	for _, c := range b.cookies() {
+		pairs = append(pairs, c.Name+"="+c.Value)
+	}
+	return strings.Join(pairs, "; ")
 }
 
 // connected asks as a program does, so that no login is begun.

@@ -30,11 +30,11 @@ type Kit struct {
 	sessionKey string // what the handle in the session is called
 
 	// Of Options.
-	name, redirectURI, defaultReturn, returnParam string
-	scopes                                        []string
-	key                                           func(*http.Request) (string, error)
-	pkce                                          bool
-	onError                                       func(http.ResponseWriter, *http.Request, error)
+	name, redirectURI, defaultReturn string
+	scopes                           []string
+	key                              func(*http.Request) (string, error)
+	pkce                             bool
+	onError                          func(http.ResponseWriter, *http.Request, error)
 	observer
 }
 
@@ -68,7 +68,6 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		name:          opts.Name,
 		redirectURI:   opts.RedirectURI,
 		defaultReturn: opts.DefaultReturn,
-		returnParam:   opts.ReturnParam,
 		key:           opts.Key,
 		pkce:          opts.PKCE,
 		onError:       opts.OnError,
@@ -114,9 +113,6 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 	if p, ok := localPath(k.defaultReturn); !ok || p != k.defaultReturn {
 		fault("DefaultReturn must be a path of this site, percent-encoded")
 	}
-	if k.returnParam == "" {
-		k.returnParam = "return_to"
-	}
 	if opts.RefreshLeeway < 0 {
 		fault("RefreshLeeway must not be negative")
 	}
@@ -154,7 +150,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 			errs = append(errs, err)
 		}
 	}
-	if k.attempts, err = newAttempts(c, opts.Name, k.https); err != nil {
+	if k.attempts, err = newAttempts(c, opts.Name, opts.RedirectURI, strings.Join(k.scopes, " ")); err != nil {
 		errs = append(errs, err)
 	}
 	if len(errs) > 0 {

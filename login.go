@@ -13,25 +13,43 @@ import (
 	"time"
 )
 
-// begin starts a login: it sets the attempt's cookie and returns the bank's URL. An error is a mistake in the
-// configuration or too many scopes.
-func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry string, scopes []string) (string, error) {
+// begin starts a login: it sets the attempt's cookie and returns the bank's URL. The error says that
+// the application does not know its user, or that the configuration is wrong.
+//
+// The login returns to returnTo. If it was begun at a LoginHandler, login is that handler's path.
+func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, login string, scopes []string) (string, error) {
 	owner, err := k.owner(r)
 	if err != nil {
 		return "", err
 	}
-	a := &attempt{begun: time.Now(), returnTo: returnTo, scope: strings.Join(scopes, " "), owner: owner}
-	if len(retry) <= maxRetryPath {
-		a.retry = retry
+	if returnTo == k.defaultReturn {
+		returnTo = ""
+	}
+	a := &attempt{
+		begun:    time.Now(),
+		openID:   slices.Contains(scopes, "openid"),
+		pkce:     k.pkce,
+		seed:     newSeed(),
+		owner:    owner,
+		returnTo: returnTo,
+		login:    login,
+		scope:    strings.Join(scopes, " "),
+	}
+	switch k.sentBy(r) {
+	case "same-origin":
+		a.shorten(maxOwnPath)
+	case "none":
+		a.shorten(maxOtherPath)
+	default:
+		a.foreign = true
+		a.shorten(maxOtherPath)
 	}
 	more := url.Values{}
-	if slices.Contains(scopes, "openid") {
-		a.nonce = rand.Text()
-		more.Set("nonce", a.nonce)
+	if a.openID {
+		more.Set("nonce", a.nonce())
 	}
-	if k.pkce {
-		a.verifier = rand.Text() + rand.Text()
-		sum := sha256.Sum256([]byte(a.verifier))
+	if a.pkce {
+		sum := sha256.Sum256([]byte(a.verifier()))
 		more.Set("code_challenge", base64.RawURLEncoding.EncodeToString(sum[:]))
 		more.Set("code_challenge_method", "S256")
 	}
@@ -40,8 +58,7 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, returnTo, retry stri
 	if err != nil {
 		return "", err
 	}
-	k.attempts.makeRoom(w, r)
-	k.attempts.write(w, k.attempts.cookieName(k.connector.state(sessionID)), a)
+	j.put(w, j.cookieName(k.connector.state(sessionID)), a, len(authURL))
 	k.event(r.Context(), EventLoginStarted, a.begun, nil)
 	return authURL, nil
 }
@@ -113,10 +130,10 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, mine bool, n
 		return "", err
 	}
 	return k.exchanges.do(r.Context(), name, func(ctx context.Context) (string, error) {
-		t, idToken, err := k.connector.exchange(ctx, k.redirectURI, q.code, a.verifier,
+		t, idToken, err := k.connector.exchange(ctx, k.redirectURI, q.code, a.verifier(),
 			assumed{scope: a.scope})
-		if err == nil && a.nonce != "" {
-			t, err = k.connector.identify(t, idToken, a.nonce)
+		if err == nil && a.openID {
+			t, err = k.connector.identify(t, idToken, a.nonce())
 		}
 		if err != nil {
 			return "", err

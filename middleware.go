@@ -6,11 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 )
-
-// justReturned is how soon after a callback another login for the same scopes would be a loop.
-const justReturned = 30 * time.Second
 
 // RequireToken calls next with a live token in the request's context, or does not call it.
 //
@@ -111,11 +107,12 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 	if lacks != nil {
 		wanted = union(k.scopes, lacks.granted, scopes)
 	}
-	if k.cameStraightBack(w, r, wanted) {
+	j := k.attempts.read(r, "")
+	if j.cameBack(w, "", wanted) {
 		k.refuse(w, r, err, back)
 		return
 	}
-	target, beginErr := k.begin(w, r, back, back, wanted)
+	target, beginErr := k.begin(w, r, j, back, "", wanted)
 	switch {
 	case beginErr != nil:
 		k.refuse(w, r, beginErr, back)
@@ -140,21 +137,4 @@ func (k *Kit) wantedPath(r *http.Request) string {
 		return k.defaultReturn
 	}
 	return path
-}
-
-// cameStraightBack reports whether a login for all these scopes has only just ended: another would be a loop. The
-// page that says so clears the way for the user to try again.
-func (k *Kit) cameStraightBack(w http.ResponseWriter, r *http.Request, scopes []string) bool {
-	back := false
-	for name, a := range k.attempts.all(r) {
-		if a == nil || a.done.IsZero() || time.Since(a.done) > justReturned {
-			continue
-		}
-		asked := strings.Fields(a.scope)
-		if len(union(asked, scopes)) == len(asked) {
-			k.attempts.remove(w, name)
-			back = true
-		}
-	}
-	return back
 }

@@ -37,9 +37,6 @@ type Options struct {
 	Name string
 	// DefaultReturn is the path to go to when a login or a logout does not say. Default: "/".
 	DefaultReturn string
-	// ReturnParam is the query parameter of LoginHandler and LogoutHandler with the path to return to.
-	// Default: "return_to".
-	ReturnParam string
 	// RefreshLeeway is how long before its expiry a token is refreshed, at most a quarter of the token's life.
 	// Default: 60 seconds.
 	RefreshLeeway time.Duration

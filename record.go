@@ -6,15 +6,19 @@ import (
 	"time"
 )
 
-// appendRecord makes the record of a token or of an attempt: a version, two times in seconds, strings.
+// appendRecord makes the record of a token: a version, two times in seconds, strings.
 func appendRecord(version byte, first, second time.Time, fields []*string) []byte {
 	b := []byte{version}
 	b = binary.AppendVarint(b, first.Unix())
 	b = binary.AppendVarint(b, second.Unix())
 	for _, s := range fields {
-		b = append(binary.AppendUvarint(b, uint64(len(*s))), *s...)
+		b = appendString(b, *s)
 	}
 	return b
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
 // readRecord reads what appendRecord made. When it fails, the fields may have changed.

@@ -63,10 +63,25 @@ func (k *Kit) strictSession() bool {
 	return k.sessions != nil && k.sessions.Cookie.SameSite == http.SameSiteStrictMode
 }
 
+// sentBy returns what Sec-Fetch-Site says of who led the browser here: "same-origin" for a page of this
+// site, "none" for the user, or another site. Without it a Referer of this site proves the former, and
+// the answer is "" if there is none.
+func (k *Kit) sentBy(r *http.Request) string {
+	if site := r.Header.Get("Sec-Fetch-Site"); site != "" {
+		return site
+	}
+	own, err := url.Parse(k.redirectURI)
+	from, fromErr := url.Parse(r.Header.Get("Referer"))
+	if err == nil && fromErr == nil && from.Scheme == own.Scheme && from.Host == own.Host {
+		return "same-origin"
+	}
+	return ""
+}
+
 // returnPath is where the request asks to return to, or DefaultReturn. The login and the callback are no place to
 // return to.
 func (k *Kit) returnPath(r *http.Request) string {
-	asked := r.URL.Query()[k.returnParam]
+	asked := r.URL.Query()[returnParam]
 	if len(asked) != 1 {
 		return k.defaultReturn
 	}
@@ -92,6 +107,8 @@ func ownPath(r *http.Request) string {
 	path, _ := localPath(target)
 	return path
 }
+
+const maxReturnPath = 2048
 
 // localPath judges a path to return to by what a browser would do with it: only a path of this site survives, in
 // percent-encoded ASCII, at most 2,048 characters, without its fragment. As it is and decoded, it must be free of what

@@ -2,8 +2,6 @@ package ganbauth
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -110,15 +108,6 @@ func (k *Kit) owns(r *http.Request, a *attempt) (bool, error) {
 	s, err := k.session(r)
 	_, ancestor := s.handle(k)
 	return err == nil && ancestor == a.owner, err
-}
-
-// hash tells values apart without telling them.
-func hash(s string) string {
-	if s == "" {
-		return ""
-	}
-	sum := sha256.Sum256([]byte(s))
-	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
 // newKey makes the key for a login: the user's own, or a fresh one for the session.
