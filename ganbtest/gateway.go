@@ -3,9 +3,13 @@ package ganbtest
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"time"
 )
+
+// maxBody is how much of a request the bank reads, but for Options.API.
+const maxBody = 64 << 10
 
 // handler is the whole bank.
 func (s *Server) handler() http.Handler {
@@ -17,21 +21,20 @@ func (s *Server) handler() http.Handler {
 	handle("POST "+basePath+"/auth/v1/authorization", Authorization, s.decide)
 	handle("POST "+basePath+"/auth/v1/token", TokenEndpoint, s.token)
 	handle("GET "+basePath+"/auth/v1/userinfo", UserInfo, s.userInfo)
-	for _, api := range []string{"/personal/v1", "/corporation/v1"} {
-		handle("GET "+basePath+api+"/accounts", API, s.withAccess(s.accounts))
-		handle("GET "+basePath+api+"/accounts/balances", API, s.withAccess(s.balances))
-		handle("POST "+basePath+api+"/transfer/request", API, s.withAccess(s.transferRequest))
+	for _, kind := range []string{"/personal/v1", "/corporation/v1", "/webhooks/v1"} {
+		prefix := basePath + kind
+		mux.Handle(prefix+"/", s.endpoint(API, http.StripPrefix(prefix, s.api()).ServeHTTP))
 	}
-	mux.Handle("/", s.endpoint(API, func(w http.ResponseWriter, _ *http.Request) {
-		writeAPIError(w, http.StatusMethodNotAllowed, "WG_ERR_019", "The operation is not found.")
-	}))
+	mux.Handle("/", s.endpoint(API, writeNoOperation))
 	return mux
 }
 
 // endpoint records the request, delays it, and fails if it is its turn to.
 func (s *Server) endpoint(e Endpoint, h http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+		if e != API {
+			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		}
 		if e == TokenEndpoint {
 			_ = r.ParseForm()
 		}
@@ -45,18 +48,14 @@ func (s *Server) endpoint(e Endpoint, h http.HandlerFunc) http.Handler {
 		}
 		a := s.answer(f, h, r)
 		s.answered(entry, a.status)
-		for name, values := range a.header {
-			w.Header()[name] = values
-		}
-		w.WriteHeader(a.status)
-		_, _ = w.Write(a.body)
+		a.copyTo(w)
 	})
 }
 
 // answer is what h answers, or what the fault makes of it. It panics with
 // http.ErrAbortHandler where the connection is cut.
 func (s *Server) answer(f Fault, h http.HandlerFunc, r *http.Request) *answer {
-	a := &answer{header: http.Header{}, status: http.StatusOK}
+	a := newAnswer()
 	if f.Processed {
 		h(a, r)
 	}
@@ -68,7 +67,7 @@ func (s *Server) answer(f Fault, h http.HandlerFunc, r *http.Request) *answer {
 		panic(http.ErrAbortHandler)
 	}
 	if f.Status != 0 {
-		a = &answer{f.Header.Clone(), f.Status, []byte(f.Body)}
+		a = &answer{header: f.Header.Clone(), status: f.Status, body: []byte(f.Body)}
 	}
 	if f.Change != nil {
 		var response map[string]any
@@ -96,16 +95,32 @@ func wait(ctx context.Context, d time.Duration) {
 
 // answer is a response that can still be changed.
 type answer struct {
-	header http.Header
-	status int
-	body   []byte
+	header  http.Header
+	status  int
+	body    []byte
+	decided bool // the status is
 }
 
-func (a *answer) Header() http.Header    { return a.header }
-func (a *answer) WriteHeader(status int) { a.status = status }
+func newAnswer() *answer { return &answer{header: http.Header{}, status: http.StatusOK} }
+
+func (a *answer) Header() http.Header { return a.header }
+
+func (a *answer) WriteHeader(status int) {
+	if !a.decided && status >= 200 {
+		a.status, a.decided = status, true
+	}
+}
+
 func (a *answer) Write(b []byte) (int, error) {
+	a.decided = true
 	a.body = append(a.body, b...)
 	return len(b), nil
+}
+
+func (a *answer) copyTo(w http.ResponseWriter) {
+	maps.Copy(w.Header(), a.header)
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body)
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

@@ -66,13 +66,17 @@ type Grant struct {
 	Ended string
 }
 
+func (g *grant) public() Grant {
+	return Grant{g.subject, strings.Fields(g.scope), g.approved, g.tokens, g.ended}
+}
+
 // Grants returns every consent so far, in the order in which they were given.
 func (s *Server) Grants() []Grant {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	grants := make([]Grant, len(s.grants))
 	for i, g := range s.grants {
-		grants[i] = Grant{g.subject, strings.Fields(g.scope), g.approved, g.tokens, g.ended}
+		grants[i] = g.public()
 	}
 	return grants
 }
@@ -182,12 +186,12 @@ func (s *Server) newRefreshToken(g *grant) string {
 }
 
 // granted returns the grant of a live access token.
-func (s *Server) granted(access string) *grant {
+func (s *Server) granted(access string) (Grant, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.access[access]
 	if t == nil || t.grant.ended != "" || !s.opts.Now().Before(t.expires) {
-		return nil
+		return Grant{}, false
 	}
-	return t.grant
+	return t.grant.public(), true
 }

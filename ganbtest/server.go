@@ -69,6 +69,13 @@ type Options struct {
 	// Maintenance is when the bank is closed. Default: never. See
 	// [Server.SetMaintenance].
 	Maintenance []Window
+	// API is the application's own part of the bank's API, for instance an endpoint that
+	// the box does not have. It gets the requests whose access token is good, with the
+	// path that follows [Server.APIBase] ("/accounts/visa-transactions"), and is told by
+	// [GrantFromContext] whose they are. The box answers the others itself, 401 with
+	// WG_ERR_105, and also what API answers 404. An answer is sent when API returns.
+	// Default: none.
+	API http.Handler
 	// Now is the bank's clock. Default: [time.Now].
 	Now func() time.Time
 	// InProcess serves without a network: Config lends a transport that calls the bank
@@ -112,7 +119,8 @@ type state struct {
 	requests    requestLog
 	rate        rate
 	maintenance []Window
-	transfer    map[string]string // Idempotency-Key to application number
+	transfers   int
+	numbers     map[string]string // of transfers, by Idempotency-Key
 }
 
 const basePath = "/ganb/api"
@@ -132,7 +140,7 @@ func NewServer(opts Options) *Server {
 			requests:    requestLog{counts: map[Endpoint]int{}, statuses: map[answered]int{}},
 			rate:        rate{RateLimit: opts.RateLimit},
 			maintenance: slices.Clone(opts.Maintenance),
-			transfer:    map[string]string{},
+			numbers:     map[string]string{},
 		},
 	}
 	if s.ClientID == "" {
@@ -203,8 +211,9 @@ func (s *Server) Config() ganbauth.Config {
 	}
 }
 
-// APIBase is the root of the personal accounts' API: add "/accounts" or
-// "/accounts/balances".
+// APIBase is the root of the personal accounts' API. The box knows GET /accounts,
+// /accounts/balances and /accounts/transactions, and POST /transfer/request, which moves
+// no money. See also Options.API.
 func (s *Server) APIBase() string { return s.URL + basePath + "/personal/v1" }
 
 func (s *Server) issuer() string { return s.URL + "/" }
