@@ -334,6 +334,60 @@ func TestRetry(t *testing.T) {
 	}
 }
 
+func TestLoginHandlerScopes(t *testing.T) {
+	t.Run("asks for more", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{Scopes: []string{"openid", "private:account"}}})
+		a.mux.Handle("/bank/more", a.kit.LoginHandler("private:transfer", "openid", "x"))
+		b := a.browser()
+		target := b.authorizationURL("/bank/more?return_to=/transfer")
+		require.Equal(t, "openid private:account private:transfer x", mustParse(target).Query().Get("scope"))
+		require.Equal(t, "/transfer", b.get(a.bank.Approve(target)).Header.Get("Location"))
+		require.Equal(t, 200, b.get("/transfer").StatusCode)
+		require.NotContains(t, a.log.String(), "level=ERROR")
+		resp := b.get("/bank/callback?error=access_denied&state=" + mustParse(b.authorizationURL("/bank/more?return_to=/x")).Query().Get("state"))
+		require.Contains(t, body(resp), `href="/bank/more?return_to=/x"`)
+	})
+	for name, c := range map[string]struct {
+		scopes []string
+		want   string
+	}{
+		"a space":               {[]string{"a b"}, "is not a scope"},
+		"an empty one":          {[]string{""}, "is not a scope"},
+		"too long together":     {[]string{strings.Repeat("s", 256-len("a ")) + "s"}, "must have 1 to 256 characters together, not 257"},
+		"openid without issuer": {[]string{"openid"}, "JWTIssuer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, setup{
+				config:  func(c *ganbauth.Config) { c.JWTIssuer = "" },
+				options: ganbauth.Options{Scopes: []string{"a"}},
+			})
+			h := a.kit.LoginHandler(c.scopes...)
+			require.Equal(t, 1, strings.Count(a.log.String(), "level=ERROR"))
+			require.Contains(t, a.log.String(), c.want)
+			a.mux.Handle("/bank/more", h)
+			for range 2 {
+				resp := a.browser().get("/bank/more")
+				require.Equal(t, 500, resp.StatusCode)
+				require.Empty(t, resp.Header["Set-Cookie"])
+			}
+			require.Equal(t, 1, strings.Count(a.log.String(), "level=ERROR"))
+			require.Equal(t, 303, a.browser().get("/bank/login").StatusCode, "the other one works")
+		})
+	}
+	t.Run("as long as may be", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{Scopes: []string{"a"}}})
+		a.mux.Handle("/bank/more", a.kit.LoginHandler(strings.Repeat("s", 256-len("a "))))
+		require.Equal(t, 303, a.browser().get("/bank/more").StatusCode)
+	})
+	t.Run("of no kit", func(t *testing.T) {
+		for _, k := range []*ganbauth.Kit{nil, {}} {
+			w := httptest.NewRecorder()
+			k.LoginHandler("x").ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+			require.Equal(t, 500, w.Code)
+		}
+	})
+}
+
 // What cannot be read is somebody else's: it is never deleted, and never an error.
 func TestE5UnreadableAttempts(t *testing.T) {
 	for name, planted := range map[string]func(a *app, own string) string{

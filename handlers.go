@@ -12,15 +12,35 @@ import (
 	"time"
 )
 
-// LoginHandler sends the browser to the bank's consent page (303). The query parameter return_to names
-// the path to come back to; whatever else the request says is ignored. GET only. A prefetch is refused, and what the
-// browser says is no top-level navigation; HTMX gets HX-Redirect.
-func (k *Kit) LoginHandler() http.Handler {
+// LoginHandler sends the browser to the bank's consent page (303). It asks for Options.Scopes and for
+// scopes: mount one for a link such as "Allow transfers, too".
+//
+// The query parameter return_to names the path to come back to, otherwise it is DefaultReturn. The path
+// is remembered up to 1,024 characters if a page of this site led here, and up to 256 if anybody else
+// did; the browser's cookie holds it. The request has no other influence on the login.
+//
+// GET only. HTMX gets HX-Redirect. A prefetch, and what the browser says is no top-level navigation, is
+// refused with 403. If the scopes are not well formed or, together with Options.Scopes, longer than 256
+// characters, that is logged as an error when the handler is made, and every request is answered 500.
+func (k *Kit) LoginHandler(scopes ...string) http.Handler {
+	var wanted []string
+	var fault error
+	if k.usable() == nil {
+		wanted = union(k.scopes, scopes)
+		fault = errors.Join(checkScopes("LoginHandler: scopes", wanted, k.connector)...)
+	}
+	if fault != nil {
+		k.log.Error("ganbauth: this LoginHandler can begin no login", "error", fault)
+	}
 	return k.handler(http.MethodGet, func(w http.ResponseWriter, r *http.Request) error {
+		if fault != nil {
+			return fault
+		}
 		if err := checkNavigation(r); err != nil {
 			return err
 		}
-		target, err := k.begin(w, r, k.attempts.read(r, ""), k.returnPath(r), withoutReturn(ownPath(r)), k.scopes)
+		j := k.attempts.read(r, "")
+		target, err := k.begin(w, r, j, k.returnPath(r), withoutReturn(ownPath(r)), wanted)
 		if err != nil {
 			return err
 		}

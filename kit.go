@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -94,18 +93,8 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		k.callback, k.https = u.Path, u.Scheme == "https"
 	}
 
-	for _, s := range opts.Scopes {
-		if !scopeName.MatchString(s) {
-			fault("Scopes: %q is not a scope", s)
-		}
-	}
 	k.scopes = union(opts.Scopes)
-	if n := len(strings.Join(k.scopes, " ")); n == 0 || n > maxScope {
-		fault("Scopes must have 1 to %d characters together, not %d", maxScope, n)
-	}
-	if slices.Contains(k.scopes, "openid") && c.issuer == "" {
-		errs = append(errs, errNoIssuer)
-	}
+	errs = append(errs, checkScopes("options: Scopes", k.scopes, c)...)
 
 	if k.defaultReturn == "" {
 		k.defaultReturn = "/"

@@ -73,6 +73,22 @@ var (
 	scopeName = regexp.MustCompile(`^[!#-\[\]-~]+$`) // RFC 6749 section 3.3
 )
 
+// checkScopes returns every reason why a login for these scopes would fail. The errors call them what.
+func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
+	for _, s := range scopes {
+		if !scopeName.MatchString(s) {
+			errs = append(errs, fmt.Errorf("ganbauth: %s: %q is not a scope", what, s))
+		}
+	}
+	if n := len(strings.Join(scopes, " ")); n == 0 || n > maxScope {
+		errs = append(errs, fmt.Errorf("ganbauth: %s must have 1 to %d characters together, not %d", what, maxScope, n))
+	}
+	if slices.Contains(scopes, "openid") && c.issuer == "" {
+		errs = append(errs, errNoIssuer)
+	}
+	return errs
+}
+
 // warn says what works and should not go to production.
 func (k *Kit) warn(opts Options) {
 	if len(k.connector.clientSecret) < 32 && slices.Contains(k.scopes, "openid") {
