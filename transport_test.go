@@ -392,64 +392,6 @@ func TestClientEndsWithItsContext(t *testing.T) {
 	})
 }
 
-func TestCheckResponse(t *testing.T) {
-	check := func(status int, body string, pairs ...string) (*ganbauth.APIError, *http.Response) {
-		resp := response(nil, status, body, pairs...)
-		err := ganbauth.CheckResponse(resp)
-		var e *ganbauth.APIError
-		errors.As(err, &e)
-		return e, resp
-	}
-	for _, status := range []int{200, 201, 204} {
-		e, _ := check(status, "x")
-		require.Nil(t, e)
-	}
-	require.Error(t, ganbauth.CheckResponse(nil))
-	require.Error(t, ganbauth.CheckResponse(&http.Response{StatusCode: 500, Header: http.Header{}}))
-
-	e, resp := check(400, `{"errorCode":"WG_ERR_110","errorMessage":"bad","errorDetails":[{"errorDetailsCode":"1","errorDetailsMessage":"a"}],`+
-		`"transferErrorDetails":[{"itemId":"7","errorDetails":[{"errorDetailsCode":"2","errorDetailsMessage":"b"}]}]}`)
-	require.Equal(t, &ganbauth.APIError{StatusCode: 400, Code: "WG_ERR_110", Message: "bad", Details: []ganbauth.APIErrorDetail{
-		{Code: "1", Message: "a"}, {ItemID: "7", Code: "2", Message: "b"},
-	}}, e)
-	require.Contains(t, body(resp), `"itemId":"7"`)
-
-	e, _ = check(503, `{"errorCode":"WG_ERR_300"}`, "Retry-After", "60")
-	require.ErrorContains(t, e, "maintenance")
-	require.True(t, e.Temporary())
-	require.Equal(t, time.Minute, e.RetryAfter)
-	e, _ = check(429, ``)
-	require.ErrorContains(t, e, "too many requests")
-	require.True(t, e.Temporary())
-	e, _ = check(401, `{"errorCode":"WG_ERR_105"}`)
-	require.ErrorContains(t, e, "expired or revoked")
-	require.False(t, e.Temporary())
-	e, _ = check(500, `<html>`)
-	require.Equal(t, &ganbauth.APIError{StatusCode: 500}, e)
-	e, _ = check(302, ``)
-	require.NotNil(t, e)
-	e, _ = check(400, `{"errorCode":5,"errorMessage":[],"errorDetails":{},"transferErrorDetails":[5,{}]}`)
-	require.Equal(t, &ganbauth.APIError{StatusCode: 400}, e)
-	e, _ = check(400, `{"errorCode":"220011","errorMessage":"\u001b[31m\n`+strings.Repeat("x", 300)+`"}`) // C-35
-	require.NotContains(t, e.Message, "\x1b")
-	require.Len(t, []rune(e.Message), 256)
-
-	long := strings.Repeat("x", 3<<20)
-	e, resp = check(400, long)
-	require.NotNil(t, e)
-	require.Equal(t, long, body(resp), "beyond the limit the body is still all there")
-	resp = response(nil, 400, "")
-	resp.Body = io.NopCloser(io.MultiReader(strings.NewReader("half"), failing{}))
-	require.Error(t, ganbauth.CheckResponse(resp))
-	data, err := io.ReadAll(resp.Body)
-	require.Equal(t, "half", string(data))
-	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-}
-
-type failing struct{}
-
-func (failing) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
-
 // A token from elsewhere is stored as the kit's own are: sealed, under the kit's name, and judged first.
 func TestSetToken(t *testing.T) {
 	store := ganbauth.NewMemoryStore()

@@ -1,0 +1,307 @@
+package ganbauth_test
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	evil := newOP(t, answersJSON(goodToken))
+	for _, status := range []int{301, 302, 303, 307, 308} { // F-20 F-21 F-25 V6 C-41 D-50
+		for _, location := range []string{evil.URL + "/token", "//" + evil.Listener.Addr().String() + "/token", "/other", `\\evil.example`, ""} { // F-23 F-24
+			t.Run(fmt.Sprint("F-20 ", status, " ", strings.ReplaceAll(location, "/", "|")), func(t *testing.T) {
+				o := newOP(t, func(w http.ResponseWriter, _ *http.Request) {
+					if location != "" {
+						w.Header().Set("Location", location)
+					}
+					w.WriteHeader(status)
+				})
+				bothGrants(t, o.connector(t), func(t *testing.T, _ *ganbauth.Token, err error) {
+					var e *ganbauth.TokenError
+					require.ErrorAs(t, err, &e)
+					require.Equal(t, status, e.StatusCode)
+				})
+				require.EqualValues(t, 2, o.hits.Load())
+			})
+		}
+	}
+	require.Zero(t, evil.hits.Load())
+}
+
+// hijack takes over the connection once the request is read.
+func hijack(serve func(net.Conn)) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		serve(conn)
+	}
+}
+
+func TestHostileNetwork(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"F-01 D-52 endless white space": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			for {
+				if _, err := io.WriteString(w, strings.Repeat(" ", 64<<10)); err != nil {
+					return
+				}
+			}
+		},
+		"F-02 Content-Length of 10 GiB": hijack(func(c net.Conn) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10737418240\r\n\r\n{")
+			time.Sleep(50 * time.Millisecond)
+		}),
+		"F-04 br": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Encoding", "br")
+			answersJSON("\x0b\x02\x80")(w, r)
+		},
+		"F-04 V15 gzip that is none": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			answersJSON(goodToken)(w, r)
+		},
+		"F-05 header of 12 MiB": hijack(func(c net.Conn) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 12<<20)+"\r\n\r\n")
+		}),
+		"F-05 header of 100 KiB before a good answer": hijack(func(c net.Conn) {
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX: %s\r\n\r\n%s", strings.Repeat("x", 100<<10), goodToken)
+		}),
+		"F-05 100,000 header lines": hijack(func(c net.Conn) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\n"+strings.Repeat("X-Y: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", 100_000)+"\r\n")
+		}),
+		"F-09 closed before any byte": hijack(func(net.Conn) {}),
+		"F-10 V15 read, then reset":   hijack(func(c net.Conn) { c.(*net.TCPConn).SetLinger(0) }),
+		"F-12 closed in the body": hijack(func(c net.Conn) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"+goodToken)
+		}),
+		"F-12 chunked without an end": hijack(func(c net.Conn) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+		}),
+		"F-15 garbage":                   hijack(func(c net.Conn) { io.WriteString(c, "\x16\x03\x01 what\n\n") }),
+		"D-53 malformed header with ESC": hijack(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\n\x1b[31mINFO login ok\r\n\r\n") }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOP(t, h)
+			cfg := o.config()
+			cfg.HTTPClient = nil
+			c := newConnector(t, ganbauth.AuthBasic, cfg)
+			bothGrants(t, c, func(t *testing.T, token *ganbauth.Token, err error) {
+				require.Error(t, err)
+				require.Nil(t, token)
+				require.NotContains(t, err.Error(), "\x1b")
+			})
+			require.EqualValues(t, 2, o.hits.Load(), "what may have been processed is not sent again")
+		})
+	}
+	t.Run("F-02 of 10 GiB not a byte is read", func(t *testing.T) {
+		body := &untouched{}
+		c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",
+			HTTPClient: &http.Client{Transport: roundTripFunc(func(*http.Request) (*http.Response, error) {
+				return &http.Response{StatusCode: 200, Header: jsonType, ContentLength: 10 << 30, Body: io.NopCloser(body)}, nil
+			})}})
+		_, err := c.RefreshTokens(t.Context(), "RT-1")
+		require.ErrorContains(t, err, "longer than")
+		require.Zero(t, body.reads)
+	})
+	t.Run("V15 a gzip bomb is cut at 1 MiB after inflation", func(t *testing.T) {
+		o := newOP(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Content-Encoding", "gzip")
+			w.Write(gzipped(strings.Repeat(" ", 64<<20)))
+		})
+		_, err := o.connector(t).OAuthToken(t.Context(), callbackURI, "c")
+		require.ErrorContains(t, err, "longer than 1048576 bytes")
+	})
+	t.Run("F-18 100 and 103 before the answer", func(t *testing.T) {
+		o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusEarlyHints)
+			answersJSON(goodToken)(w, r)
+		})
+		_, err := o.connector(t).OAuthToken(t.Context(), callbackURI, "c")
+		require.NoError(t, err)
+	})
+	t.Run("F-09 connection refused", func(t *testing.T) {
+		o := newOP(t, nil)
+		o.Close()
+		_, err := o.connector(t).RefreshTokens(t.Context(), "RT-1")
+		var e *ganbauth.TokenError
+		require.ErrorAs(t, err, &e)
+		require.Zero(t, e.StatusCode)
+		require.True(t, e.Temporary())
+		var dial *net.OpError
+		require.ErrorAs(t, err, &dial, "the cause is wrapped")
+	})
+}
+
+// C-40, F-06 and F-07: neither silence nor a drip outlasts the deadline for the whole answer. F-17: the caller's client
+// without a timeout makes no difference.
+// A crowd's connections are kept for the next crowd, not two of them, which is net/http's default.
+func TestConnectionsAreKept(t *testing.T) {
+	const crowd = 100
+	var waiting atomic.Int32
+	everybody := make(chan struct{})
+	o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
+		if waiting.Add(1) == crowd {
+			close(everybody)
+		}
+		<-everybody
+		answersJSON(goodToken)(w, r)
+	})
+	cfg := o.config()
+	cfg.HTTPClient = nil
+	c := newConnector(t, ganbauth.AuthBasic, cfg)
+	opened := func() int32 {
+		var opened atomic.Int32
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(conn httptrace.GotConnInfo) {
+			if !conn.Reused {
+				opened.Add(1)
+			}
+		}})
+		var wg sync.WaitGroup
+		for range crowd {
+			wg.Go(func() {
+				if _, err := c.RefreshTokens(ctx, "RT-1"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		return opened.Load()
+	}
+	require.EqualValues(t, crowd, opened())
+	require.Less(t, opened(), int32(crowd/2), "a few may not be back yet")
+}
+
+func TestDeadline(t *testing.T) {
+	for name, body := range map[string]io.Reader{
+		"F-06 silence":         nil,
+		"F-07 a byte a second": &drip{},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				transport := roundTripFunc(func(r *http.Request) (*http.Response, error) {
+					if body == nil {
+						<-r.Context().Done()
+						return nil, r.Context().Err()
+					}
+					return &http.Response{StatusCode: 200, Header: header("Content-Type", "application/json"), ContentLength: -1,
+						Body: io.NopCloser(&dripUntil{r.Context(), body})}, nil
+				})
+				c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",
+					HTTPClient: &http.Client{Transport: transport}})
+				start := time.Now()
+				_, err := c.RefreshTokens(context.Background(), "RT-1")
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.LessOrEqual(t, time.Since(start), 31*time.Second)
+			})
+		})
+	}
+	t.Run("a shorter timeout of the caller's client counts", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",
+				HTTPClient: &http.Client{Timeout: 3 * time.Second, Transport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
+					<-r.Context().Done()
+					return nil, r.Context().Err()
+				})}})
+			start := time.Now()
+			_, err := c.RefreshTokens(context.Background(), "RT-1")
+			require.Error(t, err)
+			require.Equal(t, 3*time.Second, time.Since(start))
+		})
+	})
+}
+
+type roundTripFunc func(*http.Request) (*http.Response, error)
+
+func (f roundTripFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+type untouched struct{ reads int }
+
+func (u *untouched) Read([]byte) (int, error) {
+	u.reads++
+	return 0, io.EOF
+}
+
+type drip struct{}
+
+func (*drip) Read(p []byte) (int, error) {
+	time.Sleep(time.Second)
+	p[0] = ' '
+	return 1, nil
+}
+
+type dripUntil struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (d *dripUntil) Read(p []byte) (int, error) {
+	if err := d.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return d.r.Read(p)
+}
+
+// B-44 F-14 C-39: TLS is checked, and nothing is sent before it is.
+func TestTLS(t *testing.T) {
+	o := &op{}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		o.hits.Add(1)
+		answersJSON(goodToken)(w, r)
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	trusting := server.Client().Transport.(*http.Transport)
+
+	for name, test := range map[string]struct {
+		url       string
+		transport http.RoundTripper
+	}{
+		"unknown CA":                 {server.URL, nil},
+		"wrong name":                 {strings.Replace(server.URL, "127.0.0.1", "localhost", 1), trusting},
+		"plain HTTP on the TLS port": {strings.Replace(server.URL, "https", "http", 1), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: test.url, Salt: "s", HTTPClient: &http.Client{Transport: test.transport}})
+			_, err := c.RefreshTokens(t.Context(), "RT-1")
+			require.Error(t, err)
+			require.Zero(t, o.hits.Load())
+		})
+	}
+	t.Run("TLS 1.1 only", func(t *testing.T) {
+		old := httptest.NewUnstartedServer(server.Config.Handler)
+		old.Config.ErrorLog = log.New(io.Discard, "", 0)
+		old.TLS = &tls.Config{MinVersion: tls.VersionTLS11, MaxVersion: tls.VersionTLS11}
+		old.StartTLS()
+		defer old.Close()
+		c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: old.URL, Salt: "s", HTTPClient: old.Client()})
+		_, err := c.RefreshTokens(t.Context(), "RT-1")
+		require.Error(t, err)
+		require.Zero(t, o.hits.Load())
+	})
+	t.Run("a trusted server", func(t *testing.T) {
+		c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: server.URL, Salt: "s", HTTPClient: server.Client()})
+		_, err := c.RefreshTokens(t.Context(), "RT-1")
+		require.NoError(t, err)
+	})
+}

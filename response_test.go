@@ -1,0 +1,333 @@
+package ganbauth_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+// Answers that are no token response: nothing of them is used, and the request is not sent again.
+func TestTokenResponseRefused(t *testing.T) {
+	token := func(replace, with string) string { return strings.Replace(goodToken, replace, with, 1) }
+	for name, body := range map[string]string{
+		"F-13 truncated":                          `{"access_token":"a"`,
+		"F-52 a byte order mark":                  "\ufeff" + goodToken,
+		"F-50 empty":                              ``,
+		"F-50 V9 null":                            `null`,
+		"F-50 empty object":                       `{}`,
+		"F-50 array":                              `[]`,
+		"F-50 string":                             `""`,
+		"F-50 true":                               `true`,
+		"F-50 array of one":                       `[` + goodToken + `]`,
+		"F-53 V9 duplicate access_token":          token(`"scope"`, `"access_token":"AT-9","scope"`),
+		"F-53 the same twice":                     token(`"scope"`, `"access_token":"AT-1","scope"`),
+		"F-53 duplicate by escape":                token(`"scope"`, `"access\u005ftoken":"AT-9","scope"`),
+		"F-53 duplicate expires_in":               token(`"scope"`, `"expires_in":9,"scope"`),
+		"F-54 V9 upper-case name only":            token("access_token", "ACCESS_TOKEN"),
+		"F-54 folded name only":                   token("access_token", "acceſſ_token"),
+		"V9 trailing garbage":                     goodToken + `{"x":1}`,
+		"V9 invalid UTF-8 in another member":      token("{", `{"x":"`+"\xff"+`",`),
+		"V9 invalid UTF-8":                        token("AT-1", "AT-\xff"),
+		"F-55 deep":                               `{"x":` + strings.Repeat("[", 100_000),
+		"F-56 access_token null":                  token(`"AT-1"`, `null`),
+		"F-56 access_token empty":                 token("AT-1", ""),
+		"F-56 access_token blank":                 token("AT-1", " "),
+		"F-56 access_token number":                token(`"AT-1"`, `5`),
+		"F-56 access_token bool":                  token(`"AT-1"`, `true`),
+		"F-56 access_token array":                 token(`"AT-1"`, `[]`),
+		"F-56 access_token object":                token(`"AT-1"`, `{}`),
+		"F-57 V16 CR LF":                          token("AT-1", `a\r\nX-Evil: 1`),
+		"F-57 V16 NUL":                            token("AT-1", `a\u0000`),
+		"F-57 V16 TAB":                            token("AT-1", `a\tb`),
+		"F-57 V16 DEL":                            token("AT-1", `a\u007f`),
+		"F-57 V16 ESC":                            token("AT-1", `a\u001b[2J`),
+		"V16 trailing space, which would be lost": token("AT-1", "AT-1 "),
+		"V16 non-ASCII":                           token("AT-1", "AT-é"),
+		"F-59 access_token of 16 KiB":             token("AT-1", strings.Repeat("a", 16<<10)),
+		"F-59 C-48 access_token of 512 KiB":       token("AT-1", strings.Repeat("a", 512<<10)),
+		"F-69 refresh_token number":               token(`"RT-2"`, `5`),
+		"F-69 refresh_token array":                token(`"RT-2"`, `[]`),
+		"F-69 refresh_token CR LF":                token("RT-2", `a\r\nb`),
+		"F-69 refresh_token of 1 MB":              token("RT-2", strings.Repeat("a", 1<<20)),
+		"F-74 scope number":                       token(`"private:account offline_access"`, `5`),
+		"F-74 scope array":                        token(`"private:account offline_access"`, `[]`),
+		"F-74 scope with a line break":            token("private:account offline", `a\nb`),
+		"F-74 scope of 1 MB":                      token("private:account", strings.Repeat("a", 1<<20)),
+		"B-37 F-75 token_type mac":                token("Bearer", "mac"),
+		"B-37 token_type DPoP":                    token("Bearer", "DPoP"),
+		"B-37 token_type N_A":                     token("Bearer", "N_A"),
+		"B-37 token_type empty":                   token("Bearer", ""),
+		"B-37 token_type number":                  token(`"Bearer"`, `5`),
+		"B-38 token_type absent":                  token(`"token_type":"Bearer",`, ``),
+		"F-30 D-37 200 with an error":             `{"error":"invalid_grant"}`,
+		"F-31 200 with error and token":           token(`{`, `{"error":"invalid_grant",`),
+		"F-32 200 with the gateway's body":        `{"errorCode":"WG_ERR_105","errorMessage":"expired"}`,
+		"F-01 more than 1 MiB":                    strings.Repeat(" ", 1<<20) + goodToken,
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOP(t, answersJSON(body))
+			bothGrants(t, o.connector(t), func(t *testing.T, token *ganbauth.Token, err error) {
+				require.Error(t, err)
+				require.Nil(t, token)
+			})
+			require.EqualValues(t, 2, o.hits.Load(), "each is sent once")
+		})
+	}
+	for name, ct := range map[string]string{"V12 text/plain": "text/plain", "text/html": "text/html; charset=utf-8"} {
+		t.Run(name, func(t *testing.T) {
+			o := newOP(t, answers(200, ct, goodToken))
+			bothGrants(t, o.connector(t), func(t *testing.T, token *ganbauth.Token, err error) {
+				require.ErrorIs(t, err, ganbauth.ErrTokenValue)
+			})
+		})
+	}
+}
+
+func TestTokenResponseAccepted(t *testing.T) {
+	token := func(replace, with string) string { return strings.Replace(goodToken, replace, with, 1) }
+	for name, test := range map[string]struct {
+		contentType, body string
+		check             func(*testing.T, *ganbauth.Token)
+	}{
+		"A-39 token_type bEARER": {"", token("Bearer", "bEARER"), func(t *testing.T, tok *ganbauth.Token) {
+			require.Equal(t, "Bearer", tok.TokenType)
+		}},
+		"B-27 unknown members": {"", token(`{`, `{"x":{"y":[1,{}]},"z":null,`), nil},
+		"B-35 D-38 empty scope is an empty grant": {"", token("private:account offline_access", ""), func(t *testing.T, tok *ganbauth.Token) {
+			require.Empty(t, tok.Scope)
+			require.False(t, tok.HasScope(""))
+		}},
+		"F-74 odd spacing": {"", token("private:account offline_access", " a  b "), func(t *testing.T, tok *ganbauth.Token) {
+			require.Equal(t, "a b", tok.Scope)
+			require.True(t, tok.HasScope("b"))
+			require.False(t, tok.HasScope("a b"))
+		}},
+		"F-54 V9 the exact name wins": {"", token(`{`, `{"ACCESS_TOKEN":"AT-9",`), nil},
+		"F-77 the bank's type":        {"application/json;charset=UTF-8", goodToken, nil},
+		"F-77 upper case":             {"Application/JSON", goodToken, nil},
+		"F-77 quoted charset":         {`application/json; charset="utf-8"`, goodToken, nil},
+		"F-59 B-39 4 KiB": {"", token("RT-2", strings.Repeat("r", 2048)), func(t *testing.T, tok *ganbauth.Token) {
+			require.Len(t, tok.RefreshToken, 2048)
+		}},
+		"F-79 state member is ignored": {"", token(`{`, `{"state":"other",`), nil},
+		"B-62 id_token without openid is not exposed": {"", token(`{`, `{"id_token":"",`), func(t *testing.T, tok *ganbauth.Token) {
+			require.Empty(t, tok.IDToken)
+			require.Empty(t, tok.Subject)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if test.contentType == "" {
+				test.contentType = "application/json"
+			}
+			o := newOP(t, answers(200, test.contentType, test.body))
+			bothGrants(t, o.connector(t), func(t *testing.T, tok *ganbauth.Token, err error) {
+				require.NoError(t, err)
+				require.Equal(t, "AT-1", tok.AccessToken)
+				if test.check != nil {
+					test.check(t, tok)
+				}
+			})
+		})
+	}
+	t.Run("B-33 F-69 F-73 B-119 a refresh without a new refresh token keeps the old one", func(t *testing.T) {
+		for _, body := range []string{token(`"refresh_token":"RT-2",`, ``), token("RT-2", ""), token(`"RT-2"`, `null`), token(`{`, `{"id_token":null,`)} {
+			tok, err := newOP(t, answersJSON(body)).connector(t).RefreshTokens(t.Context(), "RT-1")
+			require.NoError(t, err)
+			require.Contains(t, []string{"RT-1", "RT-2"}, tok.RefreshToken)
+			require.Equal(t, strings.Contains(body, "RT-2"), tok.RefreshToken == "RT-2")
+		}
+	})
+	t.Run("F-72 a refresh that answers the same tokens", func(t *testing.T) {
+		tok, err := newOP(t, answersJSON(token("RT-2", "RT-1"))).connector(t).RefreshSession(t.Context(), &ganbauth.Token{AccessToken: "AT-1", RefreshToken: "RT-1"}, nil)
+		require.NoError(t, err)
+		require.Equal(t, "AT-1 RT-1", tok.AccessToken+" "+tok.RefreshToken)
+	})
+	t.Run("F-70 a login without a refresh token", func(t *testing.T) {
+		tok, err := newOP(t, answersJSON(token(`"refresh_token":"RT-2",`, ``))).connector(t).OAuthToken(t.Context(), callbackURI, "c")
+		require.NoError(t, err)
+		require.Empty(t, tok.RefreshToken)
+	})
+	t.Run("B-36 a refresh does not widen the scope", func(t *testing.T) {
+		o := newOP(t, answersJSON(token("offline_access", "offline_access admin")))
+		tok, err := o.connector(t).RefreshSession(t.Context(), &ganbauth.Token{RefreshToken: "RT-1", Scope: "private:account x"}, nil)
+		require.NoError(t, err)
+		require.Equal(t, "private:account", tok.Scope)
+	})
+	t.Run("A-40 scope absent", func(t *testing.T) {
+		o := newOP(t, answersJSON(token(`"scope":"private:account offline_access",`, ``)))
+		tok, err := o.connector(t).RefreshSession(t.Context(), &ganbauth.Token{RefreshToken: "RT-1", Scope: "a b"}, nil)
+		require.NoError(t, err)
+		require.Equal(t, "a b", tok.Scope)
+	})
+}
+
+func TestExpiresIn(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	for value, want := range map[string]time.Duration{
+		`3600`: time.Hour, `"3600"`: time.Hour, `"2592000"`: 720 * time.Hour, // F-60 F-61
+		`3600.0`: time.Hour, `3.6e3`: time.Hour, `300.5`: 300 * time.Second,
+		`null`: time.Hour, `""`: time.Hour, `"soon"`: time.Hour, `[]`: time.Hour, `true`: time.Hour, // F-63
+		`0`: time.Hour, `"0"`: time.Hour, `-1`: time.Hour, `-4294963696`: time.Hour, `"NaN"`: time.Hour, // F-64 V12
+		`9223372036`: year, `9223372037`: year, `9223372036854775808`: year, `1e18`: year, `1e400`: year, // F-66 V13
+		`30`: 30 * time.Second, // F-68
+	} {
+		t.Run(value, func(t *testing.T) {
+			o := newOP(t, answersJSON(strings.Replace(goodToken, "300", value, 1)))
+			before := time.Now()
+			tok, err := o.connector(t).OAuthToken(t.Context(), callbackURI, "c")
+			require.NoError(t, err)
+			require.Equal(t, want, tok.ExpiresAt.Sub(tok.IssuedAt))
+			require.False(t, tok.ExpiresAt.After(time.Now().Add(want)), "never later than the answer says")
+			require.WithinDuration(t, before, tok.IssuedAt, 2*time.Second)
+		})
+	}
+	t.Run("F-63 V12 absent", func(t *testing.T) {
+		tok, err := newOP(t, answersJSON(strings.Replace(goodToken, `,"expires_in":300`, "", 1))).connector(t).OAuthToken(t.Context(), callbackURI, "c")
+		require.NoError(t, err)
+		require.Equal(t, time.Hour, tok.ExpiresAt.Sub(tok.IssuedAt))
+	})
+	t.Run("F-83 the server's Date has no effect", func(t *testing.T) {
+		o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Date", time.Now().Add(24*time.Hour).UTC().Format(http.TimeFormat))
+			answersJSON(goodToken)(w, r)
+		})
+		tok, err := o.connector(t).OAuthToken(t.Context(), callbackURI, "c")
+		require.NoError(t, err)
+		require.WithinDuration(t, time.Now().Add(300*time.Second), tok.ExpiresAt, 5*time.Second)
+	})
+}
+
+func TestTokenErrors(t *testing.T) {
+	for name, test := range map[string]struct {
+		status     int
+		ct, body   string
+		code       string
+		temporary  bool
+		retryAfter time.Duration
+		header     string
+	}{
+		"B-28 F-34 invalid_request":         {400, "application/json", `{"error":"invalid_request","error_description":"d","error_uri":"u","state":"s"}`, "invalid_request", false, 0, ""},
+		"F-34 invalid_client":               {400, "application/json", `{"error":"invalid_client"}`, "invalid_client", false, 0, ""},
+		"F-34 A-46 invalid_grant":           {400, "application/json", `{"error":"invalid_grant"}`, "invalid_grant", false, 0, ""},
+		"F-34 unauthorized_client":          {400, "application/json", `{"error":"unauthorized_client"}`, "unauthorized_client", false, 0, ""},
+		"F-34 unsupported_grant_type":       {400, "application/json", `{"error":"unsupported_grant_type"}`, "unsupported_grant_type", false, 0, ""},
+		"F-34 invalid_scope":                {400, "application/json", `{"error":"invalid_scope"}`, "invalid_scope", false, 0, ""},
+		"F-35 server_error":                 {400, "application/json", `{"error":"server_error"}`, "server_error", true, 0, ""},
+		"F-35 temporarily_unavailable":      {400, "application/json", `{"error":"temporarily_unavailable"}`, "temporarily_unavailable", true, 0, ""},
+		"B-30 unknown code":                 {400, "application/json", `{"error":"consent_required_x"}`, "consent_required_x", false, 0, ""},
+		"B-29 code with a quote":            {400, "application/json", `{"error":"a\"b"}`, "", false, 0, ""},
+		"B-29 code with a line break":       {400, "application/json", `{"error":"a\nINFO login ok"}`, "", false, 0, ""},
+		"B-29 code of 10 kB":                {400, "application/json", `{"error":"` + strings.Repeat("a", 10_000) + `"}`, "", false, 0, ""},
+		"F-37 gateway":                      {401, "application/json", `{"errorCode":"WG_ERR_105","errorMessage":"m"}`, "WG_ERR_105", false, 0, ""},
+		"F-38 gateway":                      {422, "application/json", `{"errorCode":"WG_ERR_110"}`, "WG_ERR_110", false, 0, ""},
+		"F-39 maintenance":                  {503, "application/json", `{"errorCode":"WG_ERR_300"}`, "WG_ERR_300", true, 2 * time.Minute, "120"},
+		"F-40 429":                          {429, "text/plain", `slow down`, "", true, 5 * time.Second, "5"},
+		"F-40 Retry-After -1":               {429, "", ``, "", true, 0, "-1"},
+		"F-40 Retry-After far":              {429, "", ``, "", true, 0, "99999999999"},
+		"F-40 Retry-After garbage":          {429, "", ``, "", true, 0, "soon"},
+		"F-41 WAF page":                     {403, "text/html", `<script>alert(1)</script>`, "", false, 0, ""},
+		"F-43 500 HTML":                     {500, "text/html", `<html>`, "", true, 0, ""},
+		"F-43 502 empty":                    {502, "", ``, "", true, 0, ""},
+		"F-47 999":                          {999, "", ``, "", true, 0, ""},
+		"F-26 302 with a token in its body": {302, "application/json", goodToken, "", false, 0, ""},
+		"F-78 Shift_JIS message":            {503, "application/json", "{\"errorCode\":\"WG_ERR_300\",\"errorMessage\":\"\x83\x81\x93\xfa\"}", "WG_ERR_300", true, 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
+				if test.header != "" {
+					w.Header().Set("Retry-After", test.header)
+				}
+				answers(test.status, test.ct, test.body)(w, r)
+			})
+			bothGrants(t, o.connector(t), func(t *testing.T, _ *ganbauth.Token, err error) {
+				var e *ganbauth.TokenError
+				require.ErrorAs(t, err, &e)
+				require.Equal(t, test.status, e.StatusCode)
+				require.Equal(t, test.code, e.Code)
+				require.Equal(t, test.temporary, e.Temporary())
+				require.Equal(t, test.retryAfter, e.RetryAfter)
+				require.NotContains(t, err.Error(), "<", "F-41: the body is not in the error")
+			})
+			require.EqualValues(t, 2, o.hits.Load())
+		})
+	}
+	t.Run("F-80 C-35 foreign text is made printable and cut", func(t *testing.T) {
+		text, _ := json.Marshal("\x1b[31m\r\n2026 INFO login ok \u202e" + strings.Repeat("x", 1000))
+		o := newOP(t, answers(400, "application/json", `{"error":"invalid_grant","error_description":`+string(text)+`,"error_uri":"javascript:alert(1)"}`))
+		_, err := o.connector(t).RefreshTokens(t.Context(), "RT-1")
+		var e *ganbauth.TokenError
+		require.ErrorAs(t, err, &e)
+		require.Len(t, []rune(e.Description), 256)
+		require.NotContains(t, e.Description, "\x1b")
+		require.NotContains(t, e.Description, "\n")
+		require.NotContains(t, e.Description, "\u202e")
+		require.NotContains(t, e.Error(), "login ok", "F-80: the text is not in the error")
+		require.NotContains(t, e.Error(), "javascript", "F-81")
+	})
+}
+
+func TestCheckResponse(t *testing.T) {
+	check := func(status int, body string, pairs ...string) (*ganbauth.APIError, *http.Response) {
+		resp := response(nil, status, body, pairs...)
+		err := ganbauth.CheckResponse(resp)
+		var e *ganbauth.APIError
+		errors.As(err, &e)
+		return e, resp
+	}
+	for _, status := range []int{200, 201, 204} {
+		e, _ := check(status, "x")
+		require.Nil(t, e)
+	}
+	require.Error(t, ganbauth.CheckResponse(nil))
+	require.Error(t, ganbauth.CheckResponse(&http.Response{StatusCode: 500, Header: http.Header{}}))
+
+	e, resp := check(400, `{"errorCode":"WG_ERR_110","errorMessage":"bad","errorDetails":[{"errorDetailsCode":"1","errorDetailsMessage":"a"}],`+
+		`"transferErrorDetails":[{"itemId":"7","errorDetails":[{"errorDetailsCode":"2","errorDetailsMessage":"b"}]}]}`)
+	require.Equal(t, &ganbauth.APIError{StatusCode: 400, Code: "WG_ERR_110", Message: "bad", Details: []ganbauth.APIErrorDetail{
+		{Code: "1", Message: "a"}, {ItemID: "7", Code: "2", Message: "b"},
+	}}, e)
+	require.Contains(t, body(resp), `"itemId":"7"`)
+
+	e, _ = check(503, `{"errorCode":"WG_ERR_300"}`, "Retry-After", "60")
+	require.ErrorContains(t, e, "maintenance")
+	require.True(t, e.Temporary())
+	require.Equal(t, time.Minute, e.RetryAfter)
+	e, _ = check(429, ``)
+	require.ErrorContains(t, e, "too many requests")
+	require.True(t, e.Temporary())
+	e, _ = check(401, `{"errorCode":"WG_ERR_105"}`)
+	require.ErrorContains(t, e, "expired or revoked")
+	require.False(t, e.Temporary())
+	e, _ = check(500, `<html>`)
+	require.Equal(t, &ganbauth.APIError{StatusCode: 500}, e)
+	e, _ = check(302, ``)
+	require.NotNil(t, e)
+	e, _ = check(400, `{"errorCode":5,"errorMessage":[],"errorDetails":{},"transferErrorDetails":[5,{}]}`)
+	require.Equal(t, &ganbauth.APIError{StatusCode: 400}, e)
+	e, _ = check(400, `{"errorCode":"220011","errorMessage":"\u001b[31m\n`+strings.Repeat("x", 300)+`"}`) // C-35
+	require.NotContains(t, e.Message, "\x1b")
+	require.Len(t, []rune(e.Message), 256)
+
+	long := strings.Repeat("x", 3<<20)
+	e, resp = check(400, long)
+	require.NotNil(t, e)
+	require.Equal(t, long, body(resp), "beyond the limit the body is still all there")
+	resp = response(nil, 400, "")
+	resp.Body = io.NopCloser(io.MultiReader(strings.NewReader("half"), failing{}))
+	require.Error(t, ganbauth.CheckResponse(resp))
+	data, err := io.ReadAll(resp.Body)
+	require.Equal(t, "half", string(data))
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+}
+
+type failing struct{}
+
+func (failing) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
