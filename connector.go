@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"mime"
 	"net/http"
 	"net/url"
 	"slices"
@@ -209,44 +208,49 @@ func checkLength(what, s string, limit int) error {
 	return nil
 }
 
-// OAuthToken exchanges the code of a callback for a token (RFC 6749 section 4.1.3); an ID token in the answer is
-// ignored. Without expires_in an hour is assumed. It fails with a [*TokenError], [ErrTokenFormat] or
-// [ErrTokenValue]. A code works once: do not call it again with the same one.
+// OAuthToken exchanges the code of a callback for a token (RFC 6749 section 4.1.3). An ID token
+// in the answer is ignored. Without expires_in the token lives for an hour. It fails with a
+// [*TokenError], [ErrTokenFormat] or [ErrTokenValue]. A code works once: do not call it again
+// with the same one.
 func (c *Connector) OAuthToken(ctx context.Context, redirectURI, code string) (*Token, error) {
-	t, _, err := c.exchange(ctx, redirectURI, code, "", assumed{})
-	return t, err
+	answer, err := c.exchange(ctx, redirectURI, code, "", assumed{})
+	return answer.token, err
 }
 
-// OpenIDToken is [Connector.OAuthToken] for OpenID Connect. The ID token must be there, and pass Core section
-// 3.1.3.7 with the nonce that [Connector.OpenIDAuthorization] returned; otherwise nothing of the answer is
-// returned, and the error is [ErrTokenFormat] or [ErrInvalidIDToken].
+// OpenIDToken is [Connector.OAuthToken] for OpenID Connect. The answer must have an ID token
+// that passes Core section 3.1.3.7 with the nonce that [Connector.OpenIDAuthorization] returned.
+// Otherwise nothing of the answer is returned, and the error is [ErrTokenFormat] or
+// [ErrInvalidIDToken]. Without a nonce or a JWTIssuer it fails before the code is sent.
 func (c *Connector) OpenIDToken(ctx context.Context, redirectURI, code, nonce string) (*Token, error) {
-	t, idToken, err := c.exchange(ctx, redirectURI, code, "", assumed{})
+	switch {
+	case c.issuer == "":
+		return nil, errNoIssuer
+	case nonce == "":
+		return nil, invalidIDToken("the login had no nonce")
+	}
+	answer, err := c.exchange(ctx, redirectURI, code, "", assumed{})
 	if err != nil {
 		return nil, err
 	}
-	return c.identify(t, idToken, nonce)
+	return c.identify(answer, nonce)
 }
 
 // identify completes a login's token with its ID token.
-func (c *Connector) identify(t *Token, idToken, nonce string) (*Token, error) {
-	claims, err := c.verifyIDToken(idToken, t.AccessToken, time.Now())
+func (c *Connector) identify(answer tokenAnswer, nonce string) (*Token, error) {
+	claims, err := c.verifyIDToken(answer.idToken, answer.token.AccessToken, time.Now())
 	if err == nil {
 		err = claims.checkLogin(nonce)
 	}
 	if err != nil {
 		return nil, err
 	}
-	t.IDToken, t.Subject = idToken, claims.Subject
+	t := answer.token
+	t.IDToken, t.Subject = answer.idToken, claims.Subject
 	return t, nil
 }
 
-// assumed is what holds where the token response is silent.
-type assumed struct {
-	scope, refreshToken string
-}
-
-func (c *Connector) exchange(ctx context.Context, redirectURI, code, verifier string, a assumed) (*Token, string, error) {
+// exchange sends the code of a login, with its PKCE verifier if there is one.
+func (c *Connector) exchange(ctx context.Context, redirectURI, code, verifier string, a assumed) (tokenAnswer, error) {
 	form := url.Values{
 		"grant_type":   {"authorization_code"},
 		"code":         {code},
@@ -255,40 +259,69 @@ func (c *Connector) exchange(ctx context.Context, redirectURI, code, verifier st
 	if verifier != "" {
 		form.Set("code_verifier", verifier)
 	}
-	return c.requestToken(ctx, form, a)
+	r, err := c.requestToken(ctx, form)
+	if err != nil {
+		return tokenAnswer{}, err
+	}
+	return parseToken(r, a)
 }
 
-// RefreshTokens spends a refresh token (RFC 6749 section 6). An answer without a refresh_token keeps the old one.
-// An ID token in the answer is verified, but for what only the login's could tell: see [Connector.RefreshSession].
+// RefreshTokens spends a refresh token (RFC 6749 section 6). If the answer has no refresh_token,
+// the returned Token has the one that was sent. An ID token in the answer is verified, except
+// for the comparison with the login's ID token, for which see [Connector.RefreshSession].
+// Without a JWTIssuer it is ignored.
 //
-// Assume that the bank has rotated the refresh token even when an error comes back: try again with the old one
-// only if the error is a [*TokenError] that is Temporary.
+// Assume that the bank has spent the refresh token even when RefreshTokens fails:
+//
+//   - If [SalvagedRefreshToken] has the next one, store that in its place.
+//   - Else, if the error is a [*TokenError] that is Temporary, try again later with the same one.
+//   - Else the user has to connect again.
 func (c *Connector) RefreshTokens(ctx context.Context, refreshToken string) (*Token, error) {
-	t, idToken, err := c.refresh(ctx, assumed{refreshToken: refreshToken})
-	if err != nil || idToken == "" {
-		return t, err
-	}
-	claims, err := c.verifyIDToken(idToken, t.AccessToken, time.Now())
+	answer, err := c.refresh(ctx, assumed{refreshToken: refreshToken})
 	if err != nil {
 		return nil, err
 	}
-	t.IDToken, t.Subject = idToken, claims.Subject
+	t := answer.token
+	if answer.idToken == "" || c.issuer == "" {
+		return t, nil
+	}
+	claims, err := c.verifyIDToken(answer.idToken, t.AccessToken, time.Now())
+	if err != nil {
+		return nil, answer.salvage(refreshToken, err)
+	}
+	t.IDToken, t.Subject = answer.idToken, claims.Subject
 	return t, nil
 }
 
-func (c *Connector) refresh(ctx context.Context, a assumed) (*Token, string, error) {
+// refresh spends a refresh token. If the answer cannot be used, but for the next refresh token,
+// the error is a salvagedError.
+func (c *Connector) refresh(ctx context.Context, a assumed) (tokenAnswer, error) {
 	if a.refreshToken == "" {
-		return nil, "", fmt.Errorf("%w: there is no refresh token", ErrLoginRequired)
+		return tokenAnswer{}, fmt.Errorf("%w: there is no refresh token", ErrLoginRequired)
 	}
-	return c.requestToken(ctx, url.Values{"grant_type": {"refresh_token"}, "refresh_token": {a.refreshToken}}, a)
+	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {a.refreshToken}}
+	r, err := c.requestToken(ctx, form)
+	if err != nil {
+		return tokenAnswer{}, r.salvage(err)
+	}
+	answer, err := parseToken(r, a)
+	if err != nil {
+		return tokenAnswer{}, r.salvage(err)
+	}
+	return answer, nil
 }
 
-// RefreshSession refreshes token if apiErr is nil or an [*APIError] that is Expired. Any other apiErr gives
-// [ErrTokenNotExpired], which wraps it, and no request is made.
+// RefreshSession refreshes token if apiErr is nil or an [*APIError] that is Expired. Any other
+// apiErr gives [ErrTokenNotExpired], which wraps it, and no request is made.
 //
-// The result keeps the login's ID token and subject. An ID token in the answer must agree with it
-// (OpenID Connect Core section 12.2), or the error is [ErrInvalidIDToken] and both tokens are spent. Scopes beyond
+// The returned Token keeps the IDToken and the Subject of token. An ID token in the answer must
+// verify and agree with them (OpenID Connect Core section 12.2), or the error is
+// [ErrInvalidIDToken]; it is ignored if token has neither, or without a JWTIssuer. Scopes beyond
 // those of token are dropped (RFC 6749 section 6).
+//
+// After an error nothing but [SalvagedRefreshToken] can be used of the answer; what to do about
+// token is as for [Connector.RefreshTokens]. Where the answer is for another user, nothing is
+// salvaged.
 func (c *Connector) RefreshSession(ctx context.Context, token *Token, apiErr error) (*Token, error) {
 	var e *APIError
 	if apiErr != nil && !(errors.As(apiErr, &e) && e != nil && e.Expired()) {
@@ -297,33 +330,47 @@ func (c *Connector) RefreshSession(ctx context.Context, token *Token, apiErr err
 	return c.renew(ctx, token)
 }
 
+// renew refreshes old. The error is errOtherSubject if the bank answered for another user, and a
+// salvagedError if only the next refresh token can be used.
 func (c *Connector) renew(ctx context.Context, old *Token) (*Token, error) {
 	if old == nil {
 		return nil, ErrLoginRequired
 	}
-	t, idToken, err := c.refresh(ctx, assumed{old.Scope, old.RefreshToken})
+	answer, err := c.refresh(ctx, assumed{old.Scope, old.RefreshToken})
 	if err != nil {
 		return nil, err
 	}
+	switch err := c.checkUser(old, answer); {
+	case errors.Is(err, errOtherSubject):
+		return nil, err
+	case err != nil:
+		return nil, answer.salvage(old.RefreshToken, err)
+	}
+	t := answer.token
 	if old.Scope != "" {
 		beyond := func(s string) bool { return !old.HasScope(s) }
 		t.Scope = strings.Join(slices.DeleteFunc(strings.Fields(t.Scope), beyond), " ")
 	}
-	if old.IDToken == "" {
-		return t, nil
-	}
-	t.IDToken, t.Subject = old.IDToken, old.Subject
-	if idToken == "" {
-		return t, nil
-	}
-	claims, err := c.verifyIDToken(idToken, t.AccessToken, time.Now())
-	if err == nil {
-		err = claims.checkRefresh(old.IDToken)
-	}
-	if err != nil {
-		return nil, err
-	}
+	t.IDToken, t.Subject, t.Epoch = old.IDToken, old.Subject, old.Epoch
 	return t, nil
+}
+
+// checkUser compares the user of a refresh's ID token with old's, where both are known.
+func (c *Connector) checkUser(old *Token, answer tokenAnswer) error {
+	unknown := old.IDToken == "" && old.Subject == ""
+	if answer.idToken == "" || unknown || c.issuer == "" {
+		return nil
+	}
+	claims, err := c.verifyIDToken(answer.idToken, answer.token.AccessToken, time.Now())
+	switch {
+	case err != nil:
+		return err
+	case old.IDToken != "":
+		return claims.checkRefresh(old.IDToken)
+	case claims.Subject != old.Subject:
+		return errOtherSubject
+	}
+	return nil
 }
 
 // UserInfo fetches the claims about the user (OpenID Connect Core section 5.3). The answer's sub must be the
@@ -378,8 +425,9 @@ func (c *Connector) UserInfo(ctx context.Context, token *Token) (map[string]any,
 	return claims, nil
 }
 
-// requestToken sends one token request and reads its answer. The ID token comes back apart, as it is not verified.
-func (c *Connector) requestToken(ctx context.Context, form url.Values, a assumed) (*Token, string, error) {
+// requestToken sends one token request. With an error, what has arrived of an answer of 200 is
+// returned as well.
+func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenResponse, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	if c.method == AuthPost {
@@ -388,7 +436,7 @@ func (c *Connector) requestToken(ctx context.Context, form url.Values, a assumed
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.tokenURL, strings.NewReader(form.Encode()))
 	if err != nil {
-		return nil, "", &TokenError{err: err}
+		return r, &TokenError{err: err}
 	}
 	if c.method == AuthBasic {
 		req.SetBasicAuth(c.clientID, c.clientSecret)
@@ -396,24 +444,19 @@ func (c *Connector) requestToken(ctx context.Context, form url.Values, a assumed
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
 
-	asked := time.Now()
+	r.asked = time.Now()
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, "", &TokenError{err: err}
+		return r, &TokenError{err: err}
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, "", tokenError(resp)
+		return r, tokenError(resp)
 	}
-	body, err := readBody(resp)
-	if err != nil {
-		return nil, "", &TokenError{err: err}
+	r.contentType = resp.Header.Get("Content-Type")
+	r.body, err = readBody(resp)
+	if err != nil && !errors.Is(err, ErrTokenValue) {
+		err = &TokenError{err: err}
 	}
-	// A missing type passes, a wrong one does not: an HTML page or text is no token response.
-	if ct := resp.Header.Get("Content-Type"); ct != "" {
-		if mt, _, _ := mime.ParseMediaType(ct); mt != "application/json" {
-			return nil, "", fmt.Errorf("%w: the answer is not application/json", ErrTokenValue)
-		}
-	}
-	return parseToken(body, asked, a)
+	return r, err
 }

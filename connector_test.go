@@ -2,8 +2,6 @@ package ganbauth_test
 
 import (
 	"encoding/base64"
-	"errors"
-	"fmt"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -164,24 +162,6 @@ func TestUserInfo(t *testing.T) {
 		}
 		require.Zero(t, o.hits.Load())
 	})
-}
-
-func TestRefreshSession(t *testing.T) {
-	o := newOP(t, answersJSON(goodToken))
-	c := o.connector(t)
-	token := &ganbauth.Token{RefreshToken: "RT-1"}
-	other := errors.New("other")
-	for _, err := range []error{other, (*ganbauth.APIError)(nil), &ganbauth.APIError{StatusCode: 403, Code: "WG_ERR_105"}} {
-		_, got := c.RefreshSession(t.Context(), token, err)
-		require.ErrorIs(t, got, ganbauth.ErrTokenNotExpired)
-	}
-	require.Zero(t, o.hits.Load())
-	_, err := c.RefreshSession(t.Context(), nil, nil)
-	require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
-	wrapped := fmt.Errorf("accounts: %w", &ganbauth.APIError{StatusCode: 401, Code: "WG_ERR_105"})
-	got, err := c.RefreshSession(t.Context(), token, wrapped)
-	require.NoError(t, err)
-	require.Equal(t, "RT-2", got.RefreshToken)
 }
 
 func TestBasicIsRawAsInTheSDKs(t *testing.T) { // B-25 A-02: the bank's SDKs do not form-encode the two parts

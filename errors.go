@@ -239,6 +239,18 @@ func (e *salvagedError) Unwrap() error { return e.err }
 // Format implements [fmt.Formatter] and hides the refresh token, whatever the verb.
 func (e salvagedError) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.err.Error()) }
 
+// SalvagedRefreshToken returns the refresh token to store after a refresh that failed with err,
+// or "" if there is none. The bank spent the one that was sent and answered with the next one,
+// but the rest of its answer could not be used: it was incomplete, had a malformed member, or an
+// ID token that did not verify. Keep using the old access token until it expires.
+func SalvagedRefreshToken(err error) string {
+	var e *salvagedError
+	if errors.As(err, &e) {
+		return e.refreshToken
+	}
+	return ""
+}
+
 // refusal is a request that a handler does not serve, whoever is logged in.
 type refusal struct {
 	status int

@@ -36,10 +36,15 @@ func Unavailable(err error) error { return unavailable("ganbauth: load token: %w
 
 var ErrOtherSubject = errOtherSubject
 
+func RefreshVerdict(e *TokenError) (grantDead, gatewayRefused bool) {
+	return e.grantDead(), e.gatewayRefused()
+}
+
 func LocalPath(s string) (string, bool) { return localPath(s) }
 
 func ParseToken(body []byte, asked time.Time) (*Token, string, error) {
-	return parseToken(body, asked, assumed{})
+	answer, err := parseToken(tokenResponse{body: body, asked: asked}, assumed{})
+	return answer.token, answer.idToken, err
 }
 
 type CallbackQuery struct{ State, Code, Failure string }

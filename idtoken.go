@@ -216,16 +216,17 @@ func readLogin(idToken string) (*idClaims, error) {
 	return claims, errors.Join(err1, err2, err3)
 }
 
-// checkRefresh compares with the login's ID token (OpenID Connect Core section 12.2).
+// checkRefresh compares with the login's ID token (OpenID Connect Core section 12.2). The sub
+// comes first, because another user's ID token differs in the rest as well. The iss is not
+// compared: verifyIDToken has compared it with JWTIssuer, which an operator may have had to
+// change since the login.
 func (c *idClaims) checkRefresh(login string) error {
 	first, err := readLogin(login)
 	switch {
 	case err != nil:
 		return invalidIDToken("the login's cannot be read")
-	case c.Issuer != first.Issuer:
-		return invalidIDToken("iss is not the login's")
 	case c.Subject != first.Subject:
-		return invalidIDToken("sub is not the login's")
+		return errOtherSubject
 	case c.AZP != first.AZP:
 		return invalidIDToken("azp is not the login's")
 	case c.AuthTime != first.AuthTime && c.AuthTime != (time.Time{}).Unix():

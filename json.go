@@ -17,30 +17,41 @@ func parseObject(data []byte) (object, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not UTF-8")
 	}
+	o, err := readObject(data, func(string) bool { return false })
+	if err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// readObject reads a JSON object. Of a name that may repeat, the last value counts. With an
+// error it returns the members before the fault.
+func readObject(data []byte, mayRepeat func(name string) bool) (object, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
 		return nil, errors.New("not a JSON object")
 	}
 	o := object{}
 	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return nil, errors.New("malformed JSON")
+		t, err := dec.Token()
+		name, ok := t.(string)
+		if err != nil || !ok {
+			return o, errors.New("malformed JSON")
 		}
-		if _, ok := o[name.(string)]; ok {
-			return nil, errors.New("a name occurs twice")
+		if _, ok := o[name]; ok && !mayRepeat(name) {
+			return o, errors.New("a name occurs twice")
 		}
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
-			return nil, errors.New("malformed JSON")
+			return o, errors.New("malformed JSON")
 		}
-		o[name.(string)] = value
+		o[name] = value
 	}
 	if _, err := dec.Token(); err != nil {
-		return nil, errors.New("malformed JSON")
+		return o, errors.New("malformed JSON")
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return nil, errors.New("text after the JSON object")
+		return o, errors.New("text after the JSON object")
 	}
 	return o, nil
 }

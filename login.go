@@ -130,10 +130,11 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, mine bool, n
 		return "", err
 	}
 	return k.exchanges.do(r.Context(), name, func(ctx context.Context) (string, error) {
-		t, idToken, err := k.connector.exchange(ctx, k.redirectURI, q.code, a.verifier(),
+		answer, err := k.connector.exchange(ctx, k.redirectURI, q.code, a.verifier(),
 			assumed{scope: a.scope})
+		t := answer.token
 		if err == nil && a.openID {
-			t, err = k.connector.identify(t, idToken, a.nonce())
+			t, err = k.connector.identify(answer, a.nonce())
 		}
 		if err != nil {
 			return "", err

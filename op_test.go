@@ -1,11 +1,16 @@
 package ganbauth_test
 
 import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -92,4 +97,33 @@ func requireNoSecret(t *testing.T, err error) {
 	for _, secret := range []string{clientSecret, "the-code", "RT-1", "RT-2", "AT-1"} {
 		require.NotContains(t, fmt.Sprintf("%v %+v %#v", err, err, err), secret)
 	}
+}
+
+// requirePrintsNoSecret prints v in every way that a program might, and looks for the secrets as
+// text, in hex, as Go bytes and in base64.
+func requirePrintsNoSecret(t *testing.T, v any, secrets ...string) {
+	t.Helper()
+	text := printed(v)
+	for _, secret := range secrets {
+		for form, s := range map[string]string{
+			"text": secret, "hex": fmt.Sprintf("%x", secret), "HEX": fmt.Sprintf("%X", secret),
+			"bytes": strings.Trim(fmt.Sprint([]byte(secret)), "[]"), "base64": base64.StdEncoding.EncodeToString([]byte(secret)),
+		} {
+			require.NotContains(t, text, s, "as %s", form)
+		}
+	}
+}
+
+// printed is v in every verb of fmt, in both handlers of slog, in JSON and in gob.
+func printed(v any) string {
+	var out bytes.Buffer
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%o", "%t"} {
+		fmt.Fprintf(&out, verb+"\n", v)
+	}
+	for _, h := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
+		slog.New(h).Info("x", "v", v)
+	}
+	data, _ := json.Marshal(v)
+	out.Write(data)
+	return out.String()
 }

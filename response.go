@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"mime"
 	"net/http"
 	"strconv"
 	"strings"
@@ -31,36 +32,81 @@ func (e *TokenError) read(o object) {
 	}
 }
 
-// readBody reads a body of at most maxBody bytes, counted after decompression.
+// readBody reads a body of at most maxBody bytes, counted after decompression. With an error it
+// returns what it has read. A body that is longer is [ErrTokenValue].
 func readBody(resp *http.Response) ([]byte, error) {
-	errTooLong := fmt.Errorf("the answer is longer than %d bytes", maxBody)
+	errTooLong := fmt.Errorf("%w: the answer is longer than %d bytes", ErrTokenValue, maxBody)
 	if resp.ContentLength > maxBody {
 		return nil, errTooLong
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
-	if err != nil {
-		return nil, err
+	if err == nil && len(body) > maxBody {
+		err = errTooLong
 	}
-	if len(body) > maxBody {
-		return nil, errTooLong
-	}
-	return body, nil
+	return body, err
 }
 
-// parseToken reads a token response (RFC 6749 section 5.1) that was asked for at that time.
-func parseToken(body []byte, asked time.Time, a assumed) (*Token, string, error) {
-	o, err := parseObject(body)
+// tokenResponse is an answer of 200 as the token endpoint sent it.
+type tokenResponse struct {
+	contentType string
+	body        []byte
+	asked       time.Time
+}
+
+// tokenAnswer is what a tokenResponse says. Its ID token is not verified.
+type tokenAnswer struct {
+	token   *Token
+	idToken string
+}
+
+// assumed is what holds where the token response is silent.
+type assumed struct {
+	scope, refreshToken string
+}
+
+// salvage adds the next refresh token to err, which says why the answer to a refresh cannot be
+// used. It is lenient with the answer: a fault anywhere else does not lose the refresh token.
+func (r tokenResponse) salvage(err error) error {
+	body := bytes.ToValidUTF8(bytes.TrimPrefix(r.body, []byte("\uFEFF")), []byte("\uFFFD"))
+	twice := false
+	o, _ := readObject(body, func(name string) bool {
+		twice = twice || name == "refresh_token"
+		return true
+	})
+	next, _, wrong := member[string](o, "refresh_token")
+	if next == "" || wrong != nil || twice || checkMember("refresh_token", next, maxReceived) != nil {
+		return err
+	}
+	return &salvagedError{next, err}
+}
+
+// salvage adds the next refresh token to err, which says why the answer to a refresh cannot be
+// used. There is none if the answer did not replace the one that was sent.
+func (a tokenAnswer) salvage(sent string, err error) error {
+	if a.token.RefreshToken == sent {
+		return err
+	}
+	return &salvagedError{a.token.RefreshToken, err}
+}
+
+// parseToken reads a token response (RFC 6749 section 5.1).
+func parseToken(r tokenResponse, a assumed) (tokenAnswer, error) {
+	// A missing type passes, a wrong one does not: an HTML page or text is no token response.
+	if mt, _, _ := mime.ParseMediaType(r.contentType); r.contentType != "" && mt != "application/json" {
+		return tokenAnswer{}, fmt.Errorf("%w: the answer is not application/json", ErrTokenValue)
+	}
+	o, err := parseObject(r.body)
 	if err != nil {
-		return nil, "", fmt.Errorf("%w: %w", ErrTokenValue, err)
+		return tokenAnswer{}, fmt.Errorf("%w: %w", ErrTokenValue, err)
 	}
 	for _, name := range []string{"error", "errorCode"} {
-		if _, ok := o[name]; ok {
+		if raw, ok := o[name]; ok && string(raw) != "null" {
 			e := &TokenError{StatusCode: http.StatusOK}
 			e.read(o)
-			return nil, "", e
+			return tokenAnswer{}, e
 		}
 	}
-	issued := asked.UTC().Truncate(time.Second)
+	issued := r.asked.UTC().Truncate(time.Second)
 	t := &Token{TokenType: "Bearer", IssuedAt: issued, ExpiresAt: issued.Add(lifetime(o["expires_in"]))}
 	var tokenType, idToken string
 	for _, m := range []struct {
@@ -76,18 +122,18 @@ func parseToken(body []byte, asked time.Time, a assumed) (*Token, string, error)
 	} {
 		s, _, err := member[string](o, m.name)
 		if err != nil {
-			return nil, "", fmt.Errorf("%w: %w", ErrTokenFormat, err)
+			return tokenAnswer{}, fmt.Errorf("%w: %w", ErrTokenFormat, err)
 		}
 		if err := checkMember(m.name, s, m.limit); err != nil {
-			return nil, "", err
+			return tokenAnswer{}, err
 		}
 		*m.value = s
 	}
 	switch {
 	case t.AccessToken == "":
-		return nil, "", errNoAccessToken
+		return tokenAnswer{}, errNoAccessToken
 	case !strings.EqualFold(tokenType, "Bearer"):
-		return nil, "", fmt.Errorf("%w: token_type is not Bearer", ErrTokenFormat)
+		return tokenAnswer{}, fmt.Errorf("%w: token_type is not Bearer", ErrTokenFormat)
 	}
 	if t.RefreshToken == "" {
 		t.RefreshToken = a.refreshToken
@@ -96,7 +142,7 @@ func parseToken(body []byte, asked time.Time, a assumed) (*Token, string, error)
 		t.Scope = a.scope
 	}
 	t.Scope = strings.Join(strings.Fields(t.Scope), " ")
-	return t, idToken, nil
+	return tokenAnswer{t, idToken}, nil
 }
 
 var errNoAccessToken = fmt.Errorf("%w: access_token is missing", ErrTokenFormat)

@@ -110,6 +110,7 @@ func TestTokenResponseAccepted(t *testing.T) {
 			require.True(t, tok.HasScope("b"))
 			require.False(t, tok.HasScope("a b"))
 		}},
+		"an error that is null":       {"", token(`{`, `{"error":null,"errorCode":null,`), nil},
 		"F-54 V9 the exact name wins": {"", token(`{`, `{"ACCESS_TOKEN":"AT-9",`), nil},
 		"F-77 the bank's type":        {"application/json;charset=UTF-8", goodToken, nil},
 		"F-77 upper case":             {"Application/JSON", goodToken, nil},
