@@ -1,0 +1,356 @@
+// Package lease makes a [ganbauth.Locker] out of any engine that has three statements: one
+// that takes a lock, one that extends it, and one that gives it back.
+//
+//	locker := lease.New(engine, 0) // engine is yours, an [Engine]
+//	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{Locker: locker, …})
+//
+// goredisstore, pgxstore and mysqlstore of this repository lock with it.
+//
+// # How a lock is safe
+//
+// A lock is a random name, the holder, and a count of beats. While the process of the holder
+// lives, it raises the count four times a lease. A waiter takes the lock over only after it
+// has seen the same count for a whole lease, by its own clock, while the engine answered all
+// along.
+//
+// The engine's clock never ends a lock. Locks that the engine ends by itself (SET NX PX in
+// Redis, advisory locks of a session) end in an outage of the engine, when their holder may
+// have a new token that it could not save yet. Whoever took such a lock over would send the
+// old refresh token once more, and a bank that detects reuse ends the connection.
+//
+// A lock does not end when an answer of the engine is lost. The next try of the same holder
+// finds its own name and has the lock; a Lock that gives up releases its name.
+//
+// [ganbauth.Locker]: https://pkg.go.dev/github.com/ganbauth/ganbauth#Locker
+package lease
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// Hold is a lock as the engine keeps it. The zero Hold is a lock that nobody holds.
+type Hold struct {
+	// Holder is the random name of whoever holds the lock: 26 letters and digits.
+	Holder string
+	// Beats counts how often the holder has extended the lock.
+	Beats int64
+}
+
+// Engine keeps locks, each under a key of any content. Every method is one statement, or one
+// step that cannot be interrupted. Methods are called concurrently. They return an error when
+// ctx ends; the Locker gives them three seconds at most.
+//
+// An error means that nobody knows whether the statement has happened. The same statement may
+// be sent again, by the Locker or by the engine's own client.
+type Engine interface {
+	// TryLock gives the lock on key to holder, with 0 beats, if nobody holds it, if holder
+	// holds it already, or if what holds it equals dead. It returns the hold that is there
+	// afterwards: its Holder is holder exactly if the lock was taken.
+	TryLock(ctx context.Context, key, holder string, dead Hold) (Hold, error)
+	// Extend adds one to the beats of the lock on key, if holder holds it.
+	Extend(ctx context.Context, key, holder string) error
+	// Unlock ends the lock on key, if holder holds it.
+	Unlock(ctx context.Context, key, holder string) error
+}
+
+// Rester is an optional interface of an [Engine] that keeps connections for Extend alone.
+// Such connections make a lock independent of a pool that the application may use up.
+type Rester interface {
+	// Rest is called when this process holds no lock any more. Extend may be called again
+	// later.
+	Rest()
+}
+
+// ErrHeld is what [Locker.Lock] returns, beside the error of its context, if somebody else
+// held the lock until the context ended, and the engine was heard to say so.
+var ErrHeld = errors.New("lease: somebody else holds the lock")
+
+var errNoAnswer = errors.New("the engine does not answer")
+
+const (
+	minLease     = time.Second
+	defaultLease = 10 * time.Second
+	maxLease     = 20 * time.Second // ganbauth waits for a lock for 30
+
+	beatsPerLease = 4
+
+	// How long one statement may take.
+	callTimeout = 3 * time.Second
+
+	// How often a waiter asks: soon at first, then regularly.
+	minPause = 5 * time.Millisecond
+	maxPause = 100 * time.Millisecond
+
+	// How many locks are extended or released at the same time.
+	maxBusy = 8
+)
+
+// Locker takes locks in one engine on behalf of this process. It is a ganbauth.Locker and safe
+// for concurrent use. While it holds a lock, one goroutine extends all of its locks.
+type Locker struct {
+	engine Engine
+	lease  time.Duration
+	slots  chan struct{} // one for each lock that is being extended or released
+
+	mu      sync.Mutex
+	holds   map[*hold]struct{}
+	changed chan struct{} // of capacity 1, while the loop runs; else nil
+}
+
+// hold is a lock of this process, or a name that may have a lock and must not.
+type hold struct {
+	key, holder string
+	due         time.Time // when it is extended or released next
+	busy        bool      // it is being extended or released
+
+	// If the name is to be released: until when that is tried, and whether it has been done
+	// once.
+	end      time.Time
+	released bool
+}
+
+// New returns a Locker that uses engine. The lease is how long a lock outlives a process that
+// has died: one to twenty seconds, ten if it is 0. It must be longer than the engine's client
+// takes to connect again.
+func New(engine Engine, lease time.Duration) *Locker {
+	if lease == 0 {
+		lease = defaultLease
+	}
+	return &Locker{
+		engine: engine,
+		lease:  min(max(lease, minLease), maxLease),
+		slots:  make(chan struct{}, maxBusy),
+		holds:  map[*hold]struct{}{},
+	}
+}
+
+// Lock waits for the lock on key, or for ctx. It takes over the lock of a process that has
+// died, if it may wait for longer than a lease. The caller calls unlock once; further calls do
+// nothing.
+//
+// The error matches [ErrHeld] and the error of ctx if somebody held the lock until ctx ended.
+// If the engine fails, Lock returns its error at once. If the engine hangs, the error matches
+// neither ErrHeld nor context.DeadlineExceeded, so that it cannot be taken for a lock that
+// somebody holds.
+func (l *Locker) Lock(ctx context.Context, key string) (unlock func(), err error) {
+	return l.LockWith(ctx, key, func(ctx context.Context, holder string, dead Hold) (Hold, error) {
+		return l.engine.TryLock(ctx, key, holder, dead)
+	})
+}
+
+// Try is [Engine.TryLock] on one key.
+type Try func(ctx context.Context, holder string, dead Hold) (Hold, error)
+
+// LockWith is Lock with try in place of the engine's TryLock. It is for stores whose statement
+// returns more than the hold: the record under the same key, for example. What the last call
+// of try has returned is what was there when the lock was taken.
+func (l *Locker) LockWith(ctx context.Context, key string, try Try) (unlock func(), err error) {
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("lease: lock: %w", ctx.Err())
+	}
+	var (
+		holder = rand.Text()
+		watch  = watch{lease: l.lease}
+	)
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		held, err := try.bounded(ctx, holder, watch.dead)
+		if err != nil {
+			l.release(key, holder)
+			return nil, failure(ctx, err, watch.answered)
+		}
+		if held.Holder == holder {
+			return l.hold(key, holder), nil
+		}
+		watch.see(held, time.Now())
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ErrHeld, ctx.Err())
+		}
+	}
+}
+
+// bounded calls try, for as long as one statement may take.
+func (try Try) bounded(ctx context.Context, holder string, dead Hold) (Hold, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return try(ctx, holder, dead)
+}
+
+// failure is what Lock returns when a statement has failed with err. An engine that answered
+// until ctx ended is well: the lock is held.
+func failure(ctx context.Context, err error, answered time.Time) error {
+	switch {
+	case ctx.Err() != nil && time.Since(answered) < callTimeout:
+		return fmt.Errorf("%w: %w", ErrHeld, ctx.Err())
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("lease: lock: %w: %v", errNoAnswer, err)
+	}
+	return fmt.Errorf("lease: lock: %w", err)
+}
+
+// watch is what a waiter has seen of the lock of somebody else.
+type watch struct {
+	lease    time.Duration
+	seen     Hold
+	since    time.Time // when seen was seen first
+	answered time.Time // when the engine answered last
+	dead     Hold      // what has not changed for a lease
+}
+
+func (w *watch) see(held Hold, now time.Time) {
+	// If the engine or this process was paused, the holder may have been paused too: watch
+	// again from the start.
+	paused := now.Sub(w.answered) > w.lease/beatsPerLease
+	w.answered = now
+	if held != w.seen || paused {
+		w.seen, w.since = held, now
+	} else if now.Sub(w.since) > w.lease {
+		w.dead = held
+	}
+}
+
+// hold extends the lock on key until unlock. A lock that lives for a fraction of a lease, as
+// that of an ordinary refresh does, is never extended.
+func (l *Locker) hold(key, holder string) (unlock func()) {
+	h := &hold{key: key, holder: holder, due: time.Now().Add(l.interval() / 2)}
+	l.add(h)
+	return sync.OnceFunc(func() {
+		l.remove(h)
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		defer cancel()
+		if err := l.engine.Unlock(ctx, key, holder); err != nil {
+			l.release(key, holder)
+		}
+	})
+}
+
+// release ends the lock that holder may have, in the background: whether the statement that
+// failed has happened is not known. After a lease others take the lock over anyway.
+func (l *Locker) release(key, holder string) {
+	now := time.Now()
+	l.add(&hold{key: key, holder: holder, due: now, end: now.Add(l.lease)})
+}
+
+// interval is how often a lock is extended.
+func (l *Locker) interval() time.Duration { return l.lease / beatsPerLease }
+
+func (l *Locker) add(h *hold) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holds[h] = struct{}{}
+	if l.changed == nil {
+		l.changed = make(chan struct{}, 1)
+		go l.loop(l.changed)
+	}
+	if !h.end.IsZero() {
+		l.wake()
+	}
+}
+
+func (l *Locker) remove(h *hold) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.holds, h)
+	if len(l.holds) == 0 {
+		l.wake()
+	}
+}
+
+// wake has the loop look at the holds before its time. The caller holds l.mu.
+func (l *Locker) wake() {
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+}
+
+// loop extends the locks of this process and releases names, until there are none.
+func (l *Locker) loop(changed <-chan struct{}) {
+	var busy sync.WaitGroup
+	ticker := time.NewTicker(l.interval())
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-changed:
+		}
+		due, done := l.due(time.Now())
+		if done {
+			break
+		}
+		for _, h := range due {
+			l.slots <- struct{}{}
+			busy.Go(func() {
+				defer func() { <-l.slots }()
+				l.serve(h)
+			})
+		}
+	}
+	busy.Wait()
+	if r, ok := l.engine.(Rester); ok {
+		r.Rest()
+	}
+}
+
+// due returns the holds whose time has come. What is still under way since the last time is
+// left alone: a statement that hangs does not pile up. If there are no holds, the loop is
+// done, and the next hold begins another.
+func (l *Locker) due(now time.Time) (due []*hold, done bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for h := range l.holds {
+		if !h.busy && !now.Before(h.due) {
+			h.busy = true
+			due = append(due, h)
+		}
+	}
+	if len(l.holds) == 0 {
+		l.changed = nil
+	}
+	return due, len(l.holds) == 0
+}
+
+// serve extends a lock or releases a name. A failure is not the end: the next tick may find
+// the engine well again. A name is released twice, as the engine may get the statement that
+// took the lock after the one that released it.
+func (l *Locker) serve(h *hold) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	statement := l.engine.Extend
+	if !h.end.IsZero() {
+		statement = l.engine.Unlock
+	}
+	err := guarded(func() error { return statement(ctx, h.key, h.holder) })
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if !h.end.IsZero() && (err == nil && h.released || now.After(h.end)) {
+		delete(l.holds, h)
+		if len(l.holds) == 0 {
+			l.wake()
+		}
+		return
+	}
+	h.released = h.released || err == nil
+	h.busy, h.due = false, now.Add(l.interval()/2)
+}
+
+// guarded turns a panic of the engine into an error: here it would end the process.
+func guarded(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+			slog.Error("ganbauth: a lock's engine panicked", "error", err, "stack", string(debug.Stack()))
+		}
+	}()
+	return fn()
+}

@@ -1,0 +1,507 @@
+package lease_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/lease"
+)
+
+var _ ganbauth.Locker = (*lease.Locker)(nil)
+
+// engine keeps locks in memory. It can be away: statements fail then, or hang.
+type engine struct {
+	mu      sync.Mutex
+	held    map[string]lease.Hold
+	away    time.Time // until then
+	hangs   bool
+	before  func(statement string) error // runs first; its error means that nothing has happened
+	after   func(statement string) error // its error is an answer that was lost
+	calls   map[string]int
+	pending atomic.Int32
+	rested  int
+}
+
+func newEngine() *engine {
+	return &engine{held: map[string]lease.Hold{}, calls: map[string]int{}}
+}
+
+var errAway = errors.New("connection refused")
+
+// do runs a statement, which is atomic.
+func (e *engine) do(ctx context.Context, statement string, fn func()) error {
+	e.pending.Add(1)
+	defer e.pending.Add(-1)
+	e.mu.Lock()
+	wait, hangs, before, after := time.Until(e.away), e.hangs, e.before, e.after
+	e.calls[statement]++
+	e.mu.Unlock()
+	if wait > 0 && !hangs {
+		return errAway
+	}
+	if wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if before != nil {
+		if err := before(statement); err != nil {
+			return err
+		}
+	}
+	e.mu.Lock()
+	fn()
+	e.mu.Unlock()
+	if after != nil {
+		return after(statement)
+	}
+	return nil
+}
+
+func (e *engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold) (held lease.Hold, err error) {
+	err = e.do(ctx, "lock", func() {
+		if h := e.held[key]; h == (lease.Hold{}) || h.Holder == holder || h == dead {
+			e.held[key] = lease.Hold{Holder: holder}
+		}
+		held = e.held[key]
+	})
+	return held, err
+}
+
+func (e *engine) Extend(ctx context.Context, key, holder string) error {
+	return e.do(ctx, "extend", func() {
+		if h := e.held[key]; h.Holder == holder {
+			h.Beats++
+			e.held[key] = h
+		}
+	})
+}
+
+func (e *engine) Unlock(ctx context.Context, key, holder string) error {
+	return e.do(ctx, "unlock", func() {
+		if e.held[key].Holder == holder {
+			delete(e.held, key)
+		}
+	})
+}
+
+func (e *engine) Rest() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.rested++
+}
+
+func (e *engine) set(fn func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	fn()
+}
+
+// hold returns the lock on k.
+func (e *engine) hold() lease.Hold {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.held["k"]
+}
+
+func (e *engine) count(statement string) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.calls[statement]
+}
+
+const aLease = 10 * time.Second
+
+// held is a lock that a living process holds.
+func held(t *testing.T, e *engine) (unlock func()) {
+	t.Helper()
+	unlock, err := lease.New(e, aLease).Lock(t.Context(), "k")
+	require.NoError(t, err)
+	return unlock
+}
+
+// try has another process ask for the lock, for that time, and returns its error.
+func try(t *testing.T, e *engine, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	unlock, err := lease.New(e, aLease).Lock(ctx, "k")
+	if err == nil {
+		unlock()
+	}
+	return err
+}
+
+// bubble runs a test on a clock of its own. A lease later nothing is left behind.
+func bubble(t *testing.T, test func(t *testing.T, e *engine)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		test(t, newEngine())
+		time.Sleep(2 * aLease)
+		synctest.Wait()
+		require.Zero(t, leaseGoroutines())
+	})
+}
+
+func TestALivingHolderKeepsItsLock(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock := held(t, e)
+		err := try(t, e, 10*aLease)
+		require.ErrorIs(t, err, lease.ErrHeld)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		unlock()
+		unlock() // once more does no harm
+		require.NoError(t, try(t, e, time.Millisecond))
+	})
+}
+
+// C1: a process that was killed.
+func TestC1TheLockOfADeadHolderIsFreeAfterALease(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		e.held["k"] = lease.Hold{Holder: "dead", Beats: 3}
+		require.ErrorIs(t, try(t, e, aLease-time.Second), lease.ErrHeld)
+		require.NoError(t, try(t, e, aLease+time.Second))
+	})
+}
+
+func TestLeaseHasBounds(t *testing.T) {
+	for given, used := range map[time.Duration]time.Duration{
+		0: 10 * time.Second, time.Millisecond: time.Second, time.Second: time.Second, 20 * time.Second: 20 * time.Second, time.Hour: 20 * time.Second,
+	} {
+		bubble(t, func(t *testing.T, e *engine) {
+			e.held["k"] = lease.Hold{Holder: "dead"}
+			began := time.Now()
+			unlock, err := lease.New(e, given).Lock(t.Context(), "k")
+			require.NoError(t, err)
+			unlock()
+			require.InDelta(t, used, time.Since(began), float64(300*time.Millisecond))
+		})
+	}
+}
+
+// After an outage the holder is heard first, however long it was.
+func TestALivingHolderKeepsItsLockOverAnOutage(t *testing.T) {
+	for name, hangs := range map[string]bool{"it hangs": true, "it is down": false} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, e *engine) {
+				unlock := held(t, e)
+				defer unlock()
+				waits := make(chan error)
+				go func() { waits <- try(t, e, 4*aLease) }()
+				time.Sleep(aLease)
+				back := time.Now().Add(2*aLease + time.Second) // before the holder tries again
+				e.set(func() { e.away, e.hangs = back, hangs })
+				require.Error(t, <-waits)
+				time.Sleep(time.Until(back))
+				require.ErrorIs(t, try(t, e, 4*aLease), lease.ErrHeld)
+			})
+		})
+	}
+}
+
+// A waiter that was itself suspended has seen nothing meanwhile.
+func TestAWaiterThatWasPausedWatchesAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		e.held["k"] = lease.Hold{Holder: "dead"}
+		paused := false
+		e.before = func(string) error {
+			if !paused && time.Since(start) > aLease/2 {
+				paused = true
+				time.Sleep(callTimeout - time.Millisecond)
+			}
+			return nil
+		}
+		start = time.Now()
+		require.NoError(t, try(t, e, 4*aLease))
+		require.Greater(t, time.Since(start), aLease+aLease/2)
+	})
+}
+
+var start time.Time
+
+const callTimeout = 3 * time.Second
+
+// F6: the statement took the lock, and nobody heard of it. The client sends it again.
+func TestF6ALockWhoseAnswerWasLostIsItsOwn(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock, err := lease.New(repeating{e}, aLease).Lock(t.Context(), "k")
+		require.NoError(t, err)
+		require.Equal(t, 2, e.count("lock"))
+		require.ErrorIs(t, try(t, e, time.Second), lease.ErrHeld)
+		unlock()
+		require.NoError(t, try(t, e, time.Millisecond))
+	})
+}
+
+// repeating is a client that repeats a statement, as go-redis does.
+type repeating struct{ *engine }
+
+func (r repeating) TryLock(ctx context.Context, key, holder string, dead lease.Hold) (lease.Hold, error) {
+	if _, err := r.engine.TryLock(ctx, key, holder, dead); err != nil {
+		return lease.Hold{}, err
+	}
+	return r.engine.TryLock(ctx, key, holder, dead)
+}
+
+// F6: the client does not repeat it. Lock fails, and what it may have taken is given back.
+func TestF6ALockThatFailedIsReleased(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		lost := errors.New("EOF")
+		e.after = func(statement string) error {
+			if statement == "lock" {
+				e.set(func() { e.after = nil })
+				return lost
+			}
+			return nil
+		}
+		l := lease.New(e, aLease)
+		_, err := l.Lock(t.Context(), "k")
+		require.ErrorIs(t, err, lost)
+		synctest.Wait()
+		require.Zero(t, e.hold())
+		require.NoError(t, try(t, e, time.Millisecond))
+	})
+}
+
+// F6: the caller leaves while the statement is on its way, which takes the lock later.
+func TestF6ALockThatWasTakenTooLateIsReleased(t *testing.T) {
+	for name, away := range map[string]bool{"the engine is well": false, "the engine is away for a while": true} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, e *engine) {
+				e.before = func(statement string) error {
+					if statement == "lock" {
+						time.Sleep(time.Second)
+						e.set(func() { e.before = nil })
+						if away {
+							e.set(func() { e.away = time.Now().Add(aLease / 2) })
+						}
+					}
+					return nil
+				}
+				l := lease.New(late{e}, aLease)
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				defer cancel()
+				_, err := l.Lock(ctx, "k")
+				require.Error(t, err)
+				time.Sleep(2 * time.Second)
+				require.NotZero(t, e.hold(), "it has been taken after all")
+				time.Sleep(aLease - 2*time.Second)
+				require.Zero(t, e.hold())
+			})
+		})
+	}
+}
+
+// late is an engine to which a statement is still on its way when its caller has left.
+type late struct{ *engine }
+
+func (l late) TryLock(ctx context.Context, key, holder string, dead lease.Hold) (lease.Hold, error) {
+	go func() { _, _ = l.engine.TryLock(context.WithoutCancel(ctx), key, holder, dead) }()
+	<-ctx.Done()
+	return lease.Hold{}, ctx.Err()
+}
+
+// An unlock that fails is tried again, and the lock is free before a lease is over.
+func TestAnUnlockThatFailedIsRepeated(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock := held(t, e)
+		e.set(func() { e.away = time.Now().Add(time.Second) })
+		unlock()
+		require.NotZero(t, e.hold())
+		time.Sleep(aLease / 2)
+		require.Zero(t, e.hold())
+	})
+}
+
+// What cannot be released is given up after a lease.
+func TestReleasingEnds(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		e.away = time.Now().Add(time.Hour)
+		require.ErrorIs(t, try(t, e, time.Minute), errAway)
+		time.Sleep(2 * aLease)
+		n := e.count("unlock")
+		require.Greater(t, n, 1)
+		time.Sleep(time.Minute)
+		require.Equal(t, n, e.count("unlock"))
+	})
+}
+
+// C1: an engine that hangs is an error, and not a lock that somebody holds.
+func TestC1AnEngineThatHangsIsAnError(t *testing.T) {
+	for _, within := range []time.Duration{time.Second, callTimeout + time.Second, time.Hour} {
+		bubble(t, func(t *testing.T, e *engine) {
+			e.set(func() { e.away, e.hangs = time.Now().Add(time.Hour), true })
+			began := time.Now()
+			err := try(t, e, within)
+			require.ErrorContains(t, err, "does not answer")
+			require.NotErrorIs(t, err, lease.ErrHeld)
+			require.NotErrorIs(t, err, context.DeadlineExceeded)
+			require.Equal(t, min(within, callTimeout), time.Since(began))
+		})
+	}
+}
+
+// It hung in the end, and said before that the lock is held.
+func TestAnEngineThatHangsLater(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock := held(t, e)
+		defer unlock()
+		time.AfterFunc(time.Second, func() { e.set(func() { e.away, e.hangs = time.Now().Add(time.Minute), true }) })
+		require.ErrorContains(t, try(t, e, aLease), "does not answer")
+	})
+}
+
+func TestLockEndsWithItsContext(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err := lease.New(e, aLease).Lock(ended, "k")
+		require.ErrorIs(t, err, context.Canceled)
+		require.Zero(t, e.count("lock"))
+
+		unlock := held(t, e)
+		defer unlock()
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		_, err = lease.New(e, aLease).Lock(ctx, "k")
+		require.ErrorIs(t, err, context.Canceled)
+		require.ErrorIs(t, err, lease.ErrHeld)
+	})
+}
+
+// An ordinary refresh takes the lock for a moment.
+func TestALockThatIsShortIsNotExtended(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		l := lease.New(e, aLease)
+		for range 100 {
+			unlock, err := l.Lock(t.Context(), "k")
+			require.NoError(t, err)
+			time.Sleep(time.Second)
+			unlock()
+		}
+		require.Zero(t, e.count("extend"))
+	})
+}
+
+// The locks of a process are extended for hours by one goroutine, which ends with them.
+func TestOneGoroutineExtendsAllLocks(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		l := lease.New(e, aLease)
+		var unlocks []func()
+		for i := range 200 {
+			unlock, err := l.Lock(t.Context(), string(rune('a'+i)))
+			require.NoError(t, err)
+			unlocks = append(unlocks, unlock)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		require.Equal(t, 1, leaseGoroutines())
+		require.InDelta(t, 200*600/2.5, e.count("extend"), 400)
+		require.Zero(t, e.rested)
+		for _, unlock := range unlocks {
+			unlock()
+		}
+		synctest.Wait()
+		require.Zero(t, leaseGoroutines())
+		require.Equal(t, 1, e.rested)
+		require.Zero(t, e.hold())
+		held(t, e)() // and it works again
+		synctest.Wait()
+		require.Equal(t, 2, e.rested)
+	})
+}
+
+func leaseGoroutines() int {
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	return strings.Count(string(stacks), "lease.(*Locker).loop(")
+}
+
+// A beat that hangs does not pile up, and does not keep others from being extended.
+func TestABeatThatHangs(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		stalled := stalling{e}
+		l := lease.New(stalled, aLease)
+		slow, err := l.Lock(t.Context(), "slow")
+		require.NoError(t, err)
+		unlock, err := l.Lock(t.Context(), "k")
+		require.NoError(t, err)
+		for range 100 {
+			time.Sleep(time.Second)
+			require.LessOrEqual(t, e.pending.Load(), int32(1))
+		}
+		require.InDelta(t, 100/2.5, e.hold().Beats, 2)
+		slow()
+		unlock()
+	})
+}
+
+type stalling struct{ *engine }
+
+func (s stalling) Extend(ctx context.Context, key, holder string) error {
+	if key == "slow" {
+		s.pending.Add(1)
+		defer s.pending.Add(-1)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return s.engine.Extend(ctx, key, holder)
+}
+
+// Whoever was taken for dead does not end the lock of the next holder.
+func TestALostLock(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock := held(t, e)
+		e.set(func() { e.held["k"] = lease.Hold{Holder: "next"} })
+		time.Sleep(time.Minute)
+		unlock()
+		require.Equal(t, lease.Hold{Holder: "next"}, e.hold())
+	})
+}
+
+func TestAPanicOfTheEngineDoesNotEndTheProcess(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		logger := slog.Default()
+		slog.SetDefault(slog.New(slog.DiscardHandler))
+		defer slog.SetDefault(logger)
+		e.before = func(statement string) error {
+			if statement == "extend" && e.count("extend") == 1 {
+				panic("a fault of the engine's")
+			}
+			return nil
+		}
+		unlock := held(t, e)
+		time.Sleep(time.Minute)
+		require.Greater(t, e.hold().Beats, int64(20), "and the lock is extended on")
+		unlock()
+	})
+}
+
+// LockWith brings along what its function has seen when the lock was taken.
+func TestLockWith(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock := held(t, e)
+		time.AfterFunc(time.Second, unlock)
+		calls := 0
+		unlock, err := lease.New(e, aLease).LockWith(t.Context(), "k", func(ctx context.Context, holder string, dead lease.Hold) (lease.Hold, error) {
+			calls++
+			return e.TryLock(ctx, "k", holder, dead)
+		})
+		require.NoError(t, err)
+		require.Equal(t, e.count("lock")-1, calls)
+		unlock()
+		require.Zero(t, e.hold())
+	})
+}
