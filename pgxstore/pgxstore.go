@@ -1,4 +1,5 @@
-// Package pgxstore keeps ganbauth's tokens in PostgreSQL, and makes refreshes exclusive across processes there.
+// Package pgxstore keeps ganbauth's tokens in PostgreSQL, and makes refreshes exclusive across
+// processes there.
 //
 //	pool, err := pgxpool.New(ctx, "postgres://…")
 //	store := pgxstore.New(pool, pgxstore.Options{})
@@ -6,161 +7,102 @@
 //	go store.Cleanup(ctx, time.Hour)
 //	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{Store: store, Key: userID, …})
 //
-// A [Store] is a [ganbauth.TokenStore] and a [ganbauth.Locker]. Tokens are rows with columns.
+// A [Store] is a [ganbauth.TokenStore] and everything that a store can be besides: a
+// [ganbauth.Swapper], a [ganbauth.Locker], a [ganbauth.RecordLocker] and a
+// [ganbauth.ExpiryPager]. Tokens are rows with columns.
+//
+// # How a record changes
+//
+// Beside a record stands its fingerprint. One statement compares it and replaces the record. A
+// refresh takes four round trips: load, lock, swap, unlock.
 //
 // # How a lock is safe
 //
-// A lock is a random name in the token's row. Its holder counts it up while he lives; who waits takes it over when it has
-// stood still for a lease, as seen by his own clock while PostgreSQL answers. No session or transaction has to stay open
-// for it, so that a pooler in transaction mode, PgBouncer for one, does not break it, and neither does an outage, after
-// which the holder still can save the token that he has got. Each lock also has the next number of its key (a fencing
-// token), and a Save with a number lower than the one that was saved last is refused: a process that was suspended for
-// longer cannot overwrite a newer token.
+// A lock is a random name in the token's row, with a count that its holder raises while it
+// lives. A waiter takes the lock over only after it has seen the count stand still for a whole
+// lease, by the waiter's own clock, while PostgreSQL was answering. No session or transaction
+// has to stay open for it. So neither a pooler in transaction mode (PgBouncer) nor an outage
+// breaks it, after which the holder can still save its token. Package lease has the details.
+//
+// A lock that is held for longer than a moment is extended over connections of the Store's own,
+// two at most. They exist while the process holds such locks.
 //
 // # Behind a pooler
 //
-// Statements are sent as the pool is configured. A pooler that does not know prepared statements, PgBouncer before 1.21
-// for one, needs default_query_exec_mode=exec in the connection string, as for the application's own statements.
+// Statements are sent as the pool is configured. A pooler that does not know prepared
+// statements, PgBouncer before 1.21 for one, needs default_query_exec_mode=exec in the
+// connection string, as for the application's own statements.
 package pgxstore
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/ganbauth/ganbauth"
-	"github.com/ganbauth/ganbauth/internal/lease"
+	"github.com/ganbauth/ganbauth/lease"
 )
 
 // Options configure a [Store]. The zero value of each field is the right default.
 type Options struct {
-	// TTL is how long a token is kept after it was last saved. Default: until it is deleted. Set it to the
-	// sessions' Lifetime where tokens belong to sessions (without ganbauth's Options.Key).
+	// TTL is how long a token is kept after it was last saved. Default: until it is deleted. Set
+	// it to the sessions' Lifetime where tokens belong to sessions (without ganbauth's
+	// Options.Key).
 	TTL time.Duration
-	// Lease is how long a lock outlives a process that has died; a living one extends it. One to 20 seconds.
-	// Default: 10 seconds.
+	// Lease is how long a lock outlives a process that has died; a living one extends it. One to
+	// 20 seconds. Default: 10 seconds.
 	Lease time.Duration
 }
 
-// Store is a [ganbauth.TokenStore] and a [ganbauth.Locker] in PostgreSQL, in the table ganbauth_tokens of the
+// Store keeps tokens in PostgreSQL and locks them there, in the table ganbauth_tokens of the
 // connection's search path. It is safe for concurrent use.
+//
+// Every call but Migrate and Cleanup ends with its context, and after four seconds at most. A
+// statement that is on its way when the caller leaves is let finish: ending it would cost its
+// connection. A list of tokens takes as many calls as it has pages.
 type Store struct {
-	pool  *pgxpool.Pool
-	ttl   time.Duration
-	locks *lease.Locks
+	pool   *pgxpool.Pool
+	ttl    time.Duration
+	sql    statements
+	locker *lease.Locker
+	bounds bounds
+
+	mu    sync.Mutex
+	beats *pgxpool.Pool // for beats alone, while this process holds locks; or nil
 }
 
 var (
-	_ ganbauth.TokenStore = (*Store)(nil)
-	_ ganbauth.Locker     = (*Store)(nil)
-
+	_ ganbauth.TokenStore   = (*Store)(nil)
+	_ ganbauth.Swapper      = (*Store)(nil)
+	_ ganbauth.Locker       = (*Store)(nil)
+	_ ganbauth.RecordLocker = (*Store)(nil)
 	_ ganbauth.ExpiryLister = (*Store)(nil)
+	_ ganbauth.ExpiryPager  = (*Store)(nil)
 )
 
-// New returns a Store. Call [Store.Migrate] before its first use. A call ends with its context, and after three seconds at
-// most, the listing and the cleaning excepted.
+// New returns a Store that uses pool, which its owner closes. Call [Store.Migrate] before its
+// first use.
 func New(pool *pgxpool.Pool, opts Options) *Store {
-	s := &Store{pool: pool, ttl: opts.TTL}
-	s.locks = lease.New(engine{s}, opts.Lease)
+	s := &Store{pool: pool, ttl: opts.TTL, sql: newStatements(opts.TTL)}
+	s.locker = lease.New(engine{s}, opts.Lease)
 	return s
 }
 
-//go:embed schema.sql
-var schema string
-
-// migrationLock keeps processes that start together from creating the table twice. The number is arbitrary.
-const migrationLock = 0x67616e6261757468
-
-// Migrate creates the table and its indexes where they are missing. It may run at every start, in several processes
-// at once.
-func (s *Store) Migrate(ctx context.Context) error {
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(migrationLock)); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, schema, pgx.QueryExecModeSimpleProtocol)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("pgxstore: migrate: %w", err)
-	}
-	return nil
-}
-
-const (
-	// How long a statement may take, the wait for a connection included: pgx itself waits for ever.
-	callTimeout = 3 * time.Second
-
-	// Whatever is in a row without a token, no lock and no Save refers to it after this time.
-	grave = 10 * time.Minute
-
-	loadSQL = `
-SELECT access_token, refresh_token, token_type, scope, id_token, subject, issued_at, expires_at
-FROM ganbauth_tokens
-WHERE key = $1 AND access_token IS NOT NULL AND ($2::bigint = 0 OR touched_at > now() - $2::bigint * interval '1 second')`
-
-	// A change without a lock, number 0, gets the number of the next lock.
-	saveSQL = `
-INSERT INTO ganbauth_tokens AS t
-    (key, access_token, refresh_token, token_type, scope, id_token, subject, issued_at, expires_at, touched_at, saved)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now(), greatest($10::bigint, 1))
-ON CONFLICT (key) DO UPDATE SET
-    access_token = EXCLUDED.access_token, refresh_token = EXCLUDED.refresh_token, token_type = EXCLUDED.token_type,
-    scope = EXCLUDED.scope, id_token = EXCLUDED.id_token, subject = EXCLUDED.subject,
-    issued_at = EXCLUDED.issued_at, expires_at = EXCLUDED.expires_at, touched_at = now(),
-    saved = CASE $10::bigint WHEN 0 THEN t.fence + 1 ELSE $10::bigint END
-WHERE $10::bigint = 0 OR t.saved <= $10::bigint`
-
-	deleteSQL = `
-UPDATE ganbauth_tokens SET
-    access_token = NULL, refresh_token = '', token_type = '', scope = '', id_token = '', subject = '',
-    issued_at = NULL, expires_at = NULL, touched_at = now(),
-    saved = CASE $2::bigint WHEN 0 THEN fence + 1 ELSE $2::bigint END
-WHERE key = $1`
-
-	lockSQL = `
-INSERT INTO ganbauth_tokens AS t (key, fence, holder) VALUES ($1, 1, $2)
-ON CONFLICT (key) DO UPDATE SET fence = t.fence + 1, holder = EXCLUDED.holder, beats = 0,
-    touched_at = CASE WHEN t.access_token IS NULL THEN now() ELSE t.touched_at END
-WHERE t.holder IS NULL OR (t.holder = $3 AND t.beats = $4)
-RETURNING fence`
-
-	heldSQL = `SELECT holder, beats FROM ganbauth_tokens WHERE key = $1 AND holder IS NOT NULL`
-
-	extendSQL = `UPDATE ganbauth_tokens SET beats = beats + 1 WHERE key = $1 AND holder = $2`
-
-	unlockSQL = `UPDATE ganbauth_tokens SET holder = NULL WHERE key = $1 AND holder = $2`
-
-	expiringSQL = `
-SELECT key FROM ganbauth_tokens
-WHERE access_token IS NOT NULL AND refresh_token <> '' AND expires_at < $1 AND $2::bigint = 0
-ORDER BY expires_at`
-
-	// Rows without a token, and rows that nobody has saved for the TTL.
-	buriedSQL = `
-DELETE FROM ganbauth_tokens WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM ganbauth_tokens
-    WHERE access_token IS NULL AND touched_at < now() - $1::bigint * interval '1 second'
-    LIMIT 1000 FOR UPDATE SKIP LOCKED))`
-	oldSQL = `
-DELETE FROM ganbauth_tokens WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM ganbauth_tokens
-    WHERE touched_at < now() - $1::bigint * interval '1 second'
-    LIMIT 1000 FOR UPDATE SKIP LOCKED))`
-)
+var errNoToken = errors.New("pgxstore: save: there is no token to save")
 
 // Load implements [ganbauth.TokenStore].
 func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	var t ganbauth.Token
-	err := s.pool.QueryRow(ctx, loadSQL, []byte(key), s.ttlSeconds()).Scan(
-		&t.AccessToken, &t.RefreshToken, &t.TokenType, &t.Scope, &t.IDToken, &t.Subject, &t.IssuedAt, &t.ExpiresAt)
+	t, err := call(ctx, s, func(ctx context.Context, conn *pgxpool.Conn) (*ganbauth.Token, error) {
+		t := new(ganbauth.Token)
+		err := conn.QueryRow(ctx, s.sql.load, []byte(key)).Scan(&t.AccessToken, &t.RefreshToken, &t.TokenType,
+			&t.Scope, &t.IDToken, &t.Subject, &t.Epoch, &t.Judged, &t.IssuedAt, &t.ExpiresAt)
+		return t, err
+	})
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return nil, ganbauth.ErrTokenNotFound
@@ -168,66 +110,103 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 		return nil, fmt.Errorf("pgxstore: load: %w", err)
 	}
 	t.IssuedAt, t.ExpiresAt = t.IssuedAt.UTC(), t.ExpiresAt.UTC()
-	return &t, nil
+	return t, nil
 }
 
-// Save implements [ganbauth.TokenStore]. It fails with [ganbauth.ErrSuperseded] if this process has lost its lock on
-// key and another has changed the token since.
+// Save implements [ganbauth.TokenStore].
 func (s *Store) Save(ctx context.Context, key string, t *ganbauth.Token) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	tag, err := s.pool.Exec(ctx, saveSQL, []byte(key), t.AccessToken, t.RefreshToken, t.TokenType,
-		t.Scope, t.IDToken, t.Subject, t.IssuedAt, t.ExpiresAt, s.locks.Fence(key))
-	if err != nil {
-		return fmt.Errorf("pgxstore: save: %w", err)
+	if t == nil {
+		return errNoToken
 	}
-	if tag.RowsAffected() == 0 {
-		return ganbauth.ErrSuperseded
+	if _, err := s.exec(ctx, s.sql.save, columns(key, t)...); err != nil {
+		return fmt.Errorf("pgxstore: save: %w", err)
 	}
 	return nil
 }
 
 // Delete implements [ganbauth.TokenStore].
 func (s *Store) Delete(ctx context.Context, key string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	if _, err := s.pool.Exec(ctx, deleteSQL, []byte(key), s.locks.Fence(key)); err != nil {
+	if _, err := s.exec(ctx, s.sql.delete, []byte(key)); err != nil {
 		return fmt.Errorf("pgxstore: delete: %w", err)
 	}
 	return nil
 }
 
-// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing: such tokens are not kept alive.
-func (s *Store) Expiring(ctx context.Context, before time.Time) ([]string, error) {
-	rows, err := s.pool.Query(ctx, expiringSQL, before, s.ttlSeconds())
-	if err != nil {
-		return nil, fmt.Errorf("pgxstore: list: %w", err)
+// Swap implements [ganbauth.Swapper].
+func (s *Store) Swap(ctx context.Context, key string, old, new *ganbauth.Token) error {
+	var rows int64
+	var err error
+	switch {
+	case old == nil && new == nil:
+		rows, err = s.exec(ctx, s.sql.nothing, []byte(key))
+	case old == nil:
+		rows, err = s.exec(ctx, s.sql.fill, columns(key, new)...)
+	case new == nil:
+		rows, err = s.exec(ctx, s.sql.remove, []byte(key), old.Fingerprint())
+	default:
+		rows, err = s.exec(ctx, s.sql.replace, append(columns(key, new), old.Fingerprint())...)
 	}
-	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
-		var key []byte
-		err := row.Scan(&key)
-		return string(key), err
+	if err != nil {
+		return fmt.Errorf("pgxstore: swap: %w", err)
+	}
+	if rows == 0 {
+		return ganbauth.ErrSuperseded
+	}
+	return nil
+}
+
+// columns are the parameters of a statement that writes t.
+func columns(key string, t *ganbauth.Token) []any {
+	return []any{[]byte(key), t.AccessToken, t.RefreshToken, t.TokenType, t.Scope, t.IDToken, t.Subject,
+		t.Epoch, t.Judged, t.IssuedAt, t.ExpiresAt, t.Fingerprint()}
+}
+
+// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing: such tokens are
+// not kept alive. It reads page after page, and has all keys in memory at the end: prefer
+// [Store.ExpiringAfter].
+func (s *Store) Expiring(ctx context.Context, before time.Time) (keys []string, err error) {
+	const page = 1000
+	for after := (ganbauth.Expiry{}); ; {
+		entries, err := s.ExpiringAfter(ctx, after, before, page)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			keys = append(keys, e.Key)
+		}
+		if len(entries) < page {
+			return keys, nil
+		}
+		after = entries[len(entries)-1]
+	}
+}
+
+// ExpiringAfter implements [ganbauth.ExpiryPager].
+func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before time.Time, limit int) ([]ganbauth.Expiry, error) {
+	if s.ttl > 0 {
+		return nil, nil
+	}
+	entries, err := call(ctx, s, func(ctx context.Context, conn *pgxpool.Conn) ([]ganbauth.Expiry, error) {
+		rows, err := conn.Query(ctx, pageSQL, after.At, []byte(after.Key), before, limit)
+		if err != nil {
+			return nil, err
+		}
+		return pgx.CollectRows(rows, func(row pgx.CollectableRow) (e ganbauth.Expiry, err error) {
+			var key []byte
+			err = row.Scan(&e.At, &key)
+			e.At, e.Key = e.At.UTC(), string(key)
+			return e, err
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("pgxstore: list: %w", err)
 	}
-	return keys, nil
+	return entries, nil
 }
 
-func (s *Store) ttlSeconds() int64 { return int64(s.ttl / time.Second) }
-
-// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so that it outlives any refresh;
-// after the death of its process it lasts for Options.Lease at most.
-func (s *Store) Lock(ctx context.Context, key string) (unlock func(), err error) {
-	unlock, err = s.locks.Lock(ctx, key)
-	if err != nil {
-		return nil, fmt.Errorf("pgxstore: %w", err)
-	}
-	return unlock, nil
-}
-
-// Cleanup deletes, now and at every interval, what is left of deleted tokens and, with Options.TTL, tokens that are
-// older. It returns the context's error when ctx ends. A failure is tried again at the next interval.
+// Cleanup deletes, now and at every interval, what is left of deleted tokens and, with
+// Options.TTL, tokens that are older. It returns the context's error when ctx ends. A failure is
+// tried again at the next interval.
 func (s *Store) Cleanup(ctx context.Context, every time.Duration) error {
 	for {
 		s.deleteAll(ctx, buriedSQL, grave)
@@ -250,35 +229,4 @@ func (s *Store) deleteAll(ctx context.Context, sql string, age time.Duration) {
 			return
 		}
 	}
-}
-
-// engine is the Store's side of its locks.
-type engine struct{ *Store }
-
-func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold) (fence int64, held lease.Hold, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	err = e.pool.QueryRow(ctx, lockSQL, []byte(key), holder, dead.Holder, dead.Beats).Scan(&fence)
-	if !errors.Is(err, pgx.ErrNoRows) {
-		return fence, held, err
-	}
-	err = e.pool.QueryRow(ctx, heldSQL, []byte(key)).Scan(&held.Holder, &held.Beats)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = nil // released meanwhile
-	}
-	return 0, held, err
-}
-
-func (e engine) Extend(ctx context.Context, key, holder string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	_, err := e.pool.Exec(ctx, extendSQL, []byte(key), holder)
-	return err
-}
-
-func (e engine) Unlock(ctx context.Context, key, holder string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	_, err := e.pool.Exec(ctx, unlockSQL, []byte(key), holder)
-	return err
 }

@@ -75,6 +75,15 @@ func TestLostLease(t *testing.T) {
 	})
 }
 
+func TestB1Emptied(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	newStore, p := stores(t, dsn), pool(t, dsn)
+	storetest.Emptied(t, newStore, func(t *testing.T) {
+		_, err := p.Exec(t.Context(), "DELETE FROM ganbauth_tokens")
+		require.NoError(t, err)
+	})
+}
+
 func TestLeaseIsExtended(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
 	storetest.LeaseIsExtended(t, stores(t, dsn))

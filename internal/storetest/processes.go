@@ -34,17 +34,17 @@ type instance struct {
 
 const serveVariable = "STORETEST_SERVE"
 
-// serve is an instance of an application in a process of its own: it answers the user of X-User with his subject, and
-// at /goroutines it shows how many of ganbauth's are at work.
-func serve(t *testing.T, newStore func(engine string) Store) {
-	var in instance
-	require.NoError(t, json.Unmarshal([]byte(os.Getenv(serveVariable)), &in))
+// kit makes the kit of an instance.
+func (in instance) kit(t *testing.T, newStore func(engine string) Store) *ganbauth.Kit {
 	c, err := ganbauth.NewConnector(in.ClientID, in.ClientSecret, ganbauth.AuthBasic,
 		ganbauth.Config{AuthBaseURL: in.AuthBaseURL, JWTIssuer: in.Issuer, Salt: in.Salt})
 	require.NoError(t, err)
 	var store ganbauth.TokenStore = newStore(in.Engine)
 	if in.NoLocker {
-		store = struct{ ganbauth.TokenStore }{store}
+		store = struct {
+			ganbauth.TokenStore
+			ganbauth.Swapper
+		}{store, store.(ganbauth.Swapper)}
 	}
 	kit, err := ganbauth.New(c, nil, ganbauth.Options{
 		RedirectURI: "https://app.test/callback", Scopes: []string{"openid", "offline_access"}, Store: store,
@@ -52,6 +52,15 @@ func serve(t *testing.T, newStore func(engine string) Store) {
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
+	return kit
+}
+
+// serve is an instance of an application in a process of its own: it answers the user of X-User
+// with the token's subject, and at /goroutines it shows how many of ganbauth's are at work.
+func serve(t *testing.T, newStore func(engine string) Store) {
+	var in instance
+	require.NoError(t, json.Unmarshal([]byte(os.Getenv(serveVariable)), &in))
+	kit := in.kit(t, newStore)
 	mux := http.NewServeMux()
 	mux.Handle("/", kit.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token, _ := ganbauth.TokenFromContext(r.Context())
@@ -63,7 +72,7 @@ func serve(t *testing.T, newStore func(engine string) Store) {
 }
 
 // The kit's own code and the stores', not the tests'.
-var ganbauthFrame = regexp.MustCompile(`ganbauth/ganbauth(/internal/lease|/goredisstore|/pgxstore)?\.`)
+var ganbauthFrame = regexp.MustCompile(`ganbauth/ganbauth(/lease|/goredisstore|/pgxstore|/mysqlstore)?\.`)
 
 func ganbauthGoroutines() (n int) {
 	stacks := make([]byte, 64<<20)
@@ -80,7 +89,7 @@ func ganbauthGoroutines() (n int) {
 type fleet struct {
 	t        *testing.T
 	bank     *ganbtest.Server
-	store    Store
+	kit      *ganbauth.Kit // by which users connect
 	env      instance
 	subjects map[string]string // by user
 	client   *http.Client
@@ -98,13 +107,11 @@ func newFleet(t *testing.T, engine string, newStore func(engine string) Store, o
 		},
 	}
 	t.Cleanup(client.CloseIdleConnections)
-	return &fleet{
-		t: t, bank: bank, store: newStore(engine), subjects: map[string]string{}, client: client,
-		env: instance{
-			Engine: engine, ClientID: bank.ClientID, ClientSecret: bank.ClientSecret,
-			AuthBaseURL: cfg.AuthBaseURL, Issuer: cfg.JWTIssuer, Salt: cfg.Salt,
-		},
+	in := instance{
+		Engine: engine, ClientID: bank.ClientID, ClientSecret: bank.ClientSecret,
+		AuthBaseURL: cfg.AuthBaseURL, Issuer: cfg.JWTIssuer, Salt: cfg.Salt,
 	}
+	return &fleet{t: t, bank: bank, kit: in.kit(t, newStore), subjects: map[string]string{}, client: client, env: in}
 }
 
 // process is a running instance.
@@ -165,7 +172,7 @@ func (f *fleet) connect(users ...string) {
 		wg.Go(func() {
 			token := f.bank.Token()
 			token.IssuedAt, token.ExpiresAt = token.IssuedAt.Add(-time.Hour), token.IssuedAt
-			if err := f.store.Save(f.t.Context(), user, token); err != nil {
+			if err := f.kit.SetToken(f.t.Context(), user, token); err != nil {
 				f.t.Error(err)
 			}
 			mu.Lock()

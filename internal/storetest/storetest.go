@@ -21,10 +21,14 @@ import (
 	"github.com/ganbauth/ganbauth/internal/testenv"
 )
 
-// Store is a store that is its own Locker.
+// Store is a store that can do everything that a store can.
 type Store interface {
 	ganbauth.TokenStore
+	ganbauth.Swapper
 	ganbauth.Locker
+	ganbauth.RecordLocker
+	ganbauth.ExpiryLister
+	ganbauth.ExpiryPager
 }
 
 // Token is some token.
@@ -33,67 +37,78 @@ func Token(access string) *ganbauth.Token {
 	return &ganbauth.Token{AccessToken: access, RefreshToken: "r", TokenType: "Bearer", IssuedAt: issued, ExpiresAt: issued.Add(time.Hour)}
 }
 
-// LostLease tests that a process that lost its lease, suspended for instance, cannot overwrite what another has saved
-// or deleted since. The function expire ends all leases.
+// LostLease tests a process that has lost its lock, because it was suspended for instance. Its
+// swap succeeds only if nobody has changed the record since. The function expire ends all leases.
 func LostLease(t *testing.T, newStore func() Store, expire func(*testing.T)) {
 	ctx := t.Context()
-	n := 0
-	for name, change := range map[string]func(Store, string) error{
-		"saved":   func(s Store, key string) error { return s.Save(ctx, key, Token("newer")) },
-		"deleted": func(s Store, key string) error { return s.Delete(ctx, key) },
-	} {
-		for _, locked := range []bool{true, false} {
-			t.Run(fmt.Sprint(name, ", locked ", locked), func(t *testing.T) {
-				n++
-				key := fmt.Sprint("lost-", n)
-				stale, other := newStore(), newStore()
-				require.NoError(t, stale.Save(ctx, key, Token("old")))
-				unlock, err := stale.Lock(ctx, key)
-				require.NoError(t, err)
-				expire(t)
-				if locked {
-					unlockOther, err := other.Lock(ctx, key)
-					require.NoError(t, err)
-					require.NoError(t, change(other, key))
-					unlockOther()
-				} else {
-					require.NoError(t, change(other, key))
-				}
-				require.ErrorIs(t, stale.Save(ctx, key, Token("stale")), ganbauth.ErrSuperseded)
-				unlock()
-				got, err := other.Load(ctx, key)
-				if name == "deleted" {
-					require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
-				} else {
-					require.NoError(t, err)
-					require.Equal(t, "newer", got.AccessToken)
-				}
-				unlock, err = stale.Lock(ctx, key)
-				require.NoError(t, err)
-				require.NoError(t, stale.Save(ctx, key, Token("after a new lock")))
-				unlock()
-			})
-		}
-	}
-	t.Run("nobody else came: the token is not lost", func(t *testing.T) {
-		s := newStore()
-		unlock, err := s.Lock(ctx, "alone")
+	lost := func(t *testing.T, key string) (stale, other Store, unlock func()) {
+		stale, other = newStore(), newStore()
+		require.NoError(t, stale.Save(ctx, key, Token("old")))
+		unlock, err := stale.Lock(ctx, key)
 		require.NoError(t, err)
 		expire(t)
-		require.NoError(t, s.Save(ctx, "alone", Token("late")))
+		unlockOther, err := other.Lock(ctx, key)
+		require.NoError(t, err)
+		t.Cleanup(unlockOther)
+		return stale, other, unlock
+	}
+	t.Run("another has saved", func(t *testing.T) {
+		stale, other, unlock := lost(t, "saved")
+		require.NoError(t, other.Swap(ctx, "saved", Token("old"), Token("newer")))
+		require.ErrorIs(t, stale.Swap(ctx, "saved", Token("old"), Token("stale")), ganbauth.ErrSuperseded)
+		unlock()
+		got, err := other.Load(ctx, "saved")
+		require.NoError(t, err)
+		require.Equal(t, "newer", got.AccessToken)
+	})
+	t.Run("another has deleted", func(t *testing.T) {
+		stale, other, unlock := lost(t, "deleted")
+		require.NoError(t, other.Swap(ctx, "deleted", Token("old"), nil))
+		require.ErrorIs(t, stale.Swap(ctx, "deleted", Token("old"), Token("stale")), ganbauth.ErrSuperseded)
+		unlock()
+		_, err := other.Load(ctx, "deleted")
+		require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	})
+	t.Run("nobody has done anything", func(t *testing.T) {
+		stale, _, unlock := lost(t, "alone")
+		require.NoError(t, stale.Swap(ctx, "alone", Token("old"), Token("late")))
 		unlock()
 	})
 	t.Run("the unlock of a lost lock leaves the next holder's", func(t *testing.T) {
-		stale, other := newStore(), newStore()
-		unlock, err := stale.Lock(ctx, "next")
-		require.NoError(t, err)
-		expire(t)
-		unlockOther, err := other.Lock(ctx, "next")
-		require.NoError(t, err)
+		stale, _, unlock := lost(t, "next")
 		unlock()
-		requireLocked(t, stale, "next", 50*time.Millisecond)
-		unlockOther()
+		requireLocked(t, stale, "next", 200*time.Millisecond)
 	})
+}
+
+// Emptied tests an engine that loses everything under a lock: nothing is refused for ever. The
+// function empty does what a flush or a failover does.
+func Emptied(t *testing.T, newStore func() Store, empty func(*testing.T)) {
+	ctx := t.Context()
+	s, other := newStore(), newStore()
+	for range 5 {
+		unlock, err := s.Lock(ctx, "emptied")
+		require.NoError(t, err)
+		require.NoError(t, s.Save(ctx, "emptied", Token("old")))
+		unlock()
+	}
+	unlock, err := s.Lock(ctx, "emptied")
+	require.NoError(t, err)
+	empty(t)
+	require.ErrorIs(t, s.Swap(ctx, "emptied", Token("old"), Token("new")), ganbauth.ErrSuperseded, "as after a log-out")
+	unlock()
+	require.NoError(t, s.Swap(ctx, "emptied", nil, Token("1")))
+	for i := range 5 {
+		for _, s := range []Store{s, other} {
+			fingerprint, unlock, err := s.LockRecord(ctx, "emptied")
+			require.NoError(t, err)
+			current, err := s.Load(ctx, "emptied")
+			require.NoError(t, err)
+			require.Equal(t, current.Fingerprint(), fingerprint)
+			require.NoError(t, s.Swap(ctx, "emptied", current, Token(fmt.Sprint("next ", i))))
+			unlock()
+		}
+	}
 }
 
 func requireLocked(t *testing.T, s Store, key string, wait time.Duration) {
@@ -205,9 +220,8 @@ func Kits(t *testing.T, newStore func() Store) {
 		require.NoError(t, err)
 	}
 	const users = 20
-	store := newStore()
 	for u := range users {
-		require.NoError(t, store.Save(t.Context(), fmt.Sprint(u), bank.Token()))
+		require.NoError(t, kits[0].SetToken(t.Context(), fmt.Sprint(u), bank.Token()))
 	}
 	for range 3 {
 		before := bank.Refreshes()

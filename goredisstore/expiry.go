@@ -1,0 +1,166 @@
+package goredisstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+// The index has the keys of the tokens that can be refreshed, by the second in which they
+// expire. It is 64 sorted sets, so that a Cluster spreads it and no command is long. With
+// Options.TTL there is none: such tokens are not kept alive.
+const shards = 64
+
+// index returns the name of the sorted set that key belongs to.
+func (s *Store) index(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return s.shard(int(sum[0]) % shards)
+}
+
+func (s *Store) shard(i int) string { return s.prefix + "expiries:{" + strconv.Itoa(i) + "}" }
+
+// end is what a hash says about the end of t: "" if t is not to be listed.
+func (s *Store) end(t *ganbauth.Token) string {
+	if t == nil || t.RefreshToken == "" || s.ttl > 0 {
+		return ""
+	}
+	return strconv.FormatInt(t.ExpiresAt.Unix(), 10)
+}
+
+func entry(key, end string) redis.Z {
+	score, _ := strconv.ParseFloat(end, 64)
+	return redis.Z{Score: score, Member: key}
+}
+
+// follow makes the index say what the hashes do. It is given what they said a moment ago, and
+// looks again after each change until they say the same: of several that change the index at
+// once, one looks last.
+func (s *Store) follow(ctx context.Context, ends map[string]string) error {
+	for len(ends) > 0 {
+		_, err := s.pipeline(ctx, func(ctx context.Context, p redis.Pipeliner) {
+			for key, end := range ends {
+				if end == "" {
+					p.ZRem(ctx, s.index(key), key)
+				} else {
+					p.ZAdd(ctx, s.index(key), entry(key, end))
+				}
+			}
+		})
+		if err != nil {
+			return err
+		}
+		var keys []string
+		for key := range ends {
+			keys = append(keys, key)
+		}
+		now, err := s.ends(ctx, keys)
+		if err != nil {
+			return err
+		}
+		for _, key := range keys {
+			if now[key] == ends[key] {
+				delete(ends, key)
+			} else {
+				ends[key] = now[key]
+			}
+		}
+	}
+	return nil
+}
+
+// ends returns what the hashes of keys say.
+func (s *Store) ends(ctx context.Context, keys []string) (map[string]string, error) {
+	answers, err := s.pipeline(ctx, func(ctx context.Context, p redis.Pipeliner) {
+		for _, key := range keys {
+			p.HGet(ctx, s.name(key), "end")
+		}
+	})
+	ends := map[string]string{}
+	for i, a := range answers {
+		end, ok := a.(*redis.StringCmd)
+		if !ok || end.Err() != nil && !errors.Is(end.Err(), redis.Nil) {
+			return nil, a.Err()
+		}
+		ends[keys[i]] = end.Val()
+	}
+	if len(ends) != len(keys) {
+		return nil, err
+	}
+	return ends, nil
+}
+
+// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing. It reads page
+// after page, and has all keys in memory at the end: prefer [Store.ExpiringAfter].
+func (s *Store) Expiring(ctx context.Context, before time.Time) (keys []string, err error) {
+	const page = 1000
+	for after := (ganbauth.Expiry{}); ; {
+		entries, err := s.ExpiringAfter(ctx, after, before, page)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			keys = append(keys, e.Key)
+		}
+		if len(entries) < page {
+			return keys, nil
+		}
+		after = entries[len(entries)-1]
+	}
+}
+
+// ExpiringAfter implements [ganbauth.ExpiryPager]. An entry whose token is gone, or expires at
+// another time, is put right and not returned.
+func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before time.Time, limit int) ([]ganbauth.Expiry, error) {
+	if s.ttl > 0 {
+		return nil, nil
+	}
+	var page []ganbauth.Expiry
+	for m := s.merge(after, before, limit); len(page) < limit; {
+		entries, err := m.next(ctx, limit-len(page))
+		if err == nil && len(entries) > 0 {
+			entries, err = s.right(ctx, entries)
+			page = append(page, entries...)
+		} else if err == nil {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("goredisstore: list: %w", err)
+		}
+	}
+	return page, nil
+}
+
+// right returns those of the entries that are right, and puts the others right.
+func (s *Store) right(ctx context.Context, entries []ganbauth.Expiry) ([]ganbauth.Expiry, error) {
+	const most = 200 // in one round trip
+	var right []ganbauth.Expiry
+	for len(entries) > 0 {
+		chunk := entries[:min(most, len(entries))]
+		entries = entries[len(chunk):]
+		keys := make([]string, len(chunk))
+		for i, e := range chunk {
+			keys[i] = e.Key
+		}
+		ends, err := s.ends(ctx, keys)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range chunk {
+			if ends[e.Key] == strconv.FormatInt(e.At.Unix(), 10) {
+				right = append(right, e)
+				delete(ends, e.Key)
+			}
+		}
+		if err := s.follow(ctx, ends); err != nil {
+			return nil, err
+		}
+	}
+	return right, nil
+}

@@ -1,0 +1,98 @@
+package pgxstore
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// How long one call may take, the wait for a connection included: pgx itself waits for ever.
+// It is up to a second more.
+const callTimeout = 3 * time.Second
+
+// call runs fn with a connection of the pool, and leaves it when ctx ends. A caller that leaves
+// while it waits for a connection gives up its place. A statement that is on its way is let
+// finish in the background, in the time that a call has: to cancel it would cost its connection,
+// and a new one is the last thing that a server needs from which many callers are leaving.
+func call[T any](ctx context.Context, s *Store, fn func(context.Context, *pgxpool.Conn) (T, error)) (T, error) {
+	if err := ctx.Err(); err != nil {
+		return *new(T), err
+	}
+	type answer struct {
+		value T
+		err   error
+	}
+	bounded := s.bounds.join(ctx)
+	waiting, leave := context.WithCancel(bounded)
+	defer leave()
+	answered := make(chan answer, 1)
+	go func() {
+		var a answer
+		defer func() {
+			if p := recover(); p != nil {
+				a.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			}
+			answered <- a
+		}()
+		conn, err := s.pool.Acquire(waiting)
+		if err != nil {
+			a.err = err
+			return
+		}
+		defer conn.Release()
+		a.value, a.err = fn(bounded, conn)
+	}()
+	select {
+	case a := <-answered:
+		return a.value, a.err
+	case <-ctx.Done():
+		return *new(T), ctx.Err()
+	}
+}
+
+// exec runs a statement and returns how many rows it has met.
+func (s *Store) exec(ctx context.Context, sql string, args ...any) (rows int64, err error) {
+	return call(ctx, s, func(ctx context.Context, conn *pgxpool.Conn) (int64, error) {
+		tag, err := conn.Exec(ctx, sql, args...)
+		return tag.RowsAffected(), err
+	})
+}
+
+// bounds makes contexts that end callTimeout from now, or up to a second later. All calls of a
+// second share one timer: a timer for each would cost as much as the whole of what ganbauth adds
+// to the statement.
+type bounds struct {
+	mu    sync.Mutex
+	last  context.Context
+	ended context.CancelFunc
+	begun time.Time
+}
+
+// join returns such a context with the values of ctx, and without its end.
+func (b *bounds) join(ctx context.Context) context.Context {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last == nil || time.Since(b.begun) > time.Second {
+		b.begun = time.Now()
+		b.last, b.ended = context.WithTimeout(context.Background(), callTimeout+time.Second)
+	}
+	return boundedContext{b.last, ctx}
+}
+
+// boundedContext ends like one context and has the values of another. It asks the first one
+// first, by which package context knows that it need not watch it with a goroutine.
+type boundedContext struct {
+	context.Context
+	values context.Context
+}
+
+func (c boundedContext) Value(key any) any {
+	if v := c.Context.Value(key); v != nil {
+		return v
+	}
+	return c.values.Value(key)
+}

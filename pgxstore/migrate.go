@@ -1,0 +1,68 @@
+package pgxstore
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Schema creates the table and its indexes where they are missing. It is for applications whose
+// migrations are their own; others call [Store.Migrate].
+//
+//go:embed schema.sql
+var Schema string
+
+const (
+	// migrationLock keeps processes that start together from creating the table twice. The
+	// number is arbitrary.
+	migrationLock = 0x67616e6261757468
+
+	// Whether anything is missing, and whether the table is there. Without a look first, each
+	// start would ask for a lock on the table, behind which everybody waits during a backup.
+	stateSQL = `
+SELECT
+    to_regclass('ganbauth_tokens') IS NOT NULL,
+    to_regclass('ganbauth_tokens_touched_at') IS NOT NULL
+        AND to_regclass('ganbauth_tokens_buried') IS NOT NULL
+        AND to_regclass('ganbauth_tokens_expires_at') IS NOT NULL,
+    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('ganbauth_tokens') AND attname = 'fingerprint')`
+
+	// From the version that compared nothing.
+	upgradeSQL = `
+ALTER TABLE ganbauth_tokens
+    ADD COLUMN IF NOT EXISTS epoch text NOT NULL DEFAULT '',
+    ADD COLUMN IF NOT EXISTS judged text NOT NULL DEFAULT '',
+    ADD COLUMN IF NOT EXISTS fingerprint text;
+ALTER TABLE ganbauth_tokens SET (fillfactor = 70)`
+)
+
+// Migrate creates the table and its indexes, and adds the columns that a table of an earlier
+// version lacks. It may run at every start, in several processes at once: where nothing is
+// missing it changes nothing and locks nothing.
+func (s *Store) Migrate(ctx context.Context) error {
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(migrationLock)); err != nil {
+			return err
+		}
+		var table, indexes, columns bool
+		if err := tx.QueryRow(ctx, stateSQL).Scan(&table, &indexes, &columns); err != nil {
+			return err
+		}
+		if table && !columns {
+			if _, err := tx.Exec(ctx, upgradeSQL, pgx.QueryExecModeSimpleProtocol); err != nil {
+				return err
+			}
+		}
+		if table && indexes {
+			return nil
+		}
+		_, err := tx.Exec(ctx, Schema, pgx.QueryExecModeSimpleProtocol)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("pgxstore: migrate: %w", err)
+	}
+	return nil
+}
