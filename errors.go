@@ -266,6 +266,12 @@ type applicationError struct{ err error }
 func (e *applicationError) Error() string { return e.err.Error() }
 func (e *applicationError) Unwrap() error { return e.err }
 
+// cutError is an answer of the bank whose body cannot be read to its end.
+type cutError struct{ err error }
+
+func (e *cutError) Error() string { return e.err.Error() }
+func (e *cutError) Unwrap() error { return e.err }
+
 // StatusCode returns the HTTP status that answers err:
 //
 //   - 400 for [ErrInvalidState] and an [*AuthorizationError];
@@ -489,8 +495,8 @@ func apiExpired(err error) bool {
 	return errors.As(err, &e) && e.Expired()
 }
 
-// noAnswer reports whether the bank did not answer a request: to the token endpoint, or one that
-// an [http.Client] sent.
+// noAnswer reports whether the bank did not answer a request, or not to the end: one to the
+// token endpoint, or one that an [http.Client] sent.
 func noAnswer(err error) bool {
 	var (
 		token *TokenError
@@ -499,7 +505,7 @@ func noAnswer(err error) bool {
 	if errors.As(err, &token) {
 		return token.StatusCode == 0
 	}
-	return errors.As(err, &sent) && sent.Op != "parse"
+	return isA[*cutError](err) || errors.As(err, &sent) && sent.Op != "parse"
 }
 
 func isTimeout(err error) bool {

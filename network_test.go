@@ -154,6 +154,32 @@ func TestHostileNetwork(t *testing.T) {
 
 // C-40, F-06 and F-07: neither silence nor a drip outlasts the deadline for the whole answer. F-17: the caller's client
 // without a timeout makes no difference.
+// A token request is not repeated on a kept connection that dies before the answer, either.
+func TestF2TokenRequestIsSentOnce(t *testing.T) {
+	var addresses []string
+	o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
+		addresses = append(addresses, r.RemoteAddr)
+		if len(addresses)%2 == 0 {
+			hijack(func(net.Conn) {})(w, r)
+			return
+		}
+		answersJSON(goodToken)(w, r)
+	})
+	c := o.connector(t)
+	for range 5 { // until it goes over the kept connection
+		addresses = nil
+		_, err := c.RefreshTokens(t.Context(), "RT-1")
+		require.NoError(t, err)
+		_, err = c.RefreshTokens(t.Context(), "RT-2")
+		require.Error(t, err)
+		require.Len(t, addresses, 2)
+		if addresses[0] == addresses[1] {
+			return
+		}
+	}
+	t.Fatal("never over a kept connection")
+}
+
 // A crowd's connections are kept for the next crowd, not two of them, which is net/http's default.
 func TestConnectionsAreKept(t *testing.T) {
 	const crowd = 100

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -64,7 +65,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		release()
 		return fail(err)
 	}
-	resp, err := base.RoundTrip(withToken(req.WithContext(ctx), token))
+	resp, err := base.RoundTrip(withToken(req.WithContext(ctx), token, base))
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
 		resp, err = t.again(ctx, req, resp, token)
 	}
@@ -88,7 +89,8 @@ func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Res
 	if err != nil {
 		return resp, nil // the caller sees the bank's own answer
 	}
-	next := withToken(req.WithContext(ctx), t.remember(token))
+	base := t.kit.connector.http.Transport
+	next := withToken(req.WithContext(ctx), t.remember(token), base)
 	if req.Body != nil && req.Body != http.NoBody {
 		if req.GetBody == nil {
 			return resp, nil
@@ -100,7 +102,7 @@ func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Res
 		next.Body = body
 	}
 	resp.Body.Close()
-	return t.kit.connector.http.Transport.RoundTrip(next)
+	return base.RoundTrip(next)
 }
 
 // current returns the last token while it is not due, and else asks the store.
@@ -128,11 +130,35 @@ func (t *transport) remember(token Token) *Token {
 	return t.token
 }
 
-// withToken clones req, as a RoundTripper must not change it. Set, not Add: what the browser sent is not forwarded.
-func withToken(req *http.Request, token *Token) *http.Request {
+// withToken clones req for base, because a RoundTripper must not change it. Set, not Add: what
+// the browser sent is not forwarded.
+func withToken(req *http.Request, token *Token, base http.RoundTripper) *http.Request {
 	next := req.Clone(req.Context())
 	next.Header.Set("X-Access-Token", token.AccessToken)
+	sendOnce(next, base)
 	return next
+}
+
+// sendOnce keeps base from repeating a request that the bank may have processed. net/http takes
+// any request with an Idempotency-Key for idempotent, and repeats it by itself when a kept
+// connection dies before the answer.
+func sendOnce(req *http.Request, base http.RoundTripper) {
+	_, isNetHTTP := base.(*http.Transport)
+	hasBody := req.Body != nil && req.Body != http.NoBody
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		values, ok := req.Header[name]
+		switch {
+		case !ok:
+		case hasBody && !isNetHTTP:
+			req.GetBody = nil // net/http, if it is behind base, cannot repeat the body
+		default:
+			// net/http looks for the canonical spelling only. Servers accept any. What has
+			// not been written at all is still repeated.
+			delete(req.Header, name)
+			other := strings.ToLower(name)
+			req.Header[other] = append(req.Header[other], values...)
+		}
+	}
 }
 
 // isBank reports whether the token may go to u.
@@ -169,6 +195,17 @@ type releasingBody struct {
 	release func()
 }
 
+// Read implements [io.Reader]. An error is marked as the bank's: with HTTP/2 it has a type that
+// nobody else could recognize.
+func (b *releasingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = &cutError{err}
+	}
+	return n, err
+}
+
+// Close implements [io.Closer].
 func (b *releasingBody) Close() error {
 	defer b.release()
 	return b.ReadCloser.Close()

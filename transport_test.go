@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -439,4 +441,118 @@ func TestSetToken(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, live.AccessToken, token.AccessToken, "what is refused changes nothing")
 	})
+}
+
+// A request that moves money is sent once, also where net/http would repeat it: with an
+// Idempotency-Key, on a kept connection that dies before the answer.
+func TestF2SentOnce(t *testing.T) {
+	own := func(t *testing.T) http.RoundTripper { return nil }
+	lent := func(t *testing.T) http.RoundTripper {
+		transport := &http.Transport{}
+		t.Cleanup(transport.CloseIdleConnections)
+		return transport
+	}
+	wrapped := func(t *testing.T) http.RoundTripper { return roundTripFunc(lent(t).RoundTrip) }
+	for name, transport := range map[string]func(*testing.T) http.RoundTripper{"own": own, "lent": lent, "wrapped": wrapped} {
+		for _, method := range []string{"POST", "PUT", "PATCH", "DELETE"} {
+			for _, header := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+				for _, body := range []string{"", `{"amount":"1"}`} {
+					t.Run(strings.Join([]string{name, method, header, body}, " "), func(t *testing.T) {
+						t.Parallel()
+						requireSentOnce(t, transport(t), method, header, body)
+					})
+				}
+			}
+		}
+	}
+}
+
+// requireSentOnce warms a connection up and sends a request over it, to which it dies.
+func requireSentOnce(t *testing.T, transport http.RoundTripper, method, header, body string) {
+	var seen []*http.Request
+	var mu sync.Mutex
+	var addresses []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		addresses = append(addresses, r.RemoteAddr)
+		if r.Method == "GET" {
+			return
+		}
+		data, _ := io.ReadAll(r.Body)
+		require.Equal(t, body, string(data))
+		require.Equal(t, "k-1", r.Header.Get(header))
+		seen = append(seen, r)
+		conn, _, err := w.(http.Hijacker).Hijack()
+		require.NoError(t, err)
+		conn.Close()
+	}))
+	defer server.Close()
+	client := clientOfAPI(t, server.URL, &http.Client{Transport: transport})
+	for range 5 { // until it goes over the kept connection
+		seen, addresses = nil, nil
+		resp, err := client.Get(server.URL)
+		require.NoError(t, err)
+		resp.Body.Close()
+		var reader io.Reader
+		if body != "" {
+			reader = strings.NewReader(body)
+		}
+		req, err := http.NewRequest(method, server.URL, reader)
+		require.NoError(t, err)
+		req.Header.Set(header, "k-1")
+		_, err = client.Do(req)
+		require.Equal(t, 503, ganbauth.StatusCode(err), "%v", err)
+		require.Equal(t, "k-1", req.Header.Get(header), "the caller's request is not changed")
+		require.Len(t, seen, 1, "requests that the bank has seen")
+		if body == "" {
+			require.Zero(t, seen[0].ContentLength)
+			require.Empty(t, seen[0].TransferEncoding)
+		}
+		if addresses[0] == addresses[1] {
+			return
+		}
+	}
+	t.Fatal("never over a kept connection")
+}
+
+// An answer that breaks off is the network's fault in both versions of HTTP.
+func TestH1AnswerThatBreaksOff(t *testing.T) {
+	for _, version := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		t.Run(version, func(t *testing.T) {
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				_, _ = io.WriteString(w, "half")
+				_ = http.NewResponseController(w).Flush()
+				panic(http.ErrAbortHandler)
+			}))
+			server.EnableHTTP2 = version == "HTTP/2.0"
+			server.StartTLS()
+			defer server.Close()
+			resp, err := clientOfAPI(t, server.URL, server.Client()).Get(server.URL)
+			require.NoError(t, err)
+			require.Equal(t, version, resp.Proto)
+			data, err := io.ReadAll(resp.Body)
+			require.Equal(t, "half", string(data))
+			require.Error(t, err)
+			class, topic, _ := ganbauth.ErrorKind(err)
+			require.Equal(t, "503 network bank_unavailable", fmt.Sprint(ganbauth.StatusCode(err), " ", class, " ", topic), "%v", err)
+		})
+	}
+}
+
+// clientOfAPI is a connected user's client for an API at another place than the bank in a box.
+func clientOfAPI(t *testing.T, api string, lent *http.Client) *http.Client {
+	t.Helper()
+	bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+	cfg := bank.Config()
+	cfg.HTTPClient = lent
+	c, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, cfg)
+	require.NoError(t, err)
+	kit, err := ganbauth.New(c, nil, ganbauth.Options{
+		RedirectURI: appURL + "/cb", Scopes: []string{"offline_access"}, Logger: discard, APIHosts: []string{mustParse(api).Host},
+		Store: ganbauth.NewMemoryStore(), Key: func(*http.Request) (string, error) { return "u", nil },
+	})
+	require.NoError(t, err)
+	require.NoError(t, kit.SetToken(t.Context(), "u", bank.Token("offline_access")))
+	return kit.ClientFor("u")
 }

@@ -260,6 +260,11 @@ type inProcess struct{ handler http.Handler }
 // handler then goes on by itself.
 func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 	in := req.Clone(req.Context())
+	in.Header = http.Header{}
+	for name, values := range req.Header { // spelled as a server spells them
+		name = http.CanonicalHeaderKey(name)
+		in.Header[name] = append(in.Header[name], values...)
+	}
 	in.RequestURI = req.URL.RequestURI()
 	in.RemoteAddr = "192.0.2.1:1234"
 	in.Host = req.URL.Host
