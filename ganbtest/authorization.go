@@ -6,18 +6,15 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"text/template"
 	"time"
 )
 
-// authorize is the authorization endpoint. Nothing is sent to a redirect URI that could
-// not be the client's.
+// authorize is the authorization endpoint. Nothing is sent to a redirect URI that is not
+// the client's.
 func (s *Server) authorize(w http.ResponseWriter, r *http.Request) {
-	q := r.URL.Query()
-	redirectURI, err := url.Parse(q.Get("redirect_uri"))
-	if q.Get("client_id") != s.ClientID || err != nil || redirectURI.Host == "" ||
-		s.opts.RedirectURI != "" && q.Get("redirect_uri") != s.opts.RedirectURI {
-		writePage(w, http.StatusBadRequest, errorPage, "The client or its redirect_uri is not registered.")
+	q, text := r.URL.Query(), wordsFor(r)
+	if !s.registered(q) {
+		page{words: text, Title: text.refused, Text: text.unregistered}.write(w, http.StatusBadRequest)
 		return
 	}
 	for name, limit := range map[string]int{"scope": 256, "state": 128, "redirect_uri": 256, "response_type": 4} {
@@ -26,18 +23,31 @@ func (s *Server) authorize(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if !s.opts.Consent {
-		s.redirectBack(w, q, s.approve(q, strings.Fields(q.Get("scope"))))
+	scopes := strings.Fields(q.Get("scope"))
+	if s.opts.Consent {
+		consentPage(text, s.opts.Application, scopes, r.URL.RawQuery).write(w, http.StatusOK)
 		return
 	}
-	writePage(w, http.StatusOK, consentPage, map[string]any{"Scopes": strings.Fields(q.Get("scope")), "Query": r.URL.RawQuery})
+	s.redirectBack(w, q, s.approve(q, scopes))
+}
+
+// registered reports whether the client and its redirect URI are known to the bank.
+func (s *Server) registered(q url.Values) bool {
+	redirectURI := q.Get("redirect_uri")
+	u, err := url.Parse(redirectURI)
+	if q.Get("client_id") != s.ClientID || err != nil || u.Host == "" {
+		return false
+	}
+	allowed := strings.Fields(s.opts.RedirectURI)
+	return len(allowed) == 0 || slices.Contains(allowed, redirectURI)
 }
 
 // decide takes the consent page's form.
 func (s *Server) decide(w http.ResponseWriter, r *http.Request) {
 	q, err := url.ParseQuery(r.PostFormValue("query"))
-	if err != nil || q.Get("client_id") != s.ClientID {
-		writePage(w, http.StatusBadRequest, errorPage, "The request is malformed.")
+	if err != nil || !s.registered(q) {
+		text := wordsFor(r)
+		page{words: text, Title: text.refused, Text: text.malformed}.write(w, http.StatusBadRequest)
 		return
 	}
 	granted := slices.DeleteFunc(strings.Fields(q.Get("scope")), func(scope string) bool {
@@ -117,29 +127,3 @@ func (s *Server) backTo(q, result url.Values) string {
 	u.RawQuery += result.Encode()
 	return u.String()
 }
-
-func writePage(w http.ResponseWriter, status int, page *template.Template, data any) {
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	_ = page.Execute(w, data)
-}
-
-const pageHead = `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<style>body{font:1rem/1.6 system-ui,sans-serif;max-width:30rem;margin:10vh auto;padding:0 1.5rem;color:#14301f;background:#f3f8f4}
-h1{font-size:1.3rem}label{display:block;padding:.3rem 0}button{font:inherit;padding:.6rem 1.4rem;border:0;border-radius:.4rem;
-margin:1rem .6rem 0 0;background:#14713d;color:#fff}button[value=deny]{background:#dfe8e2;color:#14301f}</style>`
-
-var (
-	consentPage = template.Must(template.New("consent").Parse(pageHead + `<title>Sandbox bank</title>
-<h1>Sandbox bank</h1>
-<p>An application asks for access to your account. Choose what it may do.</p>
-<form method="post">
-{{range .Scopes}}<label><input type="checkbox" name="scope" value="{{.}}" checked> {{.}}</label>
-{{end}}<input type="hidden" name="query" value="{{.Query}}">
-<button name="decision" value="approve">Approve</button><button name="decision" value="deny">Deny</button>
-</form>
-<p><small>This is the bank in a box: no real account, no real money.</small></p></html>`))
-	errorPage = template.Must(template.New("error").Parse(pageHead + `<title>Sandbox bank</title>
-<h1>Sandbox bank</h1><p>{{.}}</p></html>`))
-)

@@ -39,14 +39,18 @@ func (s *Server) endpoint(e Endpoint, h http.HandlerFunc) http.Handler {
 			_ = r.ParseForm()
 		}
 		entry, seen := s.record(e, r)
-		f, refused := s.refusal(seen)
-		if !refused {
-			f = s.nextFault(seen)
-		}
+		latency := time.Duration(0)
 		if e == TokenEndpoint || e == API {
-			f.Delay += s.opts.Latency
+			latency = s.opts.Latency
 		}
-		a := s.answer(f, h, r)
+		a := s.refusal(seen, r)
+		if a != nil {
+			wait(r.Context(), latency)
+		} else {
+			f := s.nextFault(seen)
+			f.Delay += latency
+			a = s.answer(f, h, r)
+		}
 		s.answered(entry, a.status)
 		a.copyTo(w)
 	})

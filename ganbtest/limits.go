@@ -47,23 +47,33 @@ func (s *Server) SetMaintenance(windows ...Window) {
 	s.maintenance = slices.Clone(windows)
 }
 
-// refusal returns how the gateway turns a request away, or false if it lets it pass.
-func (s *Server) refusal(r Request) (Fault, bool) {
+// refusal returns how the gateway turns a request away, or nil if it lets it pass.
+func (s *Server) refusal(seen Request, r *http.Request) *answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, w := range s.maintenance {
-		if left := w.left(r.Time); left > 0 {
-			f := Maintenance
-			if r.Endpoint == Authorization {
-				f = maintenancePage
-			}
-			return f.retryAfter(left), true
+		left := w.left(seen.Time)
+		if left <= 0 {
+			continue
 		}
+		a := newAnswer()
+		a.header.Set("Retry-After", seconds(left))
+		if seen.Endpoint == Authorization {
+			maintenancePage(wordsFor(r), seen.Time.Add(left)).write(a, http.StatusServiceUnavailable)
+		} else {
+			writeAPIError(a, http.StatusServiceUnavailable, "WG_ERR_300", "The bank is under maintenance.")
+		}
+		return a
 	}
-	if left := s.rate.take(r); left > 0 {
-		return RateLimited.retryAfter(left), true
+	if left := s.rate.take(seen); left > 0 {
+		return &answer{header: http.Header{"Retry-After": {seconds(left)}}, status: http.StatusTooManyRequests}
 	}
-	return Fault{}, false
+	return nil
+}
+
+// seconds is a Retry-After of whole seconds, one at least.
+func seconds(d time.Duration) string {
+	return strconv.Itoa(max(1, int(math.Ceil(d.Seconds()))))
 }
 
 // left returns how long the maintenance goes on, or 0 if there is none at that time.
@@ -111,17 +121,4 @@ func (l *rate) take(r Request) time.Duration {
 		return 0
 	}
 	return l.counted[len(l.counted)-capacity].Add(window).Sub(r.Time)
-}
-
-// retryAfter returns the fault with a Retry-After of whole seconds, one at least.
-func (f Fault) retryAfter(d time.Duration) Fault {
-	f.Header = f.Header.Clone()
-	f.Header.Set("Retry-After", strconv.Itoa(max(1, int(math.Ceil(d.Seconds())))))
-	return f
-}
-
-// maintenancePage is what a browser gets.
-var maintenancePage = Fault{
-	Status: http.StatusServiceUnavailable,
-	Header: http.Header{"Content-Type": {"text/html; charset=utf-8"}, "Cache-Control": {"no-store"}},
 }

@@ -38,7 +38,7 @@ type Options struct {
 	// AuthMethod is the one that the client is registered for. Default:
 	// [ganbauth.AuthBasic].
 	AuthMethod ganbauth.AuthMethod
-	// RedirectURI is the registered one. Default: any.
+	// RedirectURI is the registered one, or several, separated by spaces. Default: any.
 	RedirectURI string
 	// Subject is the user at the bank. Default: a new one for each login.
 	Subject string
@@ -59,8 +59,11 @@ type Options struct {
 	// SendIssuer adds iss to callbacks (RFC 9207).
 	SendIssuer bool
 
-	// Consent shows the consent page instead of approving at once.
+	// Consent shows the consent page instead of approving at once. It is in Japanese or
+	// English, by Accept-Language.
 	Consent bool
+	// Application is the application's name on the consent page. Default: none.
+	Application string
 	// Latency delays every answer of the token endpoint and the API.
 	Latency time.Duration
 	// RateLimit is how many requests the bank takes. Default: any number. See
@@ -225,9 +228,9 @@ func (s *Server) Token(scopes ...string) *ganbauth.Token {
 	if len(scopes) == 0 {
 		scopes = []string{"openid", "offline_access"}
 	}
-	redirectURI := s.opts.RedirectURI
-	if redirectURI == "" {
-		redirectURI = "https://app.test/callback"
+	redirectURI := "https://app.test/callback"
+	if registered := strings.Fields(s.opts.RedirectURI); len(registered) > 0 {
+		redirectURI = registered[0]
 	}
 	c, err := ganbauth.NewConnector(s.ClientID, s.ClientSecret, s.AuthMethod, s.Config())
 	must(err)
