@@ -156,10 +156,9 @@ func TestHostileNetwork(t *testing.T) {
 // without a timeout makes no difference.
 // A token request is not repeated on a kept connection that dies before the answer, either.
 func TestF2TokenRequestIsSentOnce(t *testing.T) {
-	var addresses []string
-	o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
-		addresses = append(addresses, r.RemoteAddr)
-		if len(addresses)%2 == 0 {
+	var o *op
+	o = newOP(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(*o.body.Load(), "RT-2") {
 			hijack(func(net.Conn) {})(w, r)
 			return
 		}
@@ -167,13 +166,14 @@ func TestF2TokenRequestIsSentOnce(t *testing.T) {
 	})
 	c := o.connector(t)
 	for range 5 { // until it goes over the kept connection
-		addresses = nil
+		o.hits.Store(0)
 		_, err := c.RefreshTokens(t.Context(), "RT-1")
 		require.NoError(t, err)
+		first := o.seen.Load().RemoteAddr
 		_, err = c.RefreshTokens(t.Context(), "RT-2")
 		require.Error(t, err)
-		require.Len(t, addresses, 2)
-		if addresses[0] == addresses[1] {
+		require.EqualValues(t, 2, o.hits.Load())
+		if o.seen.Load().RemoteAddr == first {
 			return
 		}
 	}

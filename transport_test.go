@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -469,47 +470,36 @@ func TestF2SentOnce(t *testing.T) {
 
 // requireSentOnce warms a connection up and sends a request over it, to which it dies.
 func requireSentOnce(t *testing.T, transport http.RoundTripper, method, header, body string) {
-	var seen []*http.Request
-	var mu sync.Mutex
-	var addresses []string
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		addresses = append(addresses, r.RemoteAddr)
-		if r.Method == "GET" {
-			return
+	o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != "GET" {
+			hijack(func(net.Conn) {})(w, r)
 		}
-		data, _ := io.ReadAll(r.Body)
-		require.Equal(t, body, string(data))
-		require.Equal(t, "k-1", r.Header.Get(header))
-		seen = append(seen, r)
-		conn, _, err := w.(http.Hijacker).Hijack()
-		require.NoError(t, err)
-		conn.Close()
-	}))
-	defer server.Close()
-	client := clientOfAPI(t, server.URL, &http.Client{Transport: transport})
+	})
+	client := clientOfAPI(t, o.URL, &http.Client{Transport: transport})
 	for range 5 { // until it goes over the kept connection
-		seen, addresses = nil, nil
-		resp, err := client.Get(server.URL)
+		resp, err := client.Get(o.URL)
 		require.NoError(t, err)
 		resp.Body.Close()
+		first := o.seen.Load().RemoteAddr
+		o.hits.Store(0)
 		var reader io.Reader
 		if body != "" {
 			reader = strings.NewReader(body)
 		}
-		req, err := http.NewRequest(method, server.URL, reader)
+		req, err := http.NewRequest(method, o.URL, reader)
 		require.NoError(t, err)
 		req.Header.Set(header, "k-1")
 		_, err = client.Do(req)
 		require.Equal(t, 503, ganbauth.StatusCode(err), "%v", err)
 		require.Equal(t, "k-1", req.Header.Get(header), "the caller's request is not changed")
-		require.Len(t, seen, 1, "requests that the bank has seen")
-		if body == "" {
-			require.Zero(t, seen[0].ContentLength)
-			require.Empty(t, seen[0].TransferEncoding)
-		}
-		if addresses[0] == addresses[1] {
+		require.EqualValues(t, 1, o.hits.Load(), "requests that the bank has seen")
+		seen := o.seen.Load()
+		require.Equal(t, method, seen.Method)
+		require.Equal(t, "k-1", seen.Header.Get(header))
+		require.Equal(t, body, *o.body.Load())
+		require.EqualValues(t, len(body), seen.ContentLength)
+		require.Empty(t, seen.TransferEncoding)
+		if seen.RemoteAddr == first {
 			return
 		}
 	}
