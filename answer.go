@@ -8,20 +8,25 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// setHeaders keeps an answer of the kit out of caches, frames and Referer headers.
+// setHeaders keeps an answer of the kit out of caches and Referer headers, and drops what a
+// handler may have set for the answer that it did not give.
 func setHeaders(w http.ResponseWriter) {
 	h := w.Header()
+	for _, name := range []string{"Content-Encoding", "Content-Length", "Etag", "Last-Modified"} {
+		h.Del(name)
+	}
 	h.Set("Cache-Control", "no-store")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", pagePolicy)
 }
 
-// redirect sends a browser to target. http.Redirect is not used: it rewrites paths, and writes a body with the URL.
-func redirect(w http.ResponseWriter, r *http.Request, target string) {
-	if isHTMX(r) {
+// redirect sends a browser to target, by a header of HTMX's if htmx is set. http.Redirect is not
+// used: it rewrites paths, and writes a body with the URL.
+func redirect(w http.ResponseWriter, target string, htmx bool) {
+	if htmx {
 		w.Header().Set("HX-Redirect", target)
 		return
 	}
@@ -29,56 +34,51 @@ func redirect(w http.ResponseWriter, r *http.Request, target string) {
 	w.WriteHeader(http.StatusSeeOther)
 }
 
-// reload has the browser request path once more, from this site.
-func reload(w http.ResponseWriter, path string) {
-	w.Header().Set("Refresh", "0; url="+path)
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(http.StatusOK)
+// reload has the browser request path from this site, after a pause in which it shows a page
+// with a link there.
+func reload(w http.ResponseWriter, path string, pause time.Duration, japanese bool) {
+	w.Header().Set("Refresh", fmt.Sprintf("%d; url=%s", int(pause.Seconds()), path))
+	writeOwnPage(w, reloadPage(path, japanese))
 }
 
-// refuse answers err: by the application's hook, as a page for a navigation, else as problem details.
-// A page links to retry.
-func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, retry string) {
+// setErrorHeaders sets the headers that err's answer needs, whoever writes it.
+func setErrorHeaders(w http.ResponseWriter, err error) {
+	h := w.Header()
 	status := StatusCode(err)
 	var lacks *scopeError
 	switch {
-	case status == http.StatusUnauthorized: // the header's name is spelled as net/http keeps it, which spares an allocation
-		w.Header().Set("Www-Authenticate", `Bearer realm="bank"`)
+	case status == http.StatusUnauthorized: // in canonical form, which spares an allocation
+		h.Set("Www-Authenticate", `Bearer realm="bank"`)
 	case status == http.StatusForbidden && errors.As(err, &lacks):
-		w.Header().Set("Www-Authenticate",
+		h.Set("Www-Authenticate",
 			fmt.Sprintf(`Bearer realm="bank", error="insufficient_scope", scope=%q`, strings.Join(lacks.missing, " ")))
-	case status >= 500:
-		setRetryAfter(w, err)
 	}
-	if k != nil && k.onError != nil {
-		k.onError(w, r, err)
-		return
-	}
-	// An event has told of the bank's trouble already, once and not for each request.
-	if k.usable() == nil && status >= 500 && !errors.As(err, new(*TokenError)) {
-		k.log.WarnContext(r.Context(), "ganbauth: refused", "status", status, "error", err)
-	}
-	text := messageFor(err, status)
-	if isNavigation(r) || r.Method == http.MethodPost && strings.Contains(r.Header.Get("Accept"), "text/html") {
-		text.write(w, status, retry, prefersJapanese(r))
-		return
-	}
-	w.Header().Set("Content-Type", "application/problem+json; charset=utf-8")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(problem{"about:blank", http.StatusText(status), status, text.en.Text})
-}
-
-// problem is RFC 9457's.
-type problem struct {
-	Type   string `json:"type"`
-	Title  string `json:"title"`
-	Status int    `json:"status"`
-	Detail string `json:"detail"`
-}
-
-// setRetryAfter says when to try again, where that helps.
-func setRetryAfter(w http.ResponseWriter, err error) {
 	if wait := retryAfter(err); wait > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 	}
+}
+
+// problem is an answer to a program (RFC 9457), documented at [Kit.Refuse].
+type problem struct {
+	Type     string `json:"type"`
+	Title    string `json:"title"`
+	Status   int    `json:"status"`
+	Detail   string `json:"detail"`
+	Code     string `json:"code"`
+	LoginURL string `json:"login_url,omitempty"`
+}
+
+// writeProblem says what page says, to a program. loginURL may be empty.
+func writeProblem(w http.ResponseWriter, page *ErrorPage, loginURL string) {
+	w.Header().Set("Content-Type", "application/problem+json; charset=utf-8")
+	w.Header().Set("Content-Language", page.Language)
+	w.WriteHeader(page.Status)
+	_ = json.NewEncoder(w).Encode(problem{
+		Type:     "about:blank",
+		Title:    http.StatusText(page.Status),
+		Status:   page.Status,
+		Detail:   page.Text,
+		Code:     page.Code,
+		LoginURL: loginURL,
+	})
 }

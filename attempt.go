@@ -429,10 +429,9 @@ func (j *jar) remove(w http.ResponseWriter, gone []attemptCookie, room int) {
 	}
 }
 
-// cameBack reports whether a login for all these scopes of this connection has only just succeeded:
-// another one would be a loop. It forgets that login, so that the user can try again.
-func (j *jar) cameBack(w http.ResponseWriter, connection string, scopes []string) bool {
-	var back []attemptCookie
+// justReturned returns the logins for all these scopes of this connection that have only just
+// succeeded: another one would be a loop.
+func (j *jar) justReturned(connection string, scopes []string) (back []attemptCookie) {
 	for _, c := range j.cookies {
 		asked := strings.Fields(c.scope)
 		missing := func(scope string) bool { return !slices.Contains(asked, scope) }
@@ -441,8 +440,7 @@ func (j *jar) cameBack(w http.ResponseWriter, connection string, scopes []string
 			back = append(back, c)
 		}
 	}
-	j.remove(w, back, answerRoom(0))
-	return len(back) > 0
+	return back
 }
 
 // answerRoom is what an answer's header has for cookies of attempts.

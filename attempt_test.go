@@ -664,8 +664,9 @@ func requireSameOrigin(t testing.TB, location string) {
 // ServeMux.
 func TestRequestLines(t *testing.T) {
 	for line, want := range map[string]string{
-		"GET //evil.example/x":          "/home", // E-R1
-		"GET http://evil.example/p?y=1": "/home", // E-R3
+		"GET //evil.example/x":          "/home",  // E-R1
+		"GET http://evil.example/p?y=1": "/p?y=1", // E-R3
+		"GET http://evil.example//x":    "/home",
 		"GET /%2fevil.example/x":        "/home",
 		"GET /\\evil.example/x":         "/home",
 		"GET /p/../..//evil.example":    "/home",

@@ -122,8 +122,8 @@ func TestQuickStart(t *testing.T) {
 		page, log      string
 	}{
 		{name: "connected", page: `"accounts":`, log: "login_succeeded"},
-		{name: "wrong secret", secret: "another", page: "The connection failed", log: "class=invalid_client"},
-		{name: "wrong issuer", issuer: "https://api.gmo-aozora.com", page: "The connection failed", log: "class=invalid_id_token"},
+		{name: "wrong secret", secret: "another", page: "Something went wrong on our side", log: "class=invalid_client"},
+		{name: "wrong issuer", issuer: "https://api.gmo-aozora.com", page: "could not be verified", log: "class=invalid_id_token"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			addr := fmt.Sprint("localhost:", testenv.FreePort(t))

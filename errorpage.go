@@ -4,101 +4,261 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"html/template"
 	"net/http"
+	"time"
 )
 
-// message is what the user is told, in both languages. It holds nothing of the request or of the bank's words.
-type message struct{ ja, en words }
-
-type words struct{ Title, Text, Again string }
-
-func messageFor(err error, status int) message {
-	var auth *AuthorizationError
-	switch {
-	case errors.As(err, &auth) && auth.Code == "access_denied":
-		return message{
-			words{"接続は許可されませんでした", "銀行の画面で許可されなかったため、口座は接続されていません。", "もう一度接続する"},
-			words{"Not connected", "You did not approve the connection at the bank, so nothing was connected.", "Connect again"},
-		}
-	case errors.Is(err, errAttemptExpired):
-		return message{
-			words{"接続の有効期限が切れました", "接続を始めてから10分以上たったため、続けられません。", "もう一度接続する"},
-			words{"The login has expired", "It was begun more than ten minutes ago. Please start again.", "Start again"},
-		}
-	case errors.Is(err, ErrInvalidState):
-		return message{
-			words{"接続を完了できません", "この接続はすでに終了しているか、このブラウザーで始めたものではありません。Cookieが有効か確認してください。", "もう一度接続する"},
-			words{"The login cannot be completed", "It is over already, or this browser did not begin it. Please check that cookies are allowed.", "Start again"},
-		}
-	case errors.Is(err, ErrInsufficientScope):
-		return message{
-			words{"許可が足りません", "このページに必要な許可が銀行で与えられていません。", "許可を追加する"},
-			words{"More permission is needed", "This page needs a permission that you have not granted at the bank.", "Grant it"},
-		}
-	case errors.Is(err, ErrLoginRequired):
-		return message{
-			words{"銀行口座の接続が必要です", "このページを使うには、銀行口座を接続してください。", "接続する"},
-			words{"Connect your bank account", "This page needs a connection to your bank account.", "Connect"},
-		}
-	case status == http.StatusServiceUnavailable:
-		return message{
-			words{"ただいま銀行につながりません", "接続は保たれています。しばらくしてからもう一度お試しください。", "もう一度試す"},
-			words{"The bank is not available right now", "Your connection is kept. Please try again in a little while.", "Try again"},
-		}
-	case status == http.StatusBadGateway:
-		return message{
-			words{"接続を完了できませんでした", "銀行からの応答を確認できなかったため、口座は接続されていません。", "もう一度接続する"},
-			words{"The connection failed", "The bank's answer could not be verified, so nothing was connected.", "Start again"},
-		}
-	case status < 500:
-		return message{
-			words{"このリクエストは受け付けられません", "ページを開き直してください。", "戻る"},
-			words{"This request cannot be served", "Please open the page again.", "Back"},
-		}
-	}
-	return message{
-		words{"エラーが発生しました", "設定に問題があります。しばらくしてからもう一度お試しください。", "もう一度試す"},
-		words{"Something went wrong", "This site has a problem. Please try again later.", "Try again"},
-	}
+// ErrorPage is what the kit tells a person whose request was not served. The template
+// [Options].ErrorPage is executed with a pointer to one. It holds no secret, nothing of the bank's
+// words, and of the request only paths to link to.
+type ErrorPage struct {
+	// Status is the HTTP status of the answer, [StatusCode] of the error.
+	Status int
+	// Code is the stable word for what happened that problem details have as well: see
+	// [Kit.Refuse].
+	Code string
+	// Language is "ja" or "en", by the request's Accept-Language. English is the default.
+	Language string
+	// Title and Text say what happened and what the user can do, in Language.
+	Title, Text string
+	// Links lead on: the one to the page that may help, if there is one, and the one back to
+	// Options.DefaultReturn.
+	Links []ErrorPageLink
+	// RetryAfter is how long to wait before trying again, 0 where that would not help. The
+	// header Retry-After says the same.
+	RetryAfter time.Duration
 }
 
-func (m message) write(w http.ResponseWriter, status int, retry string, japanese bool) {
-	data := struct {
-		words
-		Lang, Retry string
-	}{m.en, "en", retry}
+// ErrorPageLink is a link of an [ErrorPage].
+type ErrorPageLink struct {
+	// Label is the text of the link, in the page's Language.
+	Label string
+	// URL is a path of this site.
+	URL string
+}
+
+// situation is what the user was about when an error came up: each has words of its own.
+type situation int
+
+const (
+	usingPage    situation = iota // of a page behind RequireToken, or of a log-out
+	connecting                    // a login that has not succeeded
+	reconnecting                  // a login, while the user's connection goes on as it was
+)
+
+// exits are the paths that a page can link to.
+type exits struct {
+	again    string // where the request may succeed, or its login can be begun again; or ""
+	sentFrom bool   // again is the page that sent a form
+	home     string // DefaultReturn; "" only for a Kit that New did not make
+}
+
+// newErrorPage finds the words for err.
+func newErrorPage(err error, s situation, to exits, japanese bool) *ErrorPage {
+	about := kindOf(err)
+	words := wordsFor(about.topic, s, japanese)
+	page := &ErrorPage{
+		Status:     about.status,
+		Code:       string(about.topic),
+		Language:   "en",
+		Title:      words.title,
+		Text:       words.text,
+		RetryAfter: retryAfter(err),
+	}
+	home, back := "Back to the site", "Back to the previous page"
 	if japanese {
-		data.words, data.Lang = m.ja, "ja"
+		page.Language = "ja"
+		home, back = "サイトに戻る", "前のページに戻る"
 	}
-	var b bytes.Buffer
-	_ = page.Execute(&b, data)
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(status)
-	_, _ = w.Write(b.Bytes())
+	if to.sentFrom && words.again != "" {
+		words.again = back
+	}
+	if to.again != "" && words.again != "" {
+		page.Links = append(page.Links, ErrorPageLink{words.again, to.again})
+	}
+	if to.home != "" && (len(page.Links) == 0 || to.home != to.again) {
+		page.Links = append(page.Links, ErrorPageLink{home, to.home})
+	}
+	return page
 }
 
-const pageStyle = `body{font:1rem/1.6 system-ui,sans-serif;max-width:32rem;margin:15vh auto;padding:0 1.5rem;` +
-	`color:#1c2430;background:#fff}h1{font-size:1.4rem}a{display:inline-block;padding:.6rem 1.2rem;border-radius:.4rem;` +
-	`background:#0b5cad;color:#fff;text-decoration:none}` +
-	`@media(prefers-color-scheme:dark){body{color:#e6e9ee;background:#14181f}}`
+// reloadPage is shown for a moment while the browser asks for path again.
+func reloadPage(path string, japanese bool) *ErrorPage {
+	if japanese {
+		return &ErrorPage{http.StatusOK, "", "ja", "少々お待ちください", "ページを読み込んでいます。",
+			[]ErrorPageLink{{"続ける", path}}, 0}
+	}
+	return &ErrorPage{http.StatusOK, "", "en", "One moment, please", "The page is loading.",
+		[]ErrorPageLink{{"Continue", path}}, 0}
+}
+
+// writeOwnPage writes page in the kit's own design. The content security policy goes with it: it
+// allows what this page needs and nothing else, so it would break any other page.
+func writeOwnPage(w http.ResponseWriter, page *ErrorPage) {
+	w.Header().Set("Content-Security-Policy", ownPagePolicy)
+	_ = writePage(w, ownPage, page)
+}
+
+// writePage executes the template before it writes anything, so that one that fails can be
+// replaced by another.
+func writePage(w http.ResponseWriter, t *template.Template, page *ErrorPage) error {
+	var b bytes.Buffer
+	if err := t.Execute(&b, page); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Language", page.Language)
+	w.WriteHeader(page.Status)
+	_, _ = w.Write(b.Bytes())
+	return nil
+}
+
+const pageStyle = `:root{color-scheme:light dark}` +
+	`body{font:1rem/1.7 system-ui,sans-serif;max-width:30rem;margin:18vh auto 2rem;padding:0 1.5rem;color:#1c2430;background:#fff}` +
+	`h1{font-size:1.5rem;line-height:1.35;margin:0 0 .75rem;text-wrap:balance}p{margin:0 0 2rem}` +
+	`nav{display:flex;flex-wrap:wrap;gap:.75rem 1.5rem;align-items:center}` +
+	`a{color:#0b5cad;padding:.65rem 0;text-underline-offset:.2em}` +
+	`a:first-child{padding:.65rem 1.4rem;border-radius:.5rem;background:#0b5cad;color:#fff;text-decoration:none}` +
+	`a:focus-visible{outline:3px solid #6aa5e8;outline-offset:3px;border-radius:.5rem}` +
+	`@media(prefers-color-scheme:dark){body{color:#e6e9ee;background:#14181f}a{color:#8fc1f7}` +
+	`a:first-child{background:#2f7fd3;color:#fff}}`
 
 var (
-	pagePolicy = func() string {
+	ownPagePolicy = func() string {
 		sum := sha256.Sum256([]byte(pageStyle))
 		return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
 			"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 	}()
-	page = template.Must(template.New("page").Parse(`<!doctype html>
-<html lang="{{.Lang}}">
+	ownPage = template.Must(template.New("page").Parse(`<!doctype html>
+<html lang="{{.Language}}">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
 <title>{{.Title}}</title>
 <style>` + pageStyle + `</style>
 <h1>{{.Title}}</h1>
 <p>{{.Text}}</p>
-{{with .Retry}}<p><a href="{{.}}">{{$.Again}}</a></p>{{end}}
-</html>
+{{with .Links}}<nav>{{range .}}<a href="{{.URL}}">{{.Label}}</a>{{end}}</nav>
+{{end}}</html>
 `))
 )
+
+// words are a page's in one language. again is the label of the link to where the request may
+// succeed, "" where no link would help.
+type words struct{ title, text, again string }
+
+// message has the words in both languages.
+type message struct{ ja, en words }
+
+// wordsFor looks a message up: that of the situation or, where it has none of its own, the
+// general one.
+func wordsFor(about topic, s situation, japanese bool) words {
+	m, ok := situationMessages[s][about]
+	if !ok {
+		m = messages[about]
+	}
+	if japanese {
+		return m.ja
+	}
+	return m.en
+}
+
+// messages has one for each topic.
+var messages = map[topic]message{
+	topicConnect: {
+		words{"銀行口座との連携が必要です", "このページを使うには、銀行口座を連携してください。", "連携する"},
+		words{"Connect your bank account", "This page needs a connection to your bank account.", "Connect"},
+	},
+	topicScope: {
+		words{"追加の許可が必要です", "この操作には、銀行の画面での追加の許可が必要です。", "銀行の画面へ進む"},
+		words{"More permission is needed", "This page needs a permission that you have not yet given at the bank.", "Continue to the bank"},
+	},
+	topicNoUser: {
+		words{"ログインが必要です", "先にこのサイトにログインしてから、もう一度ページを開いてください。", ""},
+		words{"Please log in first", "Log in to this site, then open the page again.", ""},
+	},
+	topicDenied: {
+		words{"連携が許可されませんでした", "銀行の画面で許可されなかったため、口座は連携されていません。", "もう一度連携する"},
+		words{"Not connected", "You did not approve the connection at the bank, so nothing was connected.", "Connect again"},
+	},
+	topicExpired: {
+		words{"連携手続きの時間切れです", "手続きを始めてから10分以上たったため、続けられません。もう一度はじめからお願いします。", "もう一度連携する"},
+		words{"Your request to connect has expired", "You started it more than ten minutes ago. Please start again.", "Start again"},
+	},
+	topicState: {
+		words{"連携を完了できません", "連携手続きがすでに終わっているか、別のブラウザーで始められたものです。Cookieが有効になっているかもご確認ください。", "もう一度連携する"},
+		words{"We couldn't finish connecting your account", "The link has expired, or it was opened in a different browser. Please also check that cookies are allowed.", "Start again"},
+	},
+	topicRequest: {
+		words{"この操作を受け付けられませんでした", "前のページに戻って、もう一度お試しください。", "もう一度試す"},
+		words{"Something went wrong with this request", "Please go back and try again.", "Try again"},
+	},
+	topicBankAway: {
+		words{"ただいま銀行と通信できません", "口座との連携はそのまま維持されています。しばらくしてからもう一度お試しください。", "もう一度試す"},
+		words{"The bank is not available right now", "Your account stays connected. Please try again in a little while.", "Try again"},
+	},
+	topicUnavailable: {
+		words{"ただいまサイト側で処理できません", "しばらくしてからもう一度お試しください。", "もう一度試す"},
+		words{"This site is temporarily unavailable", "Please try again in a little while.", "Try again"},
+	},
+	topicBankError: {
+		words{"銀行との通信で問題が発生しました", "銀行からの応答を処理できませんでした。しばらくしてからもう一度お試しください。", "もう一度試す"},
+		words{"Something went wrong at the bank", "The bank's answer could not be used. Please try again later.", "Try again"},
+	},
+	topicSetup:    siteProblem,
+	topicInternal: siteProblem,
+}
+
+var siteProblem = message{
+	words{"サイト側で問題が発生しました", "しばらくしてからもう一度お試しください。", "もう一度試す"},
+	words{"Something went wrong on our side", "Please try again later.", "Try again"},
+}
+
+// situationMessages has those that would not be true of every situation.
+var situationMessages = map[situation]map[topic]message{
+	connecting: {
+		topicBankAway: {
+			words{"ただいま銀行と通信できません", "口座の連携を完了できませんでした。しばらくしてからもう一度お試しください。", "もう一度連携する"},
+			words{"The bank is not available right now", "We couldn't connect your account. Please try again in a little while.", "Start again"},
+		},
+		topicUnavailable: {
+			words{"ただいまサイト側で処理できません", "口座の連携を完了できませんでした。しばらくしてからもう一度お試しください。", "もう一度連携する"},
+			words{"This site is temporarily unavailable", "We couldn't finish connecting your account. Please try again in a little while.", "Start again"},
+		},
+		topicBankError: {
+			words{"連携を完了できませんでした", "銀行からの応答を確認できなかったため、口座は連携されていません。", "もう一度連携する"},
+			words{"We couldn't connect your account", "The bank's answer could not be verified, so nothing was connected.", "Start again"},
+		},
+		topicSetup: {
+			words{"サイト側で問題が発生しました", "口座を連携できませんでした。しばらくしてからもう一度お試しください。", "もう一度連携する"},
+			words{"Something went wrong on our side", "We couldn't connect your account. Please try again later.", "Start again"},
+		},
+		topicInternal: {
+			words{"サイト側で問題が発生しました", "口座の連携を完了できませんでした。しばらくしてからもう一度お試しください。", "もう一度連携する"},
+			words{"Something went wrong on our side", "We couldn't finish connecting your account. Please try again later.", "Start again"},
+		},
+	},
+	reconnecting: {
+		topicDenied: {
+			words{"許可されませんでした", "銀行の画面で許可されなかったため、変更はありません。口座との連携はそのまま維持されています。", "もう一度試す"},
+			words{"Nothing has changed", "You did not approve the request at the bank. Your account stays connected as before.", "Try again"},
+		},
+		topicExpired: {
+			words{"連携手続きの時間切れです", "手続きを始めてから10分以上たったため、続けられません。口座との連携はそのまま維持されています。", "もう一度試す"},
+			words{"Your request to connect has expired", "You started it more than ten minutes ago. Your account stays connected as before.", "Start again"},
+		},
+		topicBankAway: {
+			words{"ただいま銀行と通信できません", "手続きを完了できませんでした。口座との連携はそのまま維持されています。しばらくしてからもう一度お試しください。", "もう一度試す"},
+			words{"The bank is not available right now", "We couldn't finish your request. Your account stays connected as before. Please try again in a little while.", "Try again"},
+		},
+		topicBankError: {
+			words{"手続きを完了できませんでした", "銀行からの応答を確認できませんでした。口座との連携はそのまま維持されています。", "もう一度試す"},
+			words{"We couldn't finish your request", "The bank's answer could not be verified. Your account stays connected as before.", "Try again"},
+		},
+		topicSetup: {
+			words{"サイト側で問題が発生しました", "手続きを完了できませんでした。口座との連携はそのまま維持されています。", "もう一度試す"},
+			words{"Something went wrong on our side", "We couldn't finish your request. Your account stays connected as before.", "Try again"},
+		},
+	},
+}

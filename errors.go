@@ -251,6 +251,15 @@ func SalvagedRefreshToken(err error) string {
 	return ""
 }
 
+// scopeError is ErrInsufficientScope with what is granted and what is not.
+type scopeError struct{ granted, missing []string }
+
+func (e *scopeError) Error() string {
+	return fmt.Sprintf("%s: missing %s", ErrInsufficientScope, strings.Join(e.missing, " "))
+}
+
+func (e *scopeError) Unwrap() error { return ErrInsufficientScope }
+
 // refusal is a request that a handler does not serve, whoever is logged in.
 type refusal struct {
 	status int

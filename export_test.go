@@ -165,3 +165,7 @@ func KeysHeld(k *Kit) int {
 func Replace(k *Kit, ctx context.Context, key, refused string) (Token, error) {
 	return k.keeper.replace(ctx, key, refused)
 }
+
+func KindOfRequest(r *http.Request) string {
+	return [...]string{"program", "navigation", "form", "HTMX", "subrequest", "embedded", "prefetch"}[kindOfRequest(r)]
+}

@@ -36,15 +36,20 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 		if fault != nil {
 			return fault
 		}
-		if err := checkNavigation(r); err != nil {
+		kind := kindOfRequest(r)
+		if err := checkNavigation(kind); err != nil {
 			return err
 		}
-		j := k.attempts.read(r, "")
-		target, err := k.begin(w, r, j, k.returnPath(r), withoutReturn(ownPath(r)), wanted)
-		if err != nil {
-			return err
+		again := k.ownPath(r)
+		target, err := k.begin(w, r, k.attempts.read(r, ""), k.returnPath(r), withoutReturn(again), wanted)
+		switch {
+		case errors.Is(err, ErrNoUser) && k.cookieStayedBehind(r) && k.marksOf(r).reloads == 0 && again != "":
+			k.reload(w, r, again, 0)
+		case err != nil:
+			return &loginError{err: err, again: again}
+		default:
+			redirect(w, target, kind == htmxRequest)
 		}
-		redirect(w, r, target)
 		return nil
 	})
 }
@@ -56,9 +61,12 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 // second delivery (reload, back button) goes to DefaultReturn if the user is connected by then. Delivered twice to
 // one process, even at once, a code is exchanged once. Refusals are [ErrInvalidState], an [*AuthorizationError],
 // and what [Connector.OpenIDToken] returns.
+//
+// Where the session's cookie may have stayed behind, because the bank's site led here, the answer is a page that
+// loads the callback once more, from this site.
 func (k *Kit) CallbackHandler() http.Handler {
 	return k.handler(http.MethodGet, func(w http.ResponseWriter, r *http.Request) error {
-		if err := checkNavigation(r); err != nil {
+		if err := checkNavigation(kindOfRequest(r)); err != nil {
 			return err
 		}
 		start := time.Now()
@@ -70,55 +78,127 @@ func (k *Kit) CallbackHandler() http.Handler {
 	})
 }
 
+// callback is a callback that this browser has an attempt for.
+type callback struct {
+	start   time.Time
+	query   callbackQuery
+	name    string // of the attempt's cookie
+	jar     *jar
+	attempt *attempt
+}
+
+// callbackCase says how far the login has come that a callback belongs to.
+type callbackCase int
+
+const (
+	callbackDue      callbackCase = iota // the code can be exchanged
+	callbackForeign                      // the same, but for another user or another session
+	callbackRepeated                     // the login is over, and the user is connected
+	callbackOver                         // the login is over, and the user is not connected
+	callbackLate                         // the login was begun too long ago
+)
+
+// judgeCallback finds the case of a callback of the attempt a. It changes nothing.
+func (k *Kit) judgeCallback(r *http.Request, a *attempt) (callbackCase, error) {
+	switch {
+	case !a.done.IsZero():
+		t, err := k.peek(r)
+		if t == nil {
+			return callbackOver, err
+		}
+		return callbackRepeated, nil
+	case a.expired():
+		return callbackLate, nil
+	}
+	mine, err := k.owns(r, a)
+	if !mine {
+		return callbackForeign, err
+	}
+	return callbackDue, nil
+}
+
+// serveCallback answers one callback. The session decides whose it is, so whatever would be
+// refused for want of one is asked for again first.
 func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.Time) error {
 	q, err := parseCallback(r.URL.RawQuery)
 	if err != nil {
 		return err
 	}
 	name := k.attempts.cookieName(q.state)
-	j := k.attempts.read(r, name)
-	a := j.find(name)
-	switch {
-	case a == nil:
+	c := callback{start: start, query: q, name: name, jar: k.attempts.read(r, name)}
+	if c.attempt = c.jar.find(name); c.attempt == nil {
 		return fmt.Errorf("%w: this browser did not begin this login, or too long ago", ErrInvalidState)
-	case !a.done.IsZero():
-		t, err := k.peek(r)
-		if err == nil && t == nil {
-			err = &retryError{fmt.Errorf("%w: this login is over", ErrInvalidState), a.retry()}
-		}
-		if err == nil {
-			redirect(w, r, k.defaultReturn)
-		}
-		return err
-	case a.expired():
-		j.forget(w, name)
-		return &retryError{errAttemptExpired, a.retry()}
 	}
-	mine, err := k.owns(r, a)
-	if err != nil {
-		return err
-	}
-	if !q.reloaded && (!mine || k.strictSession()) && r.Header.Get("Sec-Fetch-Site") != "same-origin" {
-		// The session cookie may have stayed behind because the bank's site led here.
-		here := url.URL{Path: k.callback, RawQuery: escapeRest(r.URL.RawQuery) + "&" + reloadedParam + "=1"}
-		reload(w, here.String())
+	if k.cookieStayedBehind(r) && k.marksOf(r).reloads == 0 {
+		k.reloadCallback(w, r, 0)
 		return nil
 	}
-	key, err := k.connect(r, a, q, mine, name)
+	found, err := k.judgeCallback(r, c.attempt)
+	if err != nil {
+		return err
+	}
+	if found == callbackForeign || found == callbackOver {
+		if pause, ok := k.sessionMayCome(r); ok {
+			k.reloadCallback(w, r, pause)
+			return nil
+		}
+	}
+	switch found {
+	case callbackRepeated:
+		redirect(w, k.defaultReturn, false)
+		return nil
+	case callbackOver:
+		return k.loginFailed(r, c, fmt.Errorf("%w: this login is over", ErrInvalidState))
+	case callbackLate:
+		c.jar.forget(w, name)
+		return k.loginFailed(r, c, errAttemptExpired)
+	}
+	return k.finishLogin(w, r, c, found == callbackDue)
+}
+
+// finishLogin exchanges the code and gives the session its token. The attempt is consumed,
+// unless nobody waits for the answer: then a reload gets the outcome.
+func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mine bool) error {
+	key, err := k.connect(r, c.attempt, c.query, mine, c.name)
 	if r.Context().Err() != nil {
-		return err // nobody reads the answer; a reload gets the outcome
+		return err
 	}
 	if err == nil {
-		err = k.attach(w, r, key, a)
+		err = k.attach(w, r, key, c.attempt)
 	}
-	returnTo := cmp.Or(a.returnTo, k.defaultReturn)
-	j.put(w, name, a.finished(err), len(returnTo))
+	returnTo := cmp.Or(c.attempt.returnTo, k.defaultReturn)
+	c.jar.put(w, c.name, c.attempt.finished(err), len(returnTo))
 	if err != nil {
-		return &retryError{err, a.retry()}
+		return k.loginFailed(r, c, err)
 	}
-	k.event(r.Context(), EventLoginSucceeded, start, nil)
-	redirect(w, r, returnTo)
+	k.event(r.Context(), EventLoginSucceeded, c.start, nil)
+	redirect(w, returnTo, false)
 	return nil
+}
+
+// sessionMayCome reports whether a callback that lacks its session should be asked for again,
+// and after which pause. It cannot go on for ever, as each time is counted in the URL.
+func (k *Kit) sessionMayCome(r *http.Request) (pause time.Duration, ok bool) {
+	switch reloads := k.marksOf(r).reloads; {
+	case reloads == 0 && k.key != nil: // the application's own cookie may be a Strict one
+		return 0, true
+	case reloads < maxReloads && k.sessionIsGone(r):
+		return time.Second, true
+	}
+	return 0, false
+}
+
+// reloadCallback has the browser ask for this callback again, from this site.
+func (k *Kit) reloadCallback(w http.ResponseWriter, r *http.Request, pause time.Duration) {
+	query, _ := k.cutMarks(r.URL.RawQuery)
+	here := url.URL{Path: k.callback, RawQuery: escapeRest(query)}
+	k.reload(w, r, here.String(), pause)
+}
+
+// loginFailed adds to err what the user can do, and whether an earlier connection goes on.
+func (k *Kit) loginFailed(r *http.Request, c callback, err error) error {
+	t, peekErr := k.peek(r)
+	return &loginError{err: err, again: c.attempt.retry(), connected: peekErr == nil && t != nil}
 }
 
 // LogoutHandler forgets the user's token and the logins that this browser has begun, and redirects (303) to the path
@@ -146,7 +226,7 @@ func (k *Kit) LogoutHandler() http.Handler {
 		if err := k.detach(w, r); err != nil {
 			return err
 		}
-		redirect(w, r, returnTo)
+		redirect(w, returnTo, kindOfRequest(r) == htmxRequest)
 		return nil
 	})
 }
@@ -195,36 +275,94 @@ func (k *Kit) peek(r *http.Request) (*Token, error) {
 	return &t, nil
 }
 
-// handler frames what all handlers have in common: methods, headers, refusals.
+// endpoint is one of a Kit's own handlers, with what all of them have in common: methods,
+// headers, refusals. [Kit.RequireToken] knows them by this type.
+type endpoint struct {
+	kit     *Kit
+	methods string
+	serve   func(http.ResponseWriter, *http.Request) error
+}
+
 func (k *Kit) handler(methods string, serve func(http.ResponseWriter, *http.Request) error) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		setHeaders(w)
-		if err := k.usable(); err != nil {
-			k.refuse(w, r, err, "")
-			return
-		}
-		if !slices.Contains(strings.Split(methods, ", "), r.Method) {
-			w.Header().Set("Allow", methods)
-			k.refuse(w, r, &refusal{http.StatusMethodNotAllowed, "the method is not allowed"}, k.defaultReturn)
-			return
-		}
-		if err := serve(w, r); err != nil {
-			retry := k.defaultReturn
-			var again *retryError
-			if errors.As(err, &again) && again.path != "" {
-				retry = again.path
-			}
-			k.refuse(w, r, err, retry)
-		}
-	})
+	return &endpoint{k, methods, serve}
 }
 
-// retryError knows where a login can be begun again.
-type retryError struct {
-	err  error
-	path string
+// ServeHTTP checks the method, and answers the error that the handler returns.
+func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	setHeaders(w)
+	err := e.kit.usable()
+	if err != nil {
+		e.kit.refuse(w, r, err, exits{}, "")
+		return
+	}
+	if slices.Contains(strings.Split(e.methods, ", "), r.Method) {
+		err = e.serve(w, r)
+	} else {
+		w.Header().Set("Allow", e.methods)
+		err = &refusal{http.StatusMethodNotAllowed, "the method is not allowed"}
+	}
+	if err != nil {
+		e.kit.refuse(w, r, err, exits{home: e.kit.defaultReturn}, "")
+	}
 }
 
-func (e *retryError) Error() string { return e.err.Error() }
+// loginError is the error of a login, with what a page says besides.
+type loginError struct {
+	err       error
+	again     string // where the login can be begun again, or ""
+	connected bool   // the user has a connection, which goes on as it was
+}
 
-func (e *retryError) Unwrap() error { return e.err }
+func (e *loginError) Error() string { return e.err.Error() }
+
+func (e *loginError) Unwrap() error { return e.err }
+
+// refuse answers err: with the application's hook, with a page for a person, and with problem
+// details for everything else.
+func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, to exits, loginURL string) {
+	setErrorHeaders(w, err)
+	if k.usable() == nil {
+		if k.onError != nil {
+			k.onError(w, r, err)
+			return
+		}
+		k.logRefusal(r, err)
+	}
+	doing := usingPage
+	var login *loginError
+	if errors.As(err, &login) {
+		doing, to.again = connecting, login.again
+		if login.connected {
+			doing = reconnecting
+		}
+	}
+	page := newErrorPage(err, doing, to, prefersJapanese(r.Header))
+	switch kindOfRequest(r) {
+	case navigation, formPost:
+		k.writeErrorPage(w, r, page)
+	default:
+		writeProblem(w, page, loginURL)
+	}
+}
+
+// writeErrorPage writes page in the application's design, or else in the kit's own.
+func (k *Kit) writeErrorPage(w http.ResponseWriter, r *http.Request, page *ErrorPage) {
+	if k.usable() == nil && k.errorPage != nil {
+		err := writePage(w, k.errorPage, page)
+		if err == nil {
+			return
+		}
+		k.log.ErrorContext(r.Context(), "ganbauth: Options.ErrorPage failed", "error", err)
+	}
+	writeOwnPage(w, page)
+}
+
+// logRefusal logs what an operator should see. An event has told of trouble at the bank already,
+// once and not for each request.
+func (k *Kit) logRefusal(r *http.Request, err error) {
+	status := StatusCode(err)
+	if status < 500 || errors.As(err, new(*TokenError)) || r.Context().Err() != nil {
+		return
+	}
+	k.log.WarnContext(r.Context(), "ganbauth: refused", "status", status, "error", err)
+}

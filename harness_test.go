@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"html"
 	"io"
 	"log/slog"
 	"net/http"
@@ -232,10 +233,45 @@ func (b *browser) post(target string) *http.Response {
 	return b.do(http.MethodPost, target, with(navigate, "Sec-Fetch-Site", "same-origin"))
 }
 
+// follow does what a browser does with a Refresh header: it asks again, from this site.
+func (b *browser) follow(resp *http.Response) *http.Response {
+	b.t.Helper()
+	for range 5 {
+		_, target, ok := strings.Cut(resp.Header.Get("Refresh"), "; url=")
+		if !ok {
+			return resp
+		}
+		require.Equal(b.t, http.StatusOK, resp.StatusCode)
+		require.Contains(b.t, html.UnescapeString(body(resp)), `href="`+target+`"`, "the page has a link as well")
+		resp = b.do(http.MethodGet, target, with(navigate, "Sec-Fetch-Site", "same-origin"))
+	}
+	require.Empty(b.t, resp.Header.Get("Refresh"), "it is reloaded without end")
+	return resp
+}
+
+// arrive navigates as a browser does that another site has led here: a Strict cookie stays
+// behind.
+func (b *browser) arrive(target string, h http.Header) *http.Response {
+	b.t.Helper()
+	all := b.client.Jar
+	u := mustParse(appURL)
+	sent, _ := cookiejar.New(nil)
+	for _, c := range all.Cookies(u) {
+		if c.Name != b.app.sessions.Cookie.Name {
+			sent.SetCookies(u, []*http.Cookie{c})
+		}
+	}
+	b.client.Jar = sent
+	resp := b.do(http.MethodGet, target, h)
+	b.client.Jar = all
+	all.SetCookies(u, resp.Cookies())
+	return resp
+}
+
 // authorizationURL begins a login at path and returns where it leads.
 func (b *browser) authorizationURL(path string) string {
 	b.t.Helper()
-	resp := b.get(path)
+	resp := b.follow(b.get(path))
 	require.Equal(b.t, http.StatusSeeOther, resp.StatusCode, body(resp))
 	target := resp.Header.Get("Location")
 	require.Contains(b.t, target, b.app.bank.URL)
@@ -250,7 +286,7 @@ func (b *browser) callbackURL(path string) string {
 
 func (b *browser) login() {
 	b.t.Helper()
-	resp := b.get(b.callbackURL("/bank/login"))
+	resp := b.follow(b.get(b.callbackURL("/bank/login")))
 	require.Equal(b.t, http.StatusSeeOther, resp.StatusCode, body(resp))
 	require.Equal(b.t, "/home", resp.Header.Get("Location"))
 }

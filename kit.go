@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"html/template"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -34,6 +35,7 @@ type Kit struct {
 	key                              func(*http.Request) (string, error)
 	pkce                             bool
 	onError                          func(http.ResponseWriter, *http.Request, error)
+	errorPage                        *template.Template
 	observer
 }
 
@@ -70,6 +72,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		key:           opts.Key,
 		pkce:          opts.PKCE,
 		onError:       opts.OnError,
+		errorPage:     opts.ErrorPage,
 		observer:      observer{kit: opts.Name, log: opts.Logger, hook: opts.Observe},
 	}
 	if k.observer.log == nil {

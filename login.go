@@ -69,13 +69,9 @@ type callbackQuery struct {
 	failure          string
 	description      string
 	hasError, hasIss bool
-	reloaded         bool
 }
 
-const (
-	maxCallbackQuery = 16 << 10
-	reloadedParam    = "ganbauth_reloaded"
-)
+const maxCallbackQuery = 16 << 10
 
 // parseCallback reads a callback's query (RFC 6749 section 4.1.2). No parameter may occur twice (section 3.1).
 func parseCallback(raw string) (callbackQuery, error) {
@@ -102,7 +98,6 @@ func parseCallback(raw string) (callbackQuery, error) {
 		description: printable(values.Get("error_description")),
 		hasError:    values.Has("error"),
 		hasIss:      values.Has("iss"),
-		reloaded:    values.Has(reloadedParam),
 	}
 	if q.state == "" || len(q.state) > maxState {
 		return invalid("state is missing or too long")

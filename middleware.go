@@ -1,11 +1,11 @@
 package ganbauth
 
 import (
+	"cmp"
 	"errors"
-	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
+	"time"
 )
 
 // RequireToken calls next with a live token in the request's context, or does not call it.
@@ -25,15 +25,51 @@ func (k *Kit) RequireScopes(scopes ...string) func(next http.Handler) http.Handl
 	return func(next http.Handler) http.Handler { return k.require(scopes, next) }
 }
 
+// require is RequireToken with scopes. The Kit's own handlers need no token, wherever they are: a
+// login whose callback needs a token would never end.
 func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
+	callback := k.CallbackHandler()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		g, err := k.authorize(r, scopes)
-		if err != nil {
-			k.deny(w, r, err, scopes)
+		if k.usable() == nil && k.isCallback(r) {
+			callback.ServeHTTP(w, r)
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(g))
+		g, err := k.authorize(r, scopes)
+		switch {
+		case err == nil:
+			k.serve(w, r.WithContext(g), next)
+		case k.leadsToOwnHandler(next, r):
+			next.ServeHTTP(w, r)
+		default:
+			k.deny(w, r, err, scopes)
+		}
 	})
+}
+
+// serve calls next without the kit's marks in the URL. Who followed a login_url, and is
+// connected by now, goes to the page that it leads back to.
+func (k *Kit) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if strings.Contains(r.URL.RawQuery, markPrefix) {
+		u, m := *r.URL, marks{}
+		u.RawQuery, m = k.cutMarks(u.RawQuery)
+		if m.returnTo != "" && kindOfRequest(r) == navigation {
+			setHeaders(w)
+			redirect(w, m.returnTo, false)
+			return
+		}
+		r.URL = &u // r is RequireToken's own copy
+	}
+	next.ServeHTTP(w, r)
+}
+
+// leadsToOwnHandler reports whether next is one of k's own handlers, or an [http.ServeMux] that
+// gives r to one.
+func (k *Kit) leadsToOwnHandler(next http.Handler, r *http.Request) bool {
+	if mux, ok := next.(*http.ServeMux); ok {
+		next, _ = mux.Handler(r)
+	}
+	own, ok := next.(*endpoint)
+	return ok && own.kit == k
 }
 
 // Check is the decision behind [Kit.RequireToken], for frameworks that are not net/http: it returns the live token
@@ -75,66 +111,125 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	return &grant{r.Context(), k, key, t}, nil
 }
 
-// scopeError is ErrInsufficientScope with what is granted and what is not.
-type scopeError struct{ granted, missing []string }
-
-func (e *scopeError) Error() string {
-	return fmt.Sprintf("%s: missing %s", ErrInsufficientScope, strings.Join(e.missing, " "))
+// Refuse answers err, which a handler met, as [Kit.RequireToken] answers a request that it does
+// not let through. Call it before anything is written, and return:
+//
+//	resp, err := bank.Client(r.Context()).Get(url)
+//	if err == nil {
+//		defer resp.Body.Close()
+//		err = ganbauth.CheckResponse(resp)
+//	}
+//	if err != nil {
+//		bank.Refuse(w, r, err)
+//		return
+//	}
+//
+// A browser that needs to connect, or to connect again, is sent to the bank. Otherwise the status
+// is [StatusCode], with Retry-After where waiting helps, and the answer is Options.OnError's or:
+//
+//   - for a person, a page in Japanese or English, of Options.ErrorPage or of the kit's own;
+//   - for everything else, problem details (RFC 9457), in which detail is in Japanese or English.
+//
+// Problem details have a stable code: login_required, insufficient_scope, no_user,
+// access_denied, login_expired, invalid_state, refused, bank_unavailable, unavailable (the
+// application's store, sessions or lock), bank_error, misconfigured or internal. Where a login
+// at the bank helps and the request was a GET, login_url is a path of this site: a navigation
+// there begins a login for what the route needs, and comes back to the page that sent the
+// request (its Referer, else DefaultReturn).
+func (k *Kit) Refuse(w http.ResponseWriter, r *http.Request, err error) {
+	k.deny(w, r, err, nil)
 }
 
-func (e *scopeError) Unwrap() error { return ErrInsufficientScope }
+// remedy is what may still get a denied request served.
+type remedy int
 
-// deny sends a browser to the bank where that may help, and refuses everybody else.
+const (
+	noRemedy     remedy = iota // the refusal is the answer
+	askAgain                   // the session's cookie comes with the next request
+	askAgainSoon               // another tab's answer is about to bring it
+	connectFirst               // a login at the bank
+	stopLoop                   // a login at the bank, but one has just brought nothing
+)
+
+// deny does what may still get r served, or else refuses it. scopes are what its route needs.
 func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []string) {
 	setHeaders(w)
 	if k.usable() != nil {
-		k.refuse(w, r, err, "")
+		k.refuse(w, r, err, exits{}, "")
 		return
 	}
-	back := k.wantedPath(r)
-	var lacks *scopeError
-	loginHelps := errors.As(err, &lacks) || errors.Is(err, ErrLoginRequired) && !errors.Is(err, ErrNoUser)
-	if !loginHelps || isPrefetch(r) || !isNavigation(r) && !isHTMX(r) {
-		k.refuse(w, r, err, back)
+	kind := kindOfRequest(r)
+	again, back := k.pagesOf(r, kind)
+	to := exits{again: again, sentFrom: kind == formPost, home: k.defaultReturn}
+	asked := k.scopesToAsk(err, scopes)
+	var j *jar
+	var returned []attemptCookie
+	if kind == navigation || kind == htmxRequest {
+		j = k.attempts.read(r, "")
+		returned = j.justReturned("", asked)
+	}
+	switch k.remedyFor(r, err, kind, len(returned) > 0) {
+	case askAgain:
+		k.reload(w, r, again, 0)
 		return
-	}
-	if k.strictSession() && isNavigation(r) && r.Header.Get("Sec-Fetch-Site") == "cross-site" {
-		// The session cookie stayed behind because another site led here.
-		reload(w, back)
+	case askAgainSoon:
+		k.reload(w, r, again, time.Second)
 		return
+	case connectFirst:
+		target, beginErr := k.begin(w, r, j, back, "", asked)
+		switch {
+		case beginErr != nil:
+			err = beginErr
+		case kind == navigation:
+			redirect(w, target, false)
+			return
+		default:
+			redirect(w, target, true) // with the status of the refusal
+		}
+	case stopLoop:
+		j.remove(w, returned, answerRoom(0)) // the next try is the user's own
 	}
-	wanted := union(k.scopes, scopes)
-	if lacks != nil {
-		wanted = union(k.scopes, lacks.granted, scopes)
-	}
-	j := k.attempts.read(r, "")
-	if j.cameBack(w, "", wanted) {
-		k.refuse(w, r, err, back)
-		return
-	}
-	target, beginErr := k.begin(w, r, j, back, "", wanted)
-	switch {
-	case beginErr != nil:
-		k.refuse(w, r, beginErr, back)
-	case isHTMX(r):
-		w.Header().Set("HX-Redirect", target)
-		k.refuse(w, r, err, back)
-	default:
-		redirect(w, r, target)
-	}
+	k.refuse(w, r, err, to, k.loginURL(r, err))
 }
 
-// wantedPath is the page that the user wanted: the one requested, or the one that HTMX requested a part for.
-func (k *Kit) wantedPath(r *http.Request) string {
-	path := ownPath(r)
-	if isHTMX(r) {
-		path = ""
-		if u, err := url.Parse(r.Header.Get("HX-Current-URL")); err == nil {
-			path, _ = localPath(u.RequestURI())
-		}
+// remedyFor decides what deny does about err. straightBack says that a login for all that is
+// needed has only just ended.
+//
+// No request is reloaded without end: each reload is counted in the URL, and none is
+// reloaded for a cookie that stayed behind if it has been reloaded before.
+func (k *Kit) remedyFor(r *http.Request, err error, kind requestKind, straightBack bool) remedy {
+	about, reloads := kindOf(err).topic, k.marksOf(r).reloads
+	noSession := about == topicConnect || about == topicNoUser
+	canReload := kind == navigation && noSession && k.ownPath(r) != ""
+	switch {
+	case canReload && reloads == 0 && k.cookieStayedBehind(r):
+		return askAgain
+	case canReload && reloads < maxReloads && straightBack && k.sessionIsGone(r):
+		return askAgainSoon
+	case about != topicConnect && about != topicScope, kind != navigation && kind != htmxRequest:
+		return noRemedy
+	case straightBack:
+		return stopLoop
 	}
-	if path == "" {
-		return k.defaultReturn
+	return connectFirst
+}
+
+// scopesToAsk returns the scopes of a login that err makes necessary: what is granted already is
+// asked for again, as the new token replaces the old.
+func (k *Kit) scopesToAsk(err error, scopes []string) []string {
+	var lacks *scopeError
+	if errors.As(err, &lacks) {
+		return union(k.scopes, lacks.granted, scopes)
 	}
-	return path
+	return union(k.scopes, scopes)
+}
+
+// loginURL returns a path of this site that begins the login that r lacks, or "". It is r's own
+// path: RequireToken knows no other that begins one.
+func (k *Kit) loginURL(r *http.Request, err error) string {
+	about, path := kindOf(err).topic, k.ownPath(r)
+	if about != topicConnect && about != topicScope || r.Method != http.MethodGet || path == "" {
+		return ""
+	}
+	return k.marked(path, returnMark, cmp.Or(k.ownPage(r, "Referer"), k.defaultReturn))
 }

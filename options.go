@@ -3,6 +3,7 @@ package ganbauth
 import (
 	"context"
 	"fmt"
+	"html/template"
 	"log/slog"
 	"net"
 	"net/http"
@@ -50,8 +51,14 @@ type Options struct {
 	// in base64url, at most 40 KiB, with TokenType, Scope and the times beside it in clear, and RefreshToken "sealed" if
 	// there is one.
 	EncryptionKeys [][]byte
-	// OnError answers every refusal in place of the kit's own page or problem details; [StatusCode] has the status.
-	// The headers that a refusal needs are set already, no-store among them. A redirect to the bank is no refusal.
+	// ErrorPage is the application's own page for a person whose request is not served. It is
+	// executed with an [*ErrorPage]. Programs and HTMX get problem details as before. If it
+	// fails, the error is logged and the kit's own page is shown. Default: the kit's own page.
+	ErrorPage *template.Template
+	// OnError answers every refusal, to persons and programs, in place of pages and problem
+	// details; [StatusCode] has the status for the error. What a refusal needs is set already:
+	// Cache-Control: no-store, Referrer-Policy, X-Content-Type-Options, WWW-Authenticate,
+	// Retry-After, Allow and HX-Redirect. A redirect to the bank is no refusal.
 	OnError func(http.ResponseWriter, *http.Request, error)
 	// Logger gets one record for each [Event] and for what an operator must see. Default: [slog.Default].
 	Logger *slog.Logger

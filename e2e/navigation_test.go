@@ -186,7 +186,7 @@ func TestCallbackAgain(t *testing.T) {
 			see(t, ctx, "Not connected", "")
 			require.Contains(t, location(t, ctx), "/bank/callback?")
 			require.NoError(t, chromedp.Do(ctx, chromedp.Reload()))
-			see(t, ctx, "The login cannot be completed", "")
+			see(t, ctx, "We couldn't finish connecting your account", "")
 			click(t, ctx, "Start again")
 			see(t, ctx, consent, "")
 
