@@ -1,14 +1,17 @@
 // Package ganbtest is the bank in a box: an authorization server and a little of the
-// bank's API, for tests of applications that use ganbauth, and for demonstrations. It
-// speaks what the bank speaks, rotates refresh tokens and punishes their reuse, and fails
-// in the ways a bank can fail.
+// bank's API, for tests of applications that use ganbauth. It speaks what the bank
+// speaks, rotates refresh tokens and punishes their reuse, and fails in the ways a bank
+// can fail.
 //
-//	bank := ganbtest.NewServer(ganbtest.Options{})
-//	defer bank.Close()
-//	connector, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+//	bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+//	app := newApp(bank.Connector(), bank.APIBase())           // as your main function does
+//	browser := bank.Login(app, "https://app.test/bank/login") // of a user who is connected
+//	resp, err := browser.Get("https://app.test/balance")
 //
-// A client with a cookie jar that follows redirects is through the login at once, as the
-// bank approves everything unless Options.Consent puts up its page. [TestStore] tests
+// To test a single handler without a login, put [Server.Token] into the kit with
+// SetToken. [Server.Fail], [Server.SetRateLimit] and [Server.SetMaintenance] rehearse bad
+// days; [Server.Requests], [Server.RefreshTokens] and [Server.Grants] say what the bank
+// has seen. Without InProcess the bank listens on a loopback port. [TestStore] tests
 // implementations of [ganbauth.TokenStore].
 package ganbtest
 
@@ -232,8 +235,7 @@ func (s *Server) Token(scopes ...string) *ganbauth.Token {
 	if registered := strings.Fields(s.opts.RedirectURI); len(registered) > 0 {
 		redirectURI = registered[0]
 	}
-	c, err := ganbauth.NewConnector(s.ClientID, s.ClientSecret, s.AuthMethod, s.Config())
-	must(err)
+	c := s.Connector()
 	authURL, nonce, err := c.OpenIDAuthorization(rand.Text(), strings.Join(scopes, " "), redirectURI)
 	must(err)
 	callback, err := url.Parse(s.Approve(authURL))
@@ -252,51 +254,5 @@ func (s *Server) Token(scopes ...string) *ganbauth.Token {
 func must(err error) {
 	if err != nil {
 		panic("ganbtest: " + err.Error())
-	}
-}
-
-// inProcess is a transport that calls a handler on a goroutine of its own, as a network
-// would.
-type inProcess struct{ handler http.Handler }
-
-// RoundTrip returns the handler's answer, or leaves when the request's context ends. The
-// handler then goes on by itself.
-func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
-	in := req.Clone(req.Context())
-	in.Header = http.Header{}
-	for name, values := range req.Header { // spelled as a server spells them
-		name = http.CanonicalHeaderKey(name)
-		in.Header[name] = append(in.Header[name], values...)
-	}
-	in.RequestURI = req.URL.RequestURI()
-	in.RemoteAddr = "192.0.2.1:1234"
-	in.Host = req.URL.Host
-	if in.Body == nil {
-		in.Body = http.NoBody
-	}
-	defer in.Body.Close()
-	rec := httptest.NewRecorder()
-	done := make(chan bool, 1)
-	go func() {
-		finished := false
-		defer func() {
-			if p := recover(); p != nil && p != http.ErrAbortHandler {
-				panic(p)
-			}
-			done <- finished
-		}()
-		t.handler.ServeHTTP(rec, in)
-		finished = true
-	}()
-	select {
-	case finished := <-done:
-		if !finished {
-			return nil, errConnectionCut
-		}
-		resp := rec.Result()
-		resp.Request = req
-		return resp, nil
-	case <-req.Context().Done():
-		return nil, req.Context().Err()
 	}
 }

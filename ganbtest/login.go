@@ -1,0 +1,185 @@
+package ganbtest
+
+import (
+	"cmp"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+// Connector returns a new connector of the client to this bank. It has AuthMethod, which
+// Options chose.
+func (s *Server) Connector() *ganbauth.Connector {
+	c, err := ganbauth.NewConnector(s.ClientID, s.ClientSecret, s.AuthMethod, s.Config())
+	must(err)
+	return c
+}
+
+// Browser returns a client that is a user's browser: it keeps cookies, follows redirects
+// and refreshes, and opens pages with the headers of a navigation. What it asks of the
+// bank goes to the bank, and everything else to the application, in process. The
+// application's origin is whatever its RedirectURI says, https://app.test for instance;
+// handlers see TLS where it is https. A request that has an Accept header of its own is
+// sent as it is.
+func (s *Server) Browser(application http.Handler) *http.Client {
+	jar, err := cookiejar.New(nil)
+	must(err)
+	return &http.Client{Jar: jar, Transport: &browser{s, inProcess{application}}}
+}
+
+// Login connects a user to the application and returns the user's browser, see
+// [Server.Browser]:
+//
+//	browser := bank.Login(app, "https://app.test/bank/login")
+//	resp, err := browser.Get("https://app.test/balance")
+//
+// It opens loginURL, which leads to the bank, approves everything that is asked for, also
+// where Options.Consent is set, and ends with the callback's answer. It panics if that is
+// not the redirect of a login that has succeeded, and says what was answered instead.
+func (s *Server) Login(application http.Handler, loginURL string) *http.Client {
+	client := s.Browser(application)
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	next, atBank, referer := loginURL, false, ""
+	for range 10 {
+		req, err := http.NewRequest(http.MethodGet, next, nil)
+		must(err)
+		if referer != "" {
+			req.Header.Set("Referer", referer)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			// A url.Error would show the code and the state.
+			var cause *url.Error
+			errors.As(err, &cause)
+			panic(fmt.Sprintf("ganbtest: login: GET %s: %v", withoutQuery(req.URL), cause.Err))
+		}
+		resp.Body.Close()
+		location, err := resp.Location()
+		switch {
+		case s.isBank(req.URL) && err != nil && resp.StatusCode == http.StatusOK:
+			location, err = url.Parse(s.Approve(next)) // the consent page
+			must(err)
+		case err != nil || resp.StatusCode >= 400:
+			panic(fmt.Sprintf("ganbtest: login: GET %s answered %s", withoutQuery(req.URL), resp.Status))
+		case atBank && !s.isBank(req.URL) && location.Path != req.URL.Path:
+			client.CheckRedirect = nil
+			return client
+		}
+		atBank = atBank || s.isBank(req.URL)
+		referer, next = withoutQuery(req.URL), location.String()
+	}
+	panic("ganbtest: login: ten redirects, and none of them to a callback")
+}
+
+func (s *Server) isBank(u *url.URL) bool { return u.Scheme+"://"+u.Host == s.URL }
+
+// withoutQuery leaves out codes and states.
+func withoutQuery(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: cmp.Or(u.Path, "/")}).String()
+}
+
+// browser is the transport of a user's browser.
+type browser struct {
+	bank        *Server
+	application inProcess
+}
+
+// RoundTrip sends the request to the bank or to the application, with a navigation's
+// headers.
+func (b *browser) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Header.Get("Accept") == "" && req.Header.Get("Sec-Fetch-Mode") == "" {
+		req = req.Clone(req.Context())
+		navigation(req)
+	}
+	if b.bank.isBank(req.URL) {
+		return b.bank.client.Transport.RoundTrip(req)
+	}
+	resp, err := b.application.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	// A page that has itself loaded again. The kit does so to get a SameSite=Strict
+	// cookie.
+	if to, ok := strings.CutPrefix(resp.Header.Get("Refresh"), "0; url="); ok {
+		resp.StatusCode, resp.Status = http.StatusSeeOther, "303 See Other"
+		resp.Header.Set("Location", to)
+	}
+	return resp, nil
+}
+
+// navigation sets what browsers send when a page is opened or a form is sent.
+func navigation(req *http.Request) {
+	origin := req.URL.Scheme + "://" + req.URL.Host
+	site := "none"
+	if referer, err := url.Parse(req.Referer()); err == nil && referer.Host != "" {
+		site = "cross-site"
+		if referer.Scheme+"://"+referer.Host == origin {
+			site = "same-origin"
+		}
+	}
+	if req.Method != http.MethodGet && req.Method != http.MethodHead && site == "none" {
+		site = "same-origin"
+		req.Header.Set("Origin", origin)
+	}
+	for name, value := range map[string]string{
+		"Accept":                    "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+		"Sec-Fetch-Site":            site,
+		"Sec-Fetch-Mode":            "navigate",
+		"Sec-Fetch-Dest":            "document",
+		"Sec-Fetch-User":            "?1",
+		"Upgrade-Insecure-Requests": "1",
+	} {
+		req.Header.Set(name, value)
+	}
+}
+
+// inProcess is a transport that calls a handler on a goroutine of its own, as a network
+// would.
+type inProcess struct{ handler http.Handler }
+
+// RoundTrip returns the handler's answer, or leaves when the request's context ends. The
+// handler then goes on by itself.
+func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
+	in := req.Clone(req.Context())
+	in.RequestURI = req.URL.RequestURI()
+	in.RemoteAddr = "192.0.2.1:1234"
+	in.Host = cmp.Or(req.Host, req.URL.Host)
+	if req.URL.Scheme == "https" {
+		in.TLS = &tls.ConnectionState{Version: tls.VersionTLS13, HandshakeComplete: true, ServerName: req.URL.Hostname()}
+	}
+	if in.Body == nil {
+		in.Body = http.NoBody
+	}
+	defer in.Body.Close()
+	rec := httptest.NewRecorder()
+	done := make(chan bool, 1)
+	go func() {
+		finished := false
+		defer func() {
+			if p := recover(); p != nil && p != http.ErrAbortHandler {
+				panic(p)
+			}
+			done <- finished
+		}()
+		t.handler.ServeHTTP(rec, in)
+		finished = true
+	}()
+	select {
+	case finished := <-done:
+		if !finished {
+			return nil, errConnectionCut
+		}
+		resp := rec.Result()
+		resp.Request = req
+		return resp, nil
+	case <-req.Context().Done():
+		return nil, req.Context().Err()
+	}
+}

@@ -1,0 +1,140 @@
+package ganbtest_test
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/alexedwards/scs/v2/memstore"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// application is one with sessions and a bank, as main mounts it.
+func application(t *testing.T, s *ganbtest.Server, sessions *scs.SessionManager, base string) http.Handler {
+	t.Helper()
+	sessions.Store = memstore.NewWithCleanupInterval(0)
+	mux := http.NewServeMux()
+	kit, err := ganbauth.New(s.Connector(), sessions, ganbauth.Options{
+		RedirectURI: base + "/bank/callback",
+		Scopes:      []string{"openid", "offline_access", "private:account"},
+		Logger:      slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	mux.Handle("/bank/login", kit.LoginHandler())
+	mux.Handle("/bank/callback", kit.CallbackHandler())
+	mux.Handle("/me", kit.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, _ := ganbauth.TokenFromContext(r.Context())
+		fmt.Fprint(w, r.Method, " ", token.Subject, " ", r.TLS != nil)
+	})))
+	mux.HandleFunc("/headers", func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"Accept", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Origin"} {
+			fmt.Fprintln(w, name, r.Header.Get(name))
+		}
+	})
+	mux.Handle("/loop", http.RedirectHandler("/loop", http.StatusSeeOther))
+	return sessions.LoadAndSave(mux)
+}
+
+func read(t *testing.T, resp *http.Response, err error) string {
+	t.Helper()
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return string(body)
+}
+
+func TestLogin(t *testing.T) {
+	for _, base := range []string{"https://app.test", "http://localhost:8080"} {
+		for _, consent := range []bool{false, true} {
+			both(t, ganbtest.Options{Subject: "u", Consent: consent}, func(t *testing.T, s *ganbtest.Server) {
+				sessions := scs.New()
+				sessions.Cookie.Secure = base == "https://app.test"
+				sessions.Cookie.SameSite = http.SameSiteStrictMode
+				app := application(t, s, sessions, base)
+				one, other := s.Login(app, base+"/bank/login"), s.Browser(app)
+				resp, err := one.Get(base + "/me")
+				require.Equal(t, fmt.Sprint("GET u ", sessions.Cookie.Secure), read(t, resp, err))
+				resp, err = one.PostForm(base+"/me", nil)
+				require.Equal(t, fmt.Sprint("POST u ", sessions.Cookie.Secure), read(t, resp, err))
+				resp, err = other.Get(base + "/me")
+				if text := read(t, resp, err); consent {
+					require.Contains(t, text, "Choose what it may do", "at the bank")
+				} else {
+					require.Equal(t, fmt.Sprint("GET u ", sessions.Cookie.Secure), text, "through the bank and back")
+				}
+			})
+		}
+	}
+}
+
+func TestLoginInABubble(t *testing.T) {
+	sessions := scs.New()
+	synctest.Test(t, func(t *testing.T) {
+		s := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		app := application(t, s, sessions, "https://app.test")
+		resp, err := s.Login(app, "https://app.test/bank/login").Get("https://app.test/me")
+		require.Contains(t, read(t, resp, err), "GET user-")
+	})
+}
+
+func TestLoginThatFails(t *testing.T) {
+	for name, c := range map[string]struct {
+		path, want string
+		at         ganbtest.Endpoint
+		fault      ganbtest.Fault
+	}{
+		"no such page":      {path: "/nowhere", want: "GET https://app.test/nowhere answered 404 Not Found"},
+		"not a login":       {path: "/headers", want: "GET https://app.test/headers answered 200 OK"},
+		"a loop":            {path: "/loop", want: "ten redirects"},
+		"the bank's page":   {path: "/bank/login", at: ganbtest.Authorization, fault: ganbtest.ServerError, want: "/authorization answered 500"},
+		"the bank is cut":   {path: "/bank/login", at: ganbtest.Authorization, fault: ganbtest.ConnectionCut, want: "/authorization: ganbtest: the connection was cut"},
+		"the code is dead":  {path: "/bank/login", at: ganbtest.TokenEndpoint, fault: ganbtest.InvalidGrant, want: "GET https://app.test/bank/callback answered 502"},
+		"the bank is down":  {path: "/bank/login", at: ganbtest.TokenEndpoint, fault: ganbtest.ServerError, want: "GET https://app.test/bank/callback answered 503"},
+		"the user declines": {path: "/bank/login", at: ganbtest.Authorization, fault: ganbtest.Fault{Status: 302, Header: http.Header{"Location": {"https://app.test/bank/callback?error=access_denied"}}}, want: "GET https://app.test/bank/callback answered 4"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+			app := application(t, s, scs.New(), "https://app.test")
+			s.Fail(c.at, c.fault, -1)
+			defer func() {
+				message, ok := recover().(string)
+				require.True(t, ok)
+				require.True(t, strings.HasPrefix(message, "ganbtest: login: "), message)
+				require.Contains(t, message, c.want)
+				require.NotContains(t, message, "?", "no code and no state")
+			}()
+			s.Login(app, "https://app.test"+c.path)
+		})
+	}
+}
+
+func TestBrowserHeaders(t *testing.T) {
+	s := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+	browser := s.Browser(application(t, s, scs.New(), "https://app.test"))
+	resp, err := browser.Get("https://app.test/headers")
+	require.Regexp(t, `^Accept text/html.*\nSec-Fetch-Site none\nSec-Fetch-Mode navigate\nOrigin \n$`, read(t, resp, err))
+	resp, err = browser.PostForm("https://app.test/headers", nil)
+	require.Regexp(t, `^Accept text/html.*\nSec-Fetch-Site same-origin\nSec-Fetch-Mode navigate\nOrigin https://app.test\n$`, read(t, resp, err))
+	for referer, site := range map[string]string{"https://app.test/a": "same-origin", "https://elsewhere.example/": "cross-site"} {
+		req, err := http.NewRequest("GET", "https://app.test/headers", nil)
+		require.NoError(t, err)
+		req.Header.Set("Referer", referer)
+		resp, err = browser.Do(req)
+		require.Contains(t, read(t, resp, err), "Sec-Fetch-Site "+site+"\n")
+		require.Empty(t, req.Header.Get("Accept"), "the caller's request is left alone")
+	}
+	req, err := http.NewRequest("GET", "https://app.test/headers", nil)
+	require.NoError(t, err)
+	req.Header.Set("Accept", "application/json")
+	resp, err = browser.Do(req)
+	require.Equal(t, "Accept application/json\nSec-Fetch-Site \nSec-Fetch-Mode \nOrigin \n", read(t, resp, err))
+}
