@@ -11,8 +11,8 @@ import (
 // maxBody is how much of a request the bank reads, but for Options.API.
 const maxBody = 64 << 10
 
-// handler is the whole bank.
-func (s *Server) handler() http.Handler {
+// routes is the whole bank.
+func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, e Endpoint, h http.HandlerFunc) {
 		mux.Handle(pattern, s.endpoint(e, h))

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"maps"
 	"strings"
 	"time"
 )
@@ -165,6 +166,18 @@ func (s *Server) revoke(match func(*grant) bool) {
 			g.end("revoked")
 		}
 	}
+}
+
+// forget drops codes and access tokens that are over when there are many of them, so that
+// a bank that runs for long does not grow with each refresh.
+func (s *Server) forget() {
+	if len(s.access)+len(s.codes) < s.many {
+		return
+	}
+	now := s.opts.Now()
+	maps.DeleteFunc(s.access, func(_ string, t *accessToken) bool { return !now.Before(t.expires) })
+	maps.DeleteFunc(s.codes, func(_ string, c *code) bool { return now.After(c.expires) })
+	s.many = 2*(len(s.access)+len(s.codes)) + 1000
 }
 
 // refreshToken returns the record of a refresh token, and makes one for a token that is

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -197,4 +198,43 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	}
 	_, err = json.Marshal(s)
 	require.Error(t, err)
+}
+
+// What is over is forgotten, and the log has a bound, so that a bank that runs for long
+// does not grow with each request. Counts go on.
+func TestLongRun(t *testing.T) {
+	now := time.Now()
+	s := ganbtest.NewServer(ganbtest.Options{InProcess: true, KeepRequests: 10, Now: func() time.Time { return now }})
+	c, token := connector(t, s), s.Token("offline_access")
+	for range 5000 {
+		now = now.Add(time.Minute)
+		next, err := c.RefreshTokens(t.Context(), token.RefreshToken)
+		require.NoError(t, err)
+		token.RefreshToken = next.RefreshToken
+		token.AccessToken = next.AccessToken
+	}
+	require.Equal(t, 200, callAPI(t, s, token))
+	require.Less(t, s.Held(), 1500)
+	requests := s.Requests()
+	require.Len(t, requests, 10)
+	require.Equal(t, ganbtest.API, requests[9].Endpoint)
+	require.Equal(t, 200, requests[9].Status)
+	require.Equal(t, 5000, s.Refreshes())
+	require.Equal(t, 5001, s.Count(ganbtest.TokenEndpoint))
+	require.Equal(t, 5001, s.CountStatus(ganbtest.TokenEndpoint, 200))
+}
+
+// A bank that another server serves, at a URL of its own.
+func TestServedElsewhere(t *testing.T) {
+	s := ganbtest.NewServer(ganbtest.Options{URL: "https://bank.example:9999"})
+	defer s.Close()
+	require.Equal(t, "https://bank.example:9999", s.URL)
+	require.Equal(t, "https://bank.example:9999/", s.Config().JWTIssuer)
+	token := s.Token()
+	require.Equal(t, 200, callAPI(t, s, token), "by its own client, in process")
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest("GET", s.APIBase()+"/accounts", nil)
+	r.Header.Set("x-access-token", token.AccessToken)
+	s.ServeHTTP(w, r)
+	require.Equal(t, 200, w.Code)
 }

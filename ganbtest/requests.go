@@ -2,6 +2,7 @@ package ganbtest
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +44,7 @@ type Request struct {
 
 // requestLog holds what the bank has seen.
 type requestLog struct {
+	keep      int // 0 for all
 	entries   []*Request
 	counts    map[Endpoint]int
 	statuses  map[answered]int
@@ -81,9 +83,24 @@ func (s *Server) record(e Endpoint, r *http.Request) (entry *Request, seen Reque
 	if g != nil {
 		entry.Subject = g.subject
 	}
-	s.requests.counts[e]++
-	s.requests.entries = append(s.requests.entries, entry)
+	s.requests.add(entry)
 	return entry, *entry
+}
+
+func (l *requestLog) add(entry *Request) {
+	l.counts[entry.Endpoint]++
+	l.entries = append(l.entries, entry)
+	if l.keep > 0 && len(l.entries) >= 2*l.keep {
+		l.entries = slices.Clone(l.latest())
+	}
+}
+
+// latest returns the entries that the log is to keep.
+func (l *requestLog) latest() []*Request {
+	if l.keep <= 0 {
+		return l.entries
+	}
+	return l.entries[max(0, len(l.entries)-l.keep):]
 }
 
 func (s *Server) answered(entry *Request, status int) {
@@ -98,12 +115,14 @@ func bearer(r *http.Request) string {
 	return access
 }
 
-// Requests returns all requests so far, in the order in which they came.
+// Requests returns the requests so far, in the order in which they came: all of them, or
+// the latest Options.KeepRequests.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	requests := make([]Request, len(s.requests.entries))
-	for i, entry := range s.requests.entries {
+	latest := s.requests.latest()
+	requests := make([]Request, len(latest))
+	for i, entry := range latest {
 		requests[i] = *entry
 	}
 	return requests

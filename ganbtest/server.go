@@ -16,6 +16,7 @@
 package ganbtest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -84,6 +85,13 @@ type Options struct {
 	API http.Handler
 	// Now is the bank's clock. Default: [time.Now].
 	Now func() time.Time
+	// KeepRequests is how many of the latest requests [Server.Requests] remembers.
+	// Default: all. Counts are not affected.
+	KeepRequests int
+	// URL is the bank's root as its clients see it, without a trailing slash. With it the
+	// Server does not listen: it is an [http.Handler], to be served at that URL. Default:
+	// a free loopback port.
+	URL string
 	// InProcess serves without a network: Config lends a transport that calls the bank
 	// directly. With it the bank can be used in a bubble of testing/synctest. The URL is
 	// then reachable through Client only.
@@ -110,11 +118,13 @@ type Server struct {
 // state is what a Server holds behind a pointer, so that formatting a copy of it is safe
 // as well.
 type state struct {
-	opts   Options
-	http   *httptest.Server // nil in process
-	client *http.Client
+	opts    Options
+	handler http.Handler
+	http    *httptest.Server // nil where the Server does not listen
+	client  *http.Client
 
 	mu          sync.Mutex
+	many        int // codes and access tokens: time to forget those that are over
 	codes       map[string]*code
 	access      map[string]*accessToken
 	refresh     map[string]*refreshToken
@@ -143,7 +153,7 @@ func NewServer(opts Options) *Server {
 			access:      map[string]*accessToken{},
 			refresh:     map[string]*refreshToken{},
 			faults:      map[Endpoint][]*queuedFault{},
-			requests:    requestLog{counts: map[Endpoint]int{}, statuses: map[answered]int{}},
+			requests:    requestLog{keep: opts.KeepRequests, counts: map[Endpoint]int{}, statuses: map[answered]int{}},
 			rate:        rate{RateLimit: opts.RateLimit},
 			maintenance: slices.Clone(opts.Maintenance),
 			numbers:     map[string]string{},
@@ -164,15 +174,19 @@ func NewServer(opts Options) *Server {
 	if s.opts.Now == nil {
 		s.opts.Now = time.Now
 	}
-	if opts.InProcess {
-		s.URL = "https://bank.test"
-		s.client = &http.Client{Transport: inProcess{s.handler()}}
+	s.handler = s.routes()
+	if opts.InProcess || opts.URL != "" {
+		s.URL = cmp.Or(opts.URL, "https://bank.test")
+		s.client = &http.Client{Transport: inProcess{s}}
 	} else {
-		s.http = httptest.NewServer(s.handler())
+		s.http = httptest.NewServer(s)
 		s.URL, s.client = s.http.URL, s.http.Client()
 	}
 	return s
 }
+
+// ServeHTTP answers as the bank: see Options.URL.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
 // Close stops the bank and waits for its requests.
 func (s *Server) Close() {

@@ -108,6 +108,7 @@ func (s *Server) rotate(w http.ResponseWriter, form url.Values) {
 
 // issue writes the token response (RFC 6749 section 5.1).
 func (s *Server) issue(w http.ResponseWriter, g *grant, refresh string, idToken bool) {
+	s.forget()
 	access := rand.Text()
 	s.access[access] = &accessToken{g, s.opts.Now().Add(s.opts.Lifetime)}
 	g.tokens++
