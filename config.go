@@ -1,7 +1,7 @@
 package ganbauth
 
 import (
-	"encoding/json"
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,7 +10,10 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"unicode/utf8"
 )
+
+const minSalt = 16 // bytes; New warns of a shorter one
 
 // Config says where the bank is. Its JSON form is the conf.json that every official SDK of the bank reads.
 // It is copied when used and safe to share.
@@ -60,31 +63,56 @@ func Sunabar(salt string) Config {
 	}.withDefaults()
 }
 
-// LoadConfig reads a conf.json. It reports a file that cannot be read or is not a JSON object of strings, without
-// quoting it; what the values are worth is [NewConnector]'s to judge.
+// LoadConfig reads a conf.json, with or without a byte order mark. JWT_ISSUER may occur twice, as
+// in the file of the bank's Node SDK: the last one counts. An error says what is wrong without
+// quoting the file. Whether the values can be used is for [NewConnector] to say.
 func LoadConfig(path string) (Config, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return Config{}, fmt.Errorf("ganbauth: config: %w", err)
+		return Config{}, fmt.Errorf("ganbauth: config: %w", err) // which names the path
 	}
-	o, err := parseObject(data)
+	o, err := readConfig(data)
 	if err != nil {
 		return Config{}, fmt.Errorf("ganbauth: config %s: %w", path, err)
 	}
 	var cfg Config
 	var errs []error
-	for name, field := range map[string]*string{
-		"AUTH_BASE_URL": &cfg.AuthBaseURL,
-		"AUTH_PATH":     &cfg.AuthPath,
-		"TOKEN_PATH":    &cfg.TokenPath,
-		"JWT_ISSUER":    &cfg.JWTIssuer,
-		"SALT":          &cfg.Salt,
+	for _, m := range []struct {
+		name  string
+		field *string
+	}{
+		{"AUTH_BASE_URL", &cfg.AuthBaseURL},
+		{"AUTH_PATH", &cfg.AuthPath},
+		{"TOKEN_PATH", &cfg.TokenPath},
+		{"JWT_ISSUER", &cfg.JWTIssuer},
+		{"SALT", &cfg.Salt},
 	} {
-		if *field, _, err = member[string](o, name); err != nil {
+		if *m.field, _, err = member[string](o, m.name); err != nil {
 			errs = append(errs, fmt.Errorf("ganbauth: config %s: %w", path, err))
 		}
 	}
 	return cfg.withDefaults(), errors.Join(errs...)
+}
+
+// readConfig reads the JSON of a conf.json, which people edit with all kinds of editors.
+func readConfig(data []byte) (object, error) {
+	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
+	switch {
+	case isUTF16(data):
+		return nil, errors.New("the file is UTF-16, save it as UTF-8")
+	case !utf8.Valid(data):
+		return nil, errors.New("the file is not UTF-8")
+	}
+	return readObject(data, func(name string) bool { return name == "JWT_ISSUER" })
+}
+
+// isUTF16 recognizes UTF-16 by its byte order mark, or by an ASCII character in two bytes.
+func isUTF16(data []byte) bool {
+	if len(data) < 2 {
+		return false
+	}
+	head := [2]byte{data[0], data[1]}
+	return head == [2]byte{0xff, 0xfe} || head == [2]byte{0xfe, 0xff} || head[0] == 0 || head[1] == 0
 }
 
 func (c Config) withDefaults() Config {
@@ -97,23 +125,49 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// endpoint joins AuthBaseURL and path as the bank's SDKs do, and refuses what no secret may be sent to.
-func (c Config) endpoint(field, path string) (*url.URL, error) {
-	if !strings.HasPrefix(path, "/") {
-		return nil, fmt.Errorf("ganbauth: config: %s must begin with a slash", field)
+// endpoints joins AuthBaseURL with AuthPath, TokenPath and /userinfo as the bank's SDKs do. It
+// refuses a URL that no secret may be sent to, and reports every fault once.
+func (c Config) endpoints() (auth, token, userInfo *url.URL, err error) {
+	err = errors.Join(
+		checkBaseURL(c.AuthBaseURL),
+		checkPath("AuthPath", c.AuthPath),
+		checkPath("TokenPath", c.TokenPath),
+	)
+	if err != nil {
+		return nil, nil, nil, err
 	}
-	u, err := url.Parse(strings.TrimSuffix(c.AuthBaseURL, "/") + path)
+	base := strings.TrimSuffix(c.AuthBaseURL, "/")
+	auth, err1 := url.Parse(base + c.AuthPath)
+	token, err2 := url.Parse(base + c.TokenPath)
+	userInfo, err3 := url.Parse(base + "/userinfo")
+	return auth, token, userInfo, errors.Join(err1, err2, err3)
+}
+
+func checkBaseURL(s string) error {
+	u, err := url.Parse(s)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("ganbauth: config: AuthBaseURL and %s make no URL", field)
+		return errors.New("ganbauth: config: AuthBaseURL is no URL")
 	case u.User != nil:
-		return nil, errors.New("ganbauth: config: AuthBaseURL must not contain userinfo")
-	case u.Host == "" || u.Fragment != "":
-		return nil, fmt.Errorf("ganbauth: config: AuthBaseURL and %s must make an absolute URL without a fragment", field)
+		return errors.New("ganbauth: config: AuthBaseURL must not contain userinfo")
+	case u.Host == "" || strings.ContainsAny(s, "?#"):
+		return errors.New("ganbauth: config: AuthBaseURL must be an absolute URL without a query or a fragment")
 	case !secureURL(u):
-		return nil, errors.New("ganbauth: config: AuthBaseURL must be https (http only on a loopback address)")
+		return errors.New("ganbauth: config: AuthBaseURL must be https (http only on a loopback address)")
 	}
-	return u, nil
+	return nil
+}
+
+// checkPath checks what follows AuthBaseURL: a path, and perhaps a query.
+func checkPath(field, path string) error {
+	_, err := url.Parse(path)
+	switch {
+	case !strings.HasPrefix(path, "/"):
+		return fmt.Errorf("ganbauth: config: %s must begin with a slash", field)
+	case err != nil || strings.Contains(path, "#"):
+		return fmt.Errorf("ganbauth: config: %s must be a path without a fragment", field)
+	}
+	return nil
 }
 
 // secureURL reports whether a secret may travel to u.
@@ -137,9 +191,8 @@ func (c Config) Format(f fmt.State, _ rune) {
 // LogValue implements [slog.LogValuer] and hides the salt.
 func (c Config) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(c)) }
 
-// MarshalJSON implements [json.Marshaler] and hides the salt.
-func (c Config) MarshalJSON() ([]byte, error) {
-	type plain Config
-	c.Salt = redacted
-	return json.Marshal(plain(c))
+// MarshalText always fails, and with it encoding/json, encoding/xml and YAML: the text would have
+// the salt, or another value in its place that reads back as the salt. Keep a conf.json apart.
+func (c Config) MarshalText() ([]byte, error) {
+	return nil, errors.New("ganbauth: a Config has a secret and is not to be marshaled")
 }

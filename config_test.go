@@ -1,10 +1,15 @@
 package ganbauth_test
 
 import (
+	"encoding/binary"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/stretchr/testify/require"
 
@@ -35,6 +40,8 @@ func TestNewConnectorRefuses(t *testing.T) {
 		"B-09 host smuggled by the path": {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = "@evil.example/token" }, "slash"},
 		"host extended by the path":      {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = ".evil.example/token" }, "slash"},
 		"relative":                       {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "/auth" }, "absolute URL"},
+		"a query before the path":        {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL += "?" }, "without a query"},
+		"a path that is no URL":          {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = "/%zz" }, "TokenPath must be a path"},
 		"no URL":                         {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "https://[" }, "no URL"},
 		"fragment":                       {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthPath = "/a#b" }, "fragment"},
 	} {
@@ -53,6 +60,17 @@ func TestNewConnectorRefuses(t *testing.T) {
 		_, err := ganbauth.NewConnector("", "", 0, ganbauth.Config{AuthBaseURL: "http://bank.test"})
 		for _, want := range []string{"client id", "client secret", "method", "Salt", "https"} {
 			require.ErrorContains(t, err, want)
+		}
+	})
+	t.Run("H8 each fault is reported once", func(t *testing.T) {
+		for _, base := range []string{"http://bank.test", "/auth", "https://[", "https://u:p@bank.test", ""} {
+			_, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: base, AuthPath: "a", TokenPath: "t"})
+			lines := strings.Split(err.Error(), "\n")
+			require.Len(t, lines, 4, "Salt, AuthBaseURL and two paths: %v", err)
+			for _, line := range lines {
+				require.Equal(t, 1, strings.Count(line, "ganbauth: "), line)
+				require.Equal(t, 1, strings.Count(err.Error(), line))
+			}
 		}
 	})
 	t.Run("http on loopback", func(t *testing.T) {
@@ -99,4 +117,91 @@ func TestPresets(t *testing.T) {
 		_, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthPost, cfg)
 		require.NoError(t, err)
 	}
+}
+
+// The bank's Node SDK has JWT_ISSUER twice in its conf.json, and editors on Windows begin a file
+// with a byte order mark or save it as UTF-16.
+func TestH7ConfigFilesAsTheyAre(t *testing.T) {
+	load := func(data string) (ganbauth.Config, error) {
+		path := filepath.Join(t.TempDir(), "conf.json")
+		require.NoError(t, os.WriteFile(path, []byte(data), 0o600))
+		cfg, err := ganbauth.LoadConfig(path)
+		if err != nil {
+			require.ErrorContains(t, err, path)
+			require.Equal(t, 1, strings.Count(err.Error(), "ganbauth: "), "%v", err)
+			require.NotContains(t, err.Error(), "s3cret")
+		}
+		return cfg, err
+	}
+	const twice = `{"JWT_ISSUER":"https://first.example/","SALT":"s3cret","JWT_ISSUER":"https://last.example/"}`
+	for _, text := range []string{twice, "\uFEFF" + twice, "\uFEFF" + strings.ReplaceAll(twice, ",", ",\r\n") + "\r\n"} {
+		cfg, err := load(text)
+		require.NoError(t, err)
+		require.Equal(t, "https://last.example/", cfg.JWTIssuer)
+		require.Equal(t, "s3cret", cfg.Salt)
+	}
+	for name, order := range map[string]interface {
+		binary.ByteOrder
+		binary.AppendByteOrder
+	}{"little": binary.LittleEndian, "big": binary.BigEndian} {
+		for _, mark := range []string{"", "\uFEFF"} {
+			var data []byte
+			for _, unit := range utf16.Encode([]rune(mark + twice)) {
+				data = order.AppendUint16(data, unit)
+			}
+			_, err := load(string(data))
+			require.ErrorContains(t, err, "UTF-16", "%s endian, mark %q", name, mark)
+		}
+	}
+	_, err := load("\uFEFF\uFEFF" + twice)
+	require.ErrorContains(t, err, "not a JSON object")
+	_, err = load(strings.Replace(twice, "s3cret", "s3cret\x8c", 1))
+	require.ErrorContains(t, err, "not UTF-8")
+	for _, text := range []string{strings.ReplaceAll(twice, "JWT_ISSUER", "SALT"), strings.ReplaceAll(twice, "JWT_ISSUER", "x")} {
+		_, err = load(text)
+		require.ErrorContains(t, err, "twice", "no other name may repeat")
+	}
+	for _, text := range []string{"", "{", "\uFEFF", "\xff", "\x00"} {
+		_, err = load(text)
+		require.Error(t, err)
+	}
+}
+
+// A salt in JSON would be read back, whatever stands in its place.
+func TestF3ConfigIsNotForJSON(t *testing.T) {
+	cfg := ganbauth.Production("s3cret")
+	for name, v := range map[string]any{
+		"value": cfg, "pointer": &cfg, "field": struct{ Bank ganbauth.Config }{cfg}, "map": map[string]any{"bank": cfg}, "list": []ganbauth.Config{cfg},
+	} {
+		data, err := json.Marshal(v)
+		require.ErrorContains(t, err, "not to be marshaled", name)
+		require.Empty(t, data)
+		_, err = xml.Marshal(v)
+		require.Error(t, err, name)
+		requirePrintsNoSecret(t, v, "s3cret")
+	}
+	var back ganbauth.Config
+	require.NoError(t, json.Unmarshal([]byte(`{"AUTH_BASE_URL":"https://bank.test","SALT":"x"}`), &back))
+	require.Equal(t, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "x"}, back)
+}
+
+// A Connector may be copied, and printed wherever it is.
+func TestF1ConnectorPrintsNoSecret(t *testing.T) {
+	const secret = "S3CRET-client-secret-of-32-bytes"
+	cfg := ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: issuer, Salt: "S3CRET-salt"}
+	c, err := ganbauth.NewConnector(clientID, secret, ganbauth.AuthPost, cfg)
+	require.NoError(t, err)
+	type hidden struct{ bank ganbauth.Connector }
+	for name, v := range map[string]any{
+		"pointer": c, "value": *c, "list": []ganbauth.Connector{*c}, "map": map[string]any{"bank": *c}, "pointer to pointer": &c,
+		"field": struct{ Bank ganbauth.Connector }{*c}, "pointer field": struct{ Bank *ganbauth.Connector }{c},
+		"unexported field": hidden{*c}, "pointer to it": &hidden{*c}, "embedded": struct{ ganbauth.Connector }{*c},
+		"error": fmt.Errorf("x: %v", *c), "zero": ganbauth.Connector{}, "nil": (*ganbauth.Connector)(nil),
+	} {
+		t.Run(name, func(t *testing.T) { requirePrintsNoSecret(t, v, secret, "S3CRET-salt") })
+	}
+	copied := *c
+	require.Equal(t, "ganbauth.Connector(https://bank.test/authorization)", fmt.Sprint(copied))
+	_, err = copied.OAuthAuthorization("s", "openid", callbackURI)
+	require.NoError(t, err)
 }

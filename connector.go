@@ -53,13 +53,14 @@ const (
 // Every request has a deadline of 30 seconds for the whole answer, follows no redirect, sends no cookie and is sent
 // once: what the bank may have processed is not repeated.
 type Connector struct {
-	clientID, clientSecret string
-	method                 AuthMethod
-	issuer, salt           string
-	authURL                *url.URL
-	tokenURL, userInfoURL  string
-	http                   *http.Client
-	timeout                time.Duration
+	clientID              string
+	clientSecret, salt    secret
+	method                AuthMethod
+	issuer                string
+	authURL               *url.URL
+	tokenURL, userInfoURL string
+	http                  *http.Client
+	timeout               time.Duration
 }
 
 // NewConnector makes a Connector from the client id and secret that the bank issued, 1 to 128 bytes each, the method
@@ -80,18 +81,16 @@ func NewConnector(clientID, clientSecret string, method AuthMethod, cfg Config) 
 	if cfg.Salt == "" {
 		errs = append(errs, errors.New("ganbauth: config: Salt is missing"))
 	}
-	authURL, err := cfg.endpoint("AuthPath", cfg.AuthPath)
-	tokenURL, err2 := cfg.endpoint("TokenPath", cfg.TokenPath)
-	if errs = append(errs, err, err2); errors.Join(errs...) != nil {
+	authURL, tokenURL, userInfoURL, err := cfg.endpoints()
+	if errs = append(errs, err); errors.Join(errs...) != nil {
 		return nil, errors.Join(errs...)
 	}
-	userInfoURL, _ := cfg.endpoint("", "/userinfo")
 	c := &Connector{
 		clientID:     clientID,
-		clientSecret: clientSecret,
+		clientSecret: newSecret(clientSecret),
+		salt:         newSecret(cfg.Salt),
 		method:       method,
 		issuer:       cfg.JWTIssuer,
-		salt:         cfg.Salt,
 		authURL:      authURL,
 		tokenURL:     tokenURL.String(),
 		userInfoURL:  userInfoURL.String(),
@@ -136,12 +135,13 @@ func checkCredential(what, s string) error {
 	return nil
 }
 
-// Format implements [fmt.Formatter] and shows where the Connector leads to, no secret, whatever the verb.
-func (c *Connector) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "ganbauth.Connector(%s)", c.authURL) }
+// Format implements [fmt.Formatter]. It shows the URL of the consent page and no secret, whatever
+// the verb.
+func (c Connector) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "ganbauth.Connector(%s)", c.authURL) }
 
 // deriveKey makes a 32-byte key for one purpose. Instances with the same secret and salt make the same one.
 func (c *Connector) deriveKey(purpose string) ([]byte, error) {
-	return hkdf.Key(sha256.New, []byte(c.clientSecret), []byte(c.salt), purpose, 32)
+	return hkdf.Key(sha256.New, []byte(c.clientSecret.reveal()), []byte(c.salt.reveal()), purpose, 32)
 }
 
 // OAuthAuthorization returns the URL that asks the user for consent (RFC 6749 section 4.1.1). The state in it is
@@ -171,7 +171,7 @@ func (c *Connector) OpenIDAuthorization(sessionID, scope, redirectURI string) (a
 var errNoIssuer = errors.New("ganbauth: config: OpenID Connect needs JWTIssuer")
 
 func (c *Connector) state(sessionID string) string {
-	sum := sha256.Sum256([]byte(sessionID + c.salt))
+	sum := sha256.Sum256([]byte(sessionID + c.salt.reveal()))
 	return hex.EncodeToString(sum[:])
 }
 
@@ -432,14 +432,14 @@ func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenR
 	defer cancel()
 	if c.method == AuthPost {
 		form.Set("client_id", c.clientID)
-		form.Set("client_secret", c.clientSecret)
+		form.Set("client_secret", c.clientSecret.reveal())
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.tokenURL, strings.NewReader(form.Encode()))
 	if err != nil {
 		return r, &TokenError{err: err}
 	}
 	if c.method == AuthBasic {
-		req.SetBasicAuth(c.clientID, c.clientSecret)
+		req.SetBasicAuth(c.clientID, c.clientSecret.reveal())
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")

@@ -229,15 +229,12 @@ func (e *unavailableError) wait() time.Duration  { return e.retryAfter }
 // salvagedError is an answer to a refresh that cannot be used, but for its refresh token. The
 // bank has spent the one that was sent, so losing this one would end the connection.
 type salvagedError struct {
-	refreshToken string
+	refreshToken secret
 	err          error
 }
 
 func (e *salvagedError) Error() string { return e.err.Error() }
 func (e *salvagedError) Unwrap() error { return e.err }
-
-// Format implements [fmt.Formatter] and hides the refresh token, whatever the verb.
-func (e salvagedError) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.err.Error()) }
 
 // SalvagedRefreshToken returns the refresh token to store after a refresh that failed with err,
 // or "" if there is none. The bank spent the one that was sent and answered with the next one,
@@ -246,7 +243,7 @@ func (e salvagedError) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, e.
 func SalvagedRefreshToken(err error) string {
 	var e *salvagedError
 	if errors.As(err, &e) {
-		return e.refreshToken
+		return e.refreshToken.reveal()
 	}
 	return ""
 }

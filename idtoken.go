@@ -113,7 +113,7 @@ func (c *Connector) signedPayload(raw string) ([]byte, error) {
 			return nil, invalidIDToken("header has %s", name)
 		}
 	}
-	if err := jwt.SigningMethodHS256.Verify(signed, mac, []byte(c.clientSecret)); err != nil {
+	if err := jwt.SigningMethodHS256.Verify(signed, mac, []byte(c.clientSecret.reveal())); err != nil {
 		return nil, invalidIDToken("wrong signature")
 	}
 	return payload, nil

@@ -98,10 +98,10 @@ func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
 
 // warn says what works and should not go to production.
 func (k *Kit) warn(opts Options) {
-	if len(k.connector.clientSecret) < 32 && slices.Contains(k.scopes, "openid") {
+	if len(k.connector.clientSecret.reveal()) < 32 && slices.Contains(k.scopes, "openid") {
 		k.observer.log.Warn("ganbauth: the client secret is shorter than the 32 bytes that HS256 asks for (RFC 7518 section 3.2)")
 	}
-	if k.connector.salt == "PleaseDefineYourself" {
+	if k.connector.salt.reveal() == "PleaseDefineYourself" {
 		k.observer.log.Warn("ganbauth: Salt is the placeholder of the bank's SDKs: define your own")
 	}
 	if k.sessions == nil || !k.https {

@@ -97,7 +97,9 @@ func requireSalvaged(t *testing.T, answer http.HandlerFunc, want error) {
 			require.ErrorIs(t, err, want, name)
 		}
 		require.NotErrorIs(t, err, ganbauth.ErrOtherSubject)
-		requirePrintsNoSecret(t, err, "RT-2", "RT-1", "AT-1", clientSecret)
+		for _, v := range []any{err, fmt.Errorf("x: %w", err), struct{ err error }{err}, &struct{ Err error }{err}} {
+			requirePrintsNoSecret(t, v, "RT-2", "RT-1", "AT-1", clientSecret)
+		}
 	}
 	require.Equal(t, "RT-1", old.RefreshToken, "the caller's Token is left alone")
 	_, err := c.OAuthToken(t.Context(), callbackURI, "c")

@@ -77,7 +77,7 @@ func (r tokenResponse) salvage(err error) error {
 	if next == "" || wrong != nil || twice || checkMember("refresh_token", next, maxReceived) != nil {
 		return err
 	}
-	return &salvagedError{next, err}
+	return &salvagedError{newSecret(next), err}
 }
 
 // salvage adds the next refresh token to err, which says why the answer to a refresh cannot be
@@ -86,7 +86,7 @@ func (a tokenAnswer) salvage(sent string, err error) error {
 	if a.token.RefreshToken == sent {
 		return err
 	}
-	return &salvagedError{a.token.RefreshToken, err}
+	return &salvagedError{newSecret(a.token.RefreshToken), err}
 }
 
 // parseToken reads a token response (RFC 6749 section 5.1).

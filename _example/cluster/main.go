@@ -61,9 +61,13 @@ type instanceConfig struct {
 	Name                   string
 	Redis                  string
 	ClientID, ClientSecret string
-	Bank                   ganbauth.Config
+	Bank                   bankConfig
 	API, RedirectURI       string
 }
+
+// bankConfig is a ganbauth.Config for an instance of our own. The type has no methods, because a
+// Config refuses to become JSON.
+type bankConfig ganbauth.Config
 
 func serveInstance(config string, out io.Writer) error {
 	var c instanceConfig
@@ -73,7 +77,7 @@ func serveInstance(config string, out io.Writer) error {
 	client := redis.NewClient(&redis.Options{Addr: c.Redis})
 	sessions := scs.New()
 	sessions.Store = scsredis.New(client)
-	connector, err := ganbauth.NewConnector(c.ClientID, c.ClientSecret, ganbauth.AuthBasic, c.Bank)
+	connector, err := ganbauth.NewConnector(c.ClientID, c.ClientSecret, ganbauth.AuthBasic, ganbauth.Config(c.Bank))
 	if err != nil {
 		return err
 	}
@@ -160,7 +164,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	for _, in := range instances {
 		config, err := json.Marshal(instanceConfig{
 			Name: in.name, Redis: *redisAddr, ClientID: box.ClientID, ClientSecret: box.ClientSecret,
-			Bank: box.Config(), API: box.APIBase(), RedirectURI: redirectURI,
+			Bank: bankConfig(box.Config()), API: box.APIBase(), RedirectURI: redirectURI,
 		})
 		if err != nil {
 			return err
