@@ -101,8 +101,11 @@ func (k *Kit) warn(opts Options) {
 	if len(k.connector.clientSecret.reveal()) < 32 && slices.Contains(k.scopes, "openid") {
 		k.observer.log.Warn("ganbauth: the client secret is shorter than the 32 bytes that HS256 asks for (RFC 7518 section 3.2)")
 	}
-	if k.connector.salt.reveal() == "PleaseDefineYourself" {
+	switch salt := k.connector.salt.reveal(); {
+	case salt == "PleaseDefineYourself":
 		k.observer.log.Warn("ganbauth: Salt is the placeholder of the bank's SDKs: define your own")
+	case len(salt) < minSalt:
+		k.observer.log.Warn("ganbauth: Salt is shorter than 16 bytes: define one that cannot be guessed")
 	}
 	if k.sessions == nil || !k.https {
 		return

@@ -84,20 +84,25 @@ func TestNewRefuses(t *testing.T) {
 	})
 }
 
+const ownSalt = "a salt of our own, of 34 characters"
+
 func TestNewWarns(t *testing.T) {
 	for name, test := range map[string]struct {
 		secret, salt string
 		change       func(*scs.SessionManager)
 		want         string
 	}{
-		"C-19 not Secure":              {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.Secure = false }, "not Secure"},
-		"C-20 SameSite=None":           {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteNoneMode }, "SameSite"},
-		"C-21 Domain":                  {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.Domain = "app.example" }, "Domain"},
-		"C-22 not HttpOnly":            {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.HttpOnly = false }, "HttpOnly"},
-		"B-69 a short secret":          {"short", "s", nil, "shorter than the 32 bytes"},
+		"C-19 not Secure":              {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Secure = false }, "not Secure"},
+		"C-20 SameSite=None":           {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteNoneMode }, "SameSite"},
+		"C-21 Domain":                  {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Domain = "app.example" }, "Domain"},
+		"C-22 not HttpOnly":            {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.HttpOnly = false }, "HttpOnly"},
+		"B-69 a short secret":          {"short", ownSalt, nil, "shorter than the 32 bytes"},
 		"the SDKs' placeholder":        {clientSecret, "PleaseDefineYourself", nil, "placeholder"},
-		"a production set-up: nothing": {clientSecret, "s", nil, ""},
-		"SameSite=Strict: nothing":     {clientSecret, "s", func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }, ""},
+		"H8 a salt of one character":   {clientSecret, "s", nil, "Salt is shorter than 16 bytes"},
+		"H8 a salt of 15 bytes":        {clientSecret, ownSalt[:15], nil, "Salt is shorter than 16 bytes"},
+		"H8 a salt of 16 bytes":        {clientSecret, ownSalt[:16], nil, ""},
+		"a production set-up: nothing": {clientSecret, ownSalt, nil, ""},
+		"SameSite=Strict: nothing":     {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sessions, log := scs.New(), &lockedBuffer{}
