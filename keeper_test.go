@@ -442,7 +442,7 @@ func TestTroubleIsNamed(t *testing.T) {
 				time.Sleep(61 * time.Minute)
 				b.connected()
 				require.Equal(t, test.class, a.events[len(a.events)-1].ErrorClass)
-				require.Regexp(t, `level=`+test.level+` msg="ganbauth: \w+" kit=\S* duration=\S+ class=`+test.class+` `, a.log.String())
+				require.Regexp(t, `level=`+test.level+` msg="ganbauth: \w+" duration=\S+ class=`+test.class+` `, a.log.String())
 			})
 		})
 	}

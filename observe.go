@@ -58,7 +58,11 @@ type observer struct {
 func (o observer) event(ctx context.Context, typ EventType, start time.Time, err error) {
 	e := Event{Type: typ, Kit: o.kit, Duration: time.Since(start), ErrorClass: errorClass(err)}
 	level := slog.LevelInfo
-	args := []any{"kit", e.Kit, "duration", e.Duration}
+	var args []any
+	if e.Kit != "" {
+		args = append(args, "kit", e.Kit)
+	}
+	args = append(args, "duration", e.Duration)
 	if err != nil {
 		level = slog.LevelWarn
 		args = append(args, "class", e.ErrorClass, "error", err)
