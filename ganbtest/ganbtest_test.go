@@ -1,16 +1,11 @@
 package ganbtest_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -376,102 +371,4 @@ func TestRequestsHoldNoSecret(t *testing.T) {
 	}
 	require.Equal(t, 200, s.Requests()[0].Status)
 	require.Equal(t, "authorization_code", s.Requests()[0].GrantType)
-}
-
-// Stores that break one promise each.
-type badStore struct {
-	ganbauth.TokenStore
-	fault string
-	saved sync.Map // what the callers hold, by key
-}
-
-func (s *badStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
-	switch t, err := s.TokenStore.Load(ctx, s.key(key)); {
-	case s.fault == "nil for nothing" && errors.Is(err, ganbauth.ErrTokenNotFound):
-		return nil, nil
-	case s.fault == "ended context is nothing" && ctx.Err() != nil:
-		return nil, ganbauth.ErrTokenNotFound
-	case s.fault == "shares memory" && err == nil:
-		held, _ := s.saved.Load(key)
-		return held.(*ganbauth.Token), nil
-	case s.fault == "drops the scope" && err == nil:
-		t.Scope = ""
-		return t, nil
-	case s.fault == "drops expired tokens" && err == nil && !t.Valid():
-		return nil, ganbauth.ErrTokenNotFound
-	default:
-		return t, err
-	}
-}
-
-func (s *badStore) Save(ctx context.Context, key string, t *ganbauth.Token) error {
-	s.saved.Store(key, t)
-	if s.fault == "keeps the old refresh token" && t.RefreshToken == "" {
-		if old, err := s.TokenStore.Load(ctx, key); err == nil {
-			c := *t
-			c.RefreshToken = old.RefreshToken
-			t = &c
-		}
-	}
-	return s.TokenStore.Save(ctx, s.key(key), t)
-}
-
-func (s *badStore) Delete(ctx context.Context, key string) error {
-	if _, err := s.TokenStore.Load(ctx, s.key(key)); s.fault == "delete of nothing fails" && err != nil {
-		return err
-	}
-	if s.fault == "does not delete" {
-		return nil
-	}
-	return s.TokenStore.Delete(ctx, s.key(key))
-}
-
-func (s *badStore) key(key string) string {
-	switch s.fault {
-	case "folds case":
-		return strings.ToLower(key)
-	case "trims keys":
-		return strings.TrimSpace(key)
-	case "cuts keys":
-		return key[:min(len(key), 43)]
-	}
-	return key
-}
-
-// badLocker locks nothing.
-type badLocker struct{ *badStore }
-
-func (badLocker) Lock(context.Context, string) (func(), error) { return func() {}, nil }
-
-var storeFaults = []string{"", "nil for nothing", "ended context is nothing", "shares memory", "drops the scope", "drops expired tokens",
-	"keeps the old refresh token", "delete of nothing fails", "does not delete", "folds case", "trims keys", "cuts keys", "locks nothing"}
-
-// TestStore fails for each of them, in a process of its own.
-func TestStoreFindsFaults(t *testing.T) {
-	if fault, set := os.LookupEnv("STORE_FAULT"); set {
-		ganbtest.TestStore(t, func() ganbauth.TokenStore {
-			store := &badStore{TokenStore: ganbauth.NewMemoryStore(), fault: fault}
-			if fault == "locks nothing" {
-				return badLocker{store}
-			}
-			return store
-		})
-		return
-	}
-	for _, fault := range storeFaults {
-		t.Run(fault, func(t *testing.T) {
-			t.Parallel()
-			cmd := exec.Command(os.Args[0], "-test.run=^TestStoreFindsFaults$")
-			cmd.Env = append(os.Environ(), "STORE_FAULT="+fault)
-			out, err := cmd.CombinedOutput()
-			if fault == "" {
-				require.NoError(t, err, string(out))
-				return
-			}
-			var exit *exec.ExitError
-			require.ErrorAs(t, err, &exit, string(out))
-			require.Contains(t, string(out), "--- FAIL")
-			require.NotContains(t, string(out), "DATA RACE")
-		})
-	}
 }

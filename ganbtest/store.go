@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,52 +13,68 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// TestStore tests what every [ganbauth.TokenStore] promises, and every [ganbauth.Locker] and [ganbauth.ExpiryLister] if
-// the store is one.
-// The function newStore is called for each test and may return the same store each time: the keys differ.
+// TestStore tests what every [ganbauth.TokenStore] promises, and what the optional interfaces
+// promise, if the store has them: [ganbauth.Swapper], [ganbauth.Locker],
+// [ganbauth.RecordLocker], [ganbauth.ExpiryLister] and [ganbauth.ExpiryPager].
+//
+// The function newStore is called several times in each test. It may return the same store each
+// time, and stores of a Locker must share their engine, as those of several processes do: locks
+// are taken through two of them. Keys differ in each test and each run, and what is under them
+// is left behind.
 func TestStore(t *testing.T, newStore func() ganbauth.TokenStore) {
 	t.Helper()
-	ctx := context.Background()
+	testTokens(t, newStore)
+	testKeys(t, newStore)
+	testContexts(t, newStore)
+	t.Run("sealed tokens", func(t *testing.T) { testSealed(t, newStore) })
+	store := newStore()
+	if _, ok := store.(ganbauth.Swapper); ok {
+		t.Run("Swapper", func(t *testing.T) { testSwapper(t, newStore) })
+	}
+	if _, ok := store.(ganbauth.Locker); ok {
+		t.Run("Locker", func(t *testing.T) { testLocker(t, newStore) })
+	}
+	if _, ok := store.(ganbauth.RecordLocker); ok {
+		t.Run("RecordLocker", func(t *testing.T) { testRecordLocker(t, newStore) })
+	}
+	if _, ok := store.(ganbauth.ExpiryLister); ok {
+		t.Run("ExpiryLister", func(t *testing.T) { testExpiryLister(t, newStore()) })
+	}
+	if _, ok := store.(ganbauth.ExpiryPager); ok {
+		t.Run("ExpiryPager", func(t *testing.T) { testExpiryPager(t, newStore()) })
+	}
+}
 
+// testTokens tests that a store keeps a record as it is.
+func testTokens(t *testing.T, newStore func() ganbauth.TokenStore) {
+	ctx := context.Background()
 	t.Run("a key without a token", func(t *testing.T) {
 		_, err := newStore().Load(ctx, uniqueKey())
 		wantNotFound(t, err)
 	})
 	t.Run("what is saved is loaded", func(t *testing.T) {
-		store, key, token := newStore(), uniqueKey(), sampleToken()
-		save(t, store, key, token)
-		wantToken(t, store, key, token)
-		wantToken(t, store, key, token)
+		store := newStore()
+		for name, token := range sampleRecords() {
+			t.Run(name, func(t *testing.T) {
+				key := uniqueKey()
+				save(t, store, key, token)
+				wantToken(t, store, key, token)
+				wantToken(t, store, key, token)
+			})
+		}
 	})
-	t.Run("a token with empty fields", func(t *testing.T) {
-		store, key := newStore(), uniqueKey()
-		token := &ganbauth.Token{AccessToken: "a", TokenType: "Bearer", ExpiresAt: sampleToken().ExpiresAt, IssuedAt: sampleToken().IssuedAt}
-		save(t, store, key, token)
-		wantToken(t, store, key, token)
-	})
-	t.Run("a token of the largest size", func(t *testing.T) {
-		store, key, token := newStore(), uniqueKey(), sampleToken()
-		token.AccessToken = strings.Repeat("a", 4096)
-		token.RefreshToken = strings.Repeat("r", 4096)
-		token.Scope = strings.Repeat("s", 4096)
-		token.IDToken = strings.Repeat("i", 16<<10)
-		token.Subject = strings.Repeat("u", 255)
-		save(t, store, key, token)
-		wantToken(t, store, key, token)
-	})
-	t.Run("a token past its expiry is kept", func(t *testing.T) {
-		store, key, token := newStore(), uniqueKey(), sampleToken()
-		token.ExpiresAt, token.IssuedAt = token.ExpiresAt.Add(-48*time.Hour), token.IssuedAt.Add(-48*time.Hour)
-		save(t, store, key, token)
-		wantToken(t, store, key, token)
-	})
-	t.Run("saving again replaces the whole token", func(t *testing.T) {
-		store, key, token := newStore(), uniqueKey(), sampleToken()
-		save(t, store, key, token)
-		next := sampleToken()
-		next.AccessToken, next.RefreshToken, next.Subject = "next", "", ""
-		save(t, store, key, next)
-		wantToken(t, store, key, next)
+	t.Run("saving again replaces the whole record", func(t *testing.T) {
+		store := newStore()
+		for name, token := range sampleRecords() {
+			t.Run(name, func(t *testing.T) {
+				key := uniqueKey()
+				save(t, store, key, sampleToken())
+				save(t, store, key, token)
+				wantToken(t, store, key, token)
+				save(t, store, key, sampleToken())
+				wantToken(t, store, key, sampleToken())
+			})
+		}
 	})
 	t.Run("deleting", func(t *testing.T) {
 		store, key, other := newStore(), uniqueKey(), uniqueKey()
@@ -73,24 +88,8 @@ func TestStore(t *testing.T, newStore func() ganbauth.TokenStore) {
 			wantNotFound(t, err)
 		}
 		wantToken(t, store, other, sampleToken())
-	})
-	t.Run("keys of any content are told apart", func(t *testing.T) {
-		store, base := newStore(), uniqueKey()
-		keys := []string{
-			base, base + " ", base + "/", base + "/../x", base + "%00", base + "\x00", base + "'", base + "\n", base + "*",
-			base + "é", base + "e\u0301", base + "日本", base + "\xff", base + "A", base + "a",
-			base + strings.Repeat("k", 900) + "1", base + strings.Repeat("k", 900) + "2",
-		}
-		for i, key := range keys {
-			token := sampleToken()
-			token.AccessToken = fmt.Sprint("token-", i)
-			save(t, store, key, token)
-		}
-		for i, key := range keys {
-			token := sampleToken()
-			token.AccessToken = fmt.Sprint("token-", i)
-			wantToken(t, store, key, token)
-		}
+		save(t, store, key, sampleMark())
+		wantToken(t, store, key, sampleMark())
 	})
 	t.Run("tokens do not share memory with the caller's", func(t *testing.T) {
 		store, key, token := newStore(), uniqueKey(), sampleToken()
@@ -104,161 +103,83 @@ func TestStore(t *testing.T, newStore func() ganbauth.TokenStore) {
 		loaded.AccessToken = "changed after Load"
 		wantToken(t, store, key, sampleToken())
 	})
-	t.Run("concurrent use", func(t *testing.T) {
-		store, base := newStore(), uniqueKey()
-		var wg sync.WaitGroup
-		for i := range 8 {
-			wg.Go(func() {
-				key, token := fmt.Sprint(base, i), sampleToken()
-				for n := range 20 {
-					token.AccessToken = fmt.Sprint(i, "-", n)
-					if err := store.Save(ctx, key, token); err != nil {
-						t.Errorf("Save: %v", err)
-						return
-					}
-					if got, err := store.Load(ctx, key); err != nil || got.AccessToken != token.AccessToken {
-						t.Errorf("Load of a key that nobody else writes: error %v, or another token", err)
-						return
-					}
+	t.Run("concurrent use", func(t *testing.T) { testConcurrentUse(t, newStore()) })
+}
+
+func testConcurrentUse(t *testing.T, store ganbauth.TokenStore) {
+	base := uniqueKey()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			key, token := fmt.Sprint(base, i), sampleToken()
+			for n := range 20 {
+				token.AccessToken = fmt.Sprint(i, "-", n)
+				if err := store.Save(context.Background(), key, token); err != nil {
+					t.Errorf("Save: %v", err)
+					return
 				}
-			})
+				if got, err := store.Load(context.Background(), key); err != nil || got.AccessToken != token.AccessToken {
+					t.Errorf("Load of a key that nobody else writes: error %v, or another token", err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func testKeys(t *testing.T, newStore func() ganbauth.TokenStore) {
+	t.Run("keys of any content are told apart", func(t *testing.T) {
+		store, base := newStore(), uniqueKey()
+		keys := []string{
+			base, base + " ", base + "/", base + "/../x", base + "%00", base + "\x00", base + "'", base + "\n", base + "*",
+			base + "é", base + "e\u0301", base + "日本", base + "\xff", base + "A", base + "a", base + "{a}", base + "{b}",
+			base + strings.Repeat("k", 900) + "1", base + strings.Repeat("k", 900) + "2",
+			(base + strings.Repeat("k", 1024))[:1024],
 		}
-		wg.Wait()
+		for i, key := range keys {
+			token := sampleToken()
+			token.AccessToken = fmt.Sprint("token-", i)
+			save(t, store, key, token)
+		}
+		for i, key := range keys {
+			token := sampleToken()
+			token.AccessToken = fmt.Sprint("token-", i)
+			wantToken(t, store, key, token)
+		}
 	})
+}
+
+// testContexts tests a caller that has left. What it asked for may fail, but neither the answer
+// nor the record may be wrong.
+func testContexts(t *testing.T, newStore func() ganbauth.TokenStore) {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	next := sampleToken()
+	next.AccessToken = "next"
 	t.Run("a context that has ended", func(t *testing.T) {
 		store, key := newStore(), uniqueKey()
 		save(t, store, key, sampleToken())
-		ended, cancel := context.WithCancel(ctx)
-		cancel()
 		if _, err := store.Load(ended, key); errors.Is(err, ganbauth.ErrTokenNotFound) {
 			t.Error("Load with a context that has ended says that there is no token: the user would be logged out")
 		}
 		wantToken(t, store, key, sampleToken())
-	})
-	if _, ok := newStore().(ganbauth.Locker); ok {
-		testLocker(t, newStore)
-	}
-	if _, ok := newStore().(ganbauth.ExpiryLister); ok {
-		t.Run("ExpiryLister", func(t *testing.T) { testExpiryLister(t, newStore()) })
-	}
-}
-
-func testExpiryLister(t *testing.T, store ganbauth.TokenStore) {
-	expiring := func(before time.Time, candidates ...string) (found []string) {
-		t.Helper()
-		keys, err := store.(ganbauth.ExpiryLister).Expiring(context.Background(), before)
-		if err != nil {
-			t.Fatalf("Expiring: %v", err)
+		if err := store.Save(ended, key, next); err == nil {
+			wantToken(t, store, key, next)
 		}
-		for _, key := range keys {
-			if slices.Contains(candidates, key) {
-				found = append(found, key)
-			}
-		}
-		return found
-	}
-	want := func(got []string, want ...string) {
-		t.Helper()
-		if !slices.Equal(got, want) {
-			t.Errorf("got keys %q, want %q", got, want)
-		}
-	}
-	base := uniqueKey()
-	late, early, odd, spent, gone := base+"late", base+"early", base+"\x00\xff日本", base+"spent", base+"gone"
-	all := []string{late, early, odd, spent, gone}
-	end := sampleToken().ExpiresAt
-	for key, expiry := range map[string]time.Time{
-		late: end.Add(2 * time.Hour), early: end, odd: end.Add(time.Hour), spent: end, gone: end,
-	} {
-		token := sampleToken()
-		token.ExpiresAt = expiry
-		if key == spent {
-			token.RefreshToken = ""
-		}
-		save(t, store, key, token)
-	}
-	if err := store.Delete(context.Background(), gone); err != nil {
-		t.Fatalf("Delete: %v", err)
-	}
-	want(expiring(end, all...))
-	want(expiring(end.Add(time.Hour), all...), early)
-	want(expiring(end.Add(3*time.Hour), all...), early, odd, late)
-	token := sampleToken()
-	token.ExpiresAt = end.Add(4 * time.Hour)
-	save(t, store, early, token)
-	want(expiring(end.Add(3*time.Hour), all...), odd, late)
-}
-
-func testLocker(t *testing.T, newStore func() ganbauth.TokenStore) {
-	lock := func(t *testing.T, l ganbauth.Locker, key string) func() {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		unlock, err := l.Lock(ctx, key)
-		if err != nil {
-			t.Fatalf("Lock: %v", err)
-		}
-		return unlock
-	}
-	t.Run("Locker: one at a time", func(t *testing.T) {
-		locker, key := newStore().(ganbauth.Locker), uniqueKey()
-		var inside, entered atomic.Int32
-		var wg sync.WaitGroup
-		for range 8 {
-			wg.Go(func() {
-				for range 5 {
-					unlock, err := locker.Lock(context.Background(), key)
-					if err != nil {
-						t.Errorf("Lock: %v", err)
-						return
-					}
-					if inside.Add(1) != 1 {
-						t.Error("two hold the lock on one key")
-					}
-					entered.Add(1)
-					inside.Add(-1)
-					unlock()
-				}
-			})
-		}
-		wg.Wait()
-		if entered.Load() != 40 {
-			t.Errorf("got the lock %d times, want 40", entered.Load())
+		if err := store.Delete(ended, key); err == nil {
+			_, err := store.Load(context.Background(), key)
+			wantNotFound(t, err)
 		}
 	})
-	t.Run("Locker: keys do not wait for each other", func(t *testing.T) {
-		locker := newStore().(ganbauth.Locker)
-		first, second := lock(t, locker, uniqueKey()), lock(t, locker, uniqueKey())
-		second()
-		first()
-	})
-	t.Run("Locker: waiting ends with the context", func(t *testing.T) {
-		locker, key := newStore().(ganbauth.Locker), uniqueKey()
-		unlock := lock(t, locker, key)
-		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-		defer cancel()
-		if release, err := locker.Lock(ctx, key); err == nil {
-			release()
-			t.Error("got a lock that somebody holds")
-		}
-		unlock()
-		lock(t, locker, key)()
-	})
-	t.Run("Locker: a lock outlives the context that it was asked for with", func(t *testing.T) {
-		locker, key := newStore().(ganbauth.Locker), uniqueKey()
+	t.Run("a context that ends after the answer", func(t *testing.T) {
+		store, key := newStore(), uniqueKey()
 		ctx, cancel := context.WithCancel(context.Background())
-		unlock, err := locker.Lock(ctx, key)
-		if err != nil {
-			t.Fatalf("Lock: %v", err)
+		if err := store.Save(ctx, key, sampleToken()); err != nil {
+			t.Fatalf("Save: %v", err)
 		}
 		cancel()
-		waiting, stop := context.WithTimeout(context.Background(), 50*time.Millisecond)
-		defer stop()
-		if release, err := locker.Lock(waiting, key); err == nil {
-			release()
-			t.Error("the lock ended with its context")
-		}
-		unlock()
+		wantToken(t, store, key, sampleToken())
 	})
 }
 
@@ -270,22 +191,50 @@ func sampleToken() *ganbauth.Token {
 	issued := time.Date(2026, 4, 1, 9, 30, 0, 0, time.UTC)
 	return &ganbauth.Token{
 		AccessToken: "access", RefreshToken: "refresh", TokenType: "Bearer", Scope: "openid private:account",
-		IDToken: "h.p.s", Subject: "user", IssuedAt: issued, ExpiresAt: issued.Add(time.Hour),
+		IDToken: "h.p.s", Subject: "user", Epoch: "epoch", IssuedAt: issued, ExpiresAt: issued.Add(time.Hour),
+	}
+}
+
+// sampleMark is a record in place of a token, as a login leaves it.
+func sampleMark() *ganbauth.Token { return &ganbauth.Token{Epoch: "epoch"} }
+
+// sampleRecords are records of every kind.
+func sampleRecords() map[string]*ganbauth.Token {
+	token, plain, past, large, dead := sampleToken(), sampleToken(), sampleToken(), sampleToken(), sampleMark()
+	*plain = ganbauth.Token{AccessToken: "a", TokenType: "Bearer", ExpiresAt: token.ExpiresAt, IssuedAt: token.IssuedAt}
+	past.ExpiresAt, past.IssuedAt = token.ExpiresAt.Add(-48*time.Hour), token.IssuedAt.Add(-48*time.Hour)
+	large.AccessToken = strings.Repeat("a", 40<<10)
+	large.RefreshToken = strings.Repeat("r", 4096)
+	large.Scope = strings.Repeat("s", 4096)
+	large.IDToken = strings.Repeat("i", 16<<10)
+	large.Subject = strings.Repeat("u", 255)
+	large.Epoch = strings.Repeat("e", 64)
+	dead.Judged, dead.IssuedAt, dead.ExpiresAt = strings.Repeat("j", 64), token.IssuedAt, token.ExpiresAt
+	return map[string]*ganbauth.Token{
+		"a token":                     token,
+		"a token with empty fields":   plain,
+		"a token past its expiry":     past,
+		"a token of the largest size": large,
+		"a mark":                      sampleMark(),
+		"a mark of a dead token":      dead,
 	}
 }
 
 func save(t *testing.T, store ganbauth.TokenStore, key string, token *ganbauth.Token) {
 	t.Helper()
-	if err := store.Save(context.Background(), key, token); err != nil {
+	if err := store.Save(soon(t), key, token); err != nil {
 		t.Fatalf("Save: %v", err)
 	}
 }
 
 func wantToken(t *testing.T, store ganbauth.TokenStore, key string, want *ganbauth.Token) {
 	t.Helper()
-	got, err := store.Load(context.Background(), key)
+	got, err := store.Load(soon(t), key)
 	if err != nil {
 		t.Fatalf("Load: %v", err)
+	}
+	if got == nil {
+		t.Fatal("Load returns neither a token nor an error")
 	}
 	g, w := *got, *want
 	if !g.ExpiresAt.Equal(w.ExpiresAt) || !g.IssuedAt.Equal(w.IssuedAt) {
@@ -302,4 +251,13 @@ func wantNotFound(t *testing.T, err error) {
 	if !errors.Is(err, ganbauth.ErrTokenNotFound) {
 		t.Errorf("got error %v, want ErrTokenNotFound", err)
 	}
+}
+
+// soon is a context for calls that have nothing to wait for: a store that hangs fails the test.
+func soon(t *testing.T) context.Context { return within(t, patience) }
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
 }
