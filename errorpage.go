@@ -115,14 +115,19 @@ func writePage(w http.ResponseWriter, t *template.Template, page *ErrorPage) err
 }
 
 const pageStyle = `:root{color-scheme:light dark}` +
-	`body{font:1rem/1.7 system-ui,sans-serif;max-width:30rem;margin:18vh auto 2rem;padding:0 1.5rem;color:#1c2430;background:#fff}` +
-	`h1{font-size:1.5rem;line-height:1.35;margin:0 0 .75rem;text-wrap:balance}p{margin:0 0 2rem}` +
-	`nav{display:flex;flex-wrap:wrap;gap:.75rem 1.5rem;align-items:center}` +
-	`a{color:#0b5cad;padding:.65rem 0;text-underline-offset:.2em}` +
-	`a:first-child{padding:.65rem 1.4rem;border-radius:.5rem;background:#0b5cad;color:#fff;text-decoration:none}` +
+	`body{margin:0;font:1rem/1.75 system-ui,sans-serif;word-break:auto-phrase;color:#1c2430;background:#f3f5f8}` +
+	`main{box-sizing:border-box;max-width:34rem;margin:14vh auto 2rem;padding:2.25rem 2.5rem;border-radius:1rem;background:#fff;` +
+	`box-shadow:0 1px 3px #1c243026}` +
+	`h1{font-size:1.5rem;line-height:1.35;margin:0 0 .75rem;text-wrap:balance}p{margin:0 0 1.75rem}` +
+	`nav{display:flex;flex-wrap:wrap;gap:.5rem 1.5rem;align-items:center}` +
+	`a{padding:.6rem 0;color:#0b5cad;text-underline-offset:.2em}` +
+	`a:first-child{padding:.6rem 1.4rem;border-radius:.5rem;background:#0b5cad;color:#fff;text-decoration:none}` +
 	`a:focus-visible{outline:3px solid #6aa5e8;outline-offset:3px;border-radius:.5rem}` +
-	`@media(prefers-color-scheme:dark){body{color:#e6e9ee;background:#14181f}a{color:#8fc1f7}` +
-	`a:first-child{background:#2f7fd3;color:#fff}}`
+	`.soon{animation:soon 0s .7s backwards}@keyframes soon{from{opacity:0}}` + // a page that is gone by then shows nothing
+	`@media(max-width:36rem){body{background:#fff}main{margin:8vh 0 2rem;padding:0 1.5rem;box-shadow:none}}` +
+	`@media(prefers-color-scheme:dark){body,main{color:#e6e9ee;background:#12161d}main{box-shadow:none}a{color:#8fc1f7}` +
+	`a:first-child{background:#2467ae}` +
+	`@media(min-width:36.01rem){main{background:#1b212b}}}`
 
 var (
 	ownPagePolicy = func() string {
@@ -137,10 +142,12 @@ var (
 <meta name="color-scheme" content="light dark">
 <title>{{.Title}}</title>
 <style>` + pageStyle + `</style>
+<main{{if eq .Status 200}} class="soon"{{end}}>
 <h1>{{.Title}}</h1>
 <p>{{.Text}}</p>
 {{with .Links}}<nav>{{range .}}<a href="{{.URL}}">{{.Label}}</a>{{end}}</nav>
-{{end}}</html>
+{{end}}</main>
+</html>
 `))
 )
 

@@ -365,17 +365,33 @@ func TestOnError(t *testing.T) {
 func TestPages(t *testing.T) {
 	a := newApp(t, setup{})
 	for accept, lang := range map[string]string{
-		"":                        "en",
-		"ja":                      "ja",
-		"ja-JP,ja;q=0.9,en;q=0.8": "ja",
-		"en-US,en;q=0.9,ja;q=0.8": "en",
-		"fr,ja;q=0.5":             "ja",
-		"fr":                      "en",
-		"en;q=0.2, JA ; q=0.7":    "ja",
-		"ja;q=0":                  "en",
-		"ja;q=x":                  "en",
+		"":                             "en",
+		"ja":                           "ja",
+		"ja-JP,ja;q=0.9,en;q=0.8":      "ja",
+		"en-US,en;q=0.9,ja;q=0.8":      "en",
+		"fr,ja;q=0.5":                  "ja",
+		"fr":                           "en",
+		"en;q=0.2, JA ; q=0.7":         "ja",
+		"ja;q=0":                       "en",
+		"ja;q=x":                       "en",
+		"ja;q=2":                       "en",
+		"ja;q=-1":                      "en",
+		"ja;q=NaN":                     "en",
+		"ja;level=1;q=0.9, en;q=0.8":   "ja",
+		"ja;Q=0.9, en;q=0.8":           "ja",
+		"ja_JP":                        "ja",
+		"jav, ja-":                     "ja",
+		"jav":                          "en",
+		"*":                            "en",
+		"en;q=0.1, *;q=0.5":            "ja",
+		"ja;q=0, *":                    "en",
+		"fr\nja":                       "ja",
+		", ;;q=,=,":                    "en",
+		strings.Repeat("ja;q=0,", 100): "en",
 	} {
-		resp := a.browser().do("GET", "/bank/callback", with(navigate, "Accept-Language", accept))
+		h := navigate.Clone()
+		h["Accept-Language"] = strings.Split(accept, "\n")
+		resp := a.browser().do("GET", "/bank/callback", h)
 		require.Contains(t, body(resp), `<html lang="`+lang+`">`, accept)
 	}
 	resp := a.browser().get("/bank/callback")
