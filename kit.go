@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -28,6 +29,7 @@ type Kit struct {
 	https     bool   // the scheme of RedirectURI
 
 	sessionKey string // what the handle in the session is called
+	hostWarned atomic.Bool
 
 	// Of Options.
 	name, redirectURI, defaultReturn string

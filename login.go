@@ -22,6 +22,10 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, lo
 	if err != nil {
 		return "", err
 	}
+	if k.atAnotherHost(r) && k.hostWarned.CompareAndSwap(false, true) {
+		k.log.WarnContext(r.Context(), "ganbauth: a login was begun at another host than RedirectURI's: unless a proxy "+
+			"changes Host, the browser will not send its cookie to the callback", "host", r.Host, "redirect_uri", k.redirectURI)
+	}
 	if returnTo == k.defaultReturn {
 		returnTo = ""
 	}

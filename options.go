@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/alexedwards/scs/v2"
 )
 
 // Options configure a [Kit]. RedirectURI and Scopes are required; the zero value of every other field is the right
@@ -96,27 +98,51 @@ func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
 	return errs
 }
 
-// warn says what works and should not go to production.
+// warn logs what works and should not go to production, as far as it can be seen now.
 func (k *Kit) warn(opts Options) {
 	if len(k.connector.clientSecret.reveal()) < 32 && slices.Contains(k.scopes, "openid") {
-		k.observer.log.Warn("ganbauth: the client secret is shorter than the 32 bytes that HS256 asks for (RFC 7518 section 3.2)")
+		k.log.Warn("ganbauth: the client secret is shorter than the 32 bytes that HS256 asks for (RFC 7518 section 3.2)")
 	}
 	switch salt := k.connector.salt.reveal(); {
 	case salt == "PleaseDefineYourself":
-		k.observer.log.Warn("ganbauth: Salt is the placeholder of the bank's SDKs: define your own")
+		k.log.Warn("ganbauth: Salt is the placeholder of the bank's SDKs: define your own")
 	case len(salt) < minSalt:
-		k.observer.log.Warn("ganbauth: Salt is shorter than 16 bytes: define one that cannot be guessed")
+		k.log.Warn("ganbauth: Salt is shorter than 16 bytes: define one that cannot be guessed")
 	}
-	if k.sessions == nil || !k.https {
+	if opts.Key != nil && opts.Store == nil {
+		k.log.Warn("ganbauth: Key is set and Store is not: the users' tokens are kept no longer than a session lives",
+			"lifetime", k.sessions.Lifetime)
+	}
+	if k.sessions != nil {
+		k.warnOfCookie(k.sessions.Cookie)
+	}
+}
+
+// warnOfCookie logs what is wrong with the session's cookie.
+func (k *Kit) warnOfCookie(c scs.SessionCookie) {
+	if !cookieReaches(c.Path, k.callback) {
+		k.log.Warn("ganbauth: the session cookie does not reach the path of RedirectURI: set sessions.Cookie.Path to \"/\"",
+			"path", c.Path)
+	}
+	if !k.https {
+		if c.Secure {
+			k.log.Warn("ganbauth: the session cookie is Secure and RedirectURI is http: Safari drops the cookie")
+		}
 		return
 	}
-	c := k.sessions.Cookie
 	if !c.Secure {
-		k.observer.log.Warn("ganbauth: RedirectURI is https and the session cookie is not Secure: set sessions.Cookie.Secure")
+		k.log.Warn("ganbauth: RedirectURI is https and the session cookie is not Secure: set sessions.Cookie.Secure")
 	}
 	if !c.HttpOnly || c.SameSite == http.SameSiteNoneMode || c.Domain != "" {
-		k.observer.log.Warn("ganbauth: the session cookie should be HttpOnly, SameSite=Lax or Strict, and without a Domain")
+		k.log.Warn("ganbauth: the session cookie should be HttpOnly, SameSite=Lax or Strict, and without a Domain")
 	}
+}
+
+// cookieReaches reports whether a browser sends a cookie of that Path to target (RFC 6265 section
+// 5.1.4). Without a Path it depends on the page that sets the cookie.
+func cookieReaches(path, target string) bool {
+	rest, ok := strings.CutPrefix(target, path)
+	return ok && path != "" && (rest == "" || strings.HasSuffix(path, "/") || rest[0] == '/')
 }
 
 func orDefault(d, otherwise time.Duration) time.Duration {

@@ -2,6 +2,7 @@ package ganbauth_test
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -92,17 +93,21 @@ func TestNewWarns(t *testing.T) {
 		change       func(*scs.SessionManager)
 		want         string
 	}{
-		"C-19 not Secure":              {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Secure = false }, "not Secure"},
-		"C-20 SameSite=None":           {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteNoneMode }, "SameSite"},
-		"C-21 Domain":                  {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Domain = "app.example" }, "Domain"},
-		"C-22 not HttpOnly":            {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.HttpOnly = false }, "HttpOnly"},
-		"B-69 a short secret":          {"short", ownSalt, nil, "shorter than the 32 bytes"},
-		"the SDKs' placeholder":        {clientSecret, "PleaseDefineYourself", nil, "placeholder"},
-		"H8 a salt of one character":   {clientSecret, "s", nil, "Salt is shorter than 16 bytes"},
-		"H8 a salt of 15 bytes":        {clientSecret, ownSalt[:15], nil, "Salt is shorter than 16 bytes"},
-		"H8 a salt of 16 bytes":        {clientSecret, ownSalt[:16], nil, ""},
-		"a production set-up: nothing": {clientSecret, ownSalt, nil, ""},
-		"SameSite=Strict: nothing":     {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }, ""},
+		"C-19 not Secure":                {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Secure = false }, "not Secure"},
+		"C-20 SameSite=None":             {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteNoneMode }, "SameSite"},
+		"C-21 Domain":                    {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Domain = "app.example" }, "Domain"},
+		"C-22 not HttpOnly":              {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.HttpOnly = false }, "HttpOnly"},
+		"B-69 a short secret":            {"short", ownSalt, nil, "shorter than the 32 bytes"},
+		"the SDKs' placeholder":          {clientSecret, "PleaseDefineYourself", nil, "placeholder"},
+		"H8 a salt of one character":     {clientSecret, "s", nil, "Salt is shorter than 16 bytes"},
+		"H8 a salt of 15 bytes":          {clientSecret, ownSalt[:15], nil, "Salt is shorter than 16 bytes"},
+		"H8 a salt of 16 bytes":          {clientSecret, ownSalt[:16], nil, ""},
+		"a production set-up: nothing":   {clientSecret, ownSalt, nil, ""},
+		"SameSite=Strict: nothing":       {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }, ""},
+		"E7 a Path without the callback": {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Path = "/app" }, "does not reach"},
+		"E7 half a Path":                 {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Path = "/c" }, "does not reach"},
+		"E7 no Path":                     {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Path = "" }, "does not reach"},
+		"the callback's Path: nothing":   {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Path = "/cb" }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sessions, log := scs.New(), &lockedBuffer{}
@@ -120,6 +125,59 @@ func TestNewWarns(t *testing.T) {
 				require.Contains(t, log.String(), test.want)
 			}
 			require.NotContains(t, log.String(), "secret=")
+		})
+	}
+}
+
+// What else New, or the first login, can see.
+func TestE7Warns(t *testing.T) {
+	c, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: "i", Salt: ownSalt})
+	require.NoError(t, err)
+	newKit := func(change func(*scs.SessionManager, *ganbauth.Options)) (*ganbauth.Kit, *lockedBuffer) {
+		sessions, log := scs.New(), &lockedBuffer{}
+		sessions.Cookie.Secure = true
+		options := ganbauth.Options{RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid"}, Logger: textLogger(log)}
+		change(sessions, &options)
+		kit, err := ganbauth.New(c, sessions, options)
+		require.NoError(t, err)
+		return kit, log
+	}
+	t.Run("Key without Store", func(t *testing.T) {
+		_, log := newKit(func(_ *scs.SessionManager, o *ganbauth.Options) {
+			o.Key = func(*http.Request) (string, error) { return "u", nil }
+		})
+		require.Contains(t, log.String(), "no longer than a session lives")
+		require.Contains(t, log.String(), "lifetime=24h0m0s")
+	})
+	t.Run("a Secure cookie and http", func(t *testing.T) {
+		for secure, want := range map[bool]int{true: 1, false: 0} {
+			_, log := newKit(func(s *scs.SessionManager, o *ganbauth.Options) {
+				s.Cookie.Secure, o.RedirectURI = secure, "http://localhost:8080/bank/callback"
+			})
+			require.Equal(t, want, strings.Count(log.String(), "Safari drops the cookie"))
+		}
+	})
+	for host, c := range map[string]struct {
+		forwarded string
+		warnings  int
+	}{
+		"app.example":     {"", 0},
+		"APP.example:443": {"", 0},
+		"127.0.0.1:8080":  {"app.example", 0},
+		"127.0.0.1:8081":  {"", 1},
+		"www.app.example": {"", 1},
+		"app.example:80":  {"www.app.example", 1},
+	} {
+		t.Run("a login at "+host, func(t *testing.T) {
+			kit, log := newKit(func(*scs.SessionManager, *ganbauth.Options) {})
+			for range 3 {
+				r := httptest.NewRequest("GET", "/bank/login", nil)
+				r.Host, r.Header = host, with(navigate, "X-Forwarded-Host", c.forwarded)
+				w := httptest.NewRecorder()
+				kit.LoginHandler().ServeHTTP(w, r)
+				require.Equal(t, 303, w.Code)
+			}
+			require.Equal(t, c.warnings, strings.Count(log.String(), "another host than RedirectURI's"), "once")
 		})
 	}
 }

@@ -241,6 +241,21 @@ func (k *Kit) sentBy(r *http.Request) string {
 	return site
 }
 
+// atAnotherHost reports whether the browser asks at another host than RedirectURI's, as far as
+// that can be seen: a proxy may change Host.
+func (k *Kit) atAnotherHost(r *http.Request) bool {
+	redirect, err := url.Parse(k.redirectURI)
+	if err != nil {
+		return false
+	}
+	for _, host := range []string{r.Host, r.Header.Get("X-Forwarded-Host")} {
+		if hostPort(&url.URL{Scheme: redirect.Scheme, Host: host}) == hostPort(redirect) {
+			return false
+		}
+	}
+	return true
+}
+
 // atCallback reports whether r asks for the path of RedirectURI: in r.URL, or in what the browser
 // sent, which differs below [http.StripPrefix].
 func (k *Kit) atCallback(r *http.Request) bool {
