@@ -56,6 +56,14 @@ func TestNewConnectorRefuses(t *testing.T) {
 			require.NotContains(t, err.Error(), clientSecret, "B-40")
 		})
 	}
+	t.Run("I12 128 bytes are accepted", func(t *testing.T) {
+		for _, method := range []ganbauth.AuthMethod{ganbauth.AuthBasic, ganbauth.AuthPost} {
+			_, err := ganbauth.NewConnector(long[:128], long[:128], method, good)
+			require.NoError(t, err)
+		}
+		_, err := ganbauth.NewConnector("i", "s", ganbauth.AuthBasic, good)
+		require.NoError(t, err)
+	})
 	t.Run("all at once", func(t *testing.T) {
 		_, err := ganbauth.NewConnector("", "", 0, ganbauth.Config{AuthBaseURL: "http://bank.test"})
 		for _, want := range []string{"client id", "client secret", "method", "Salt", "https"} {

@@ -99,6 +99,10 @@ func TestIDTokenAccepted(t *testing.T) {
 		"B-96 nbf 30 s ahead":            signed(good(claims{"nbf": judged.Unix() + 30}).json()),
 		"B-96 iat 10 min ago":            signed(good(claims{"iat": judged.Unix() - 600}).json()),
 		"B-96 exp in 1 s":                signed(good(claims{"exp": judged.Unix() + 1}).json()),
+		"I12 sub of 255 characters":      signed(good(claims{"sub": strings.Repeat("u", 255)}).json()),
+		"I12 sub of 1 character":         signed(good(claims{"sub": "u"}).json()),
+		"I12 exp at the year's end 9999": signed(good(claims{"exp": 253402300799}).json()),
+		"I12 16 KiB":                     sized(16 << 10),
 		"a fractional NumericDate":       signed(good(claims{"iat": raw(fmt.Sprint(judged.Unix(), ".5"))}).json()),
 		"B-27 unknown claims":            signed(good(claims{"x": claims{"y": []int{1}}}).json()),
 	} {
@@ -111,6 +115,24 @@ func TestIDTokenAccepted(t *testing.T) {
 			require.NoError(t, ganbauth.VerifyIDToken(c, jws(sha256.New, hs256, good(nil).json(), secret), "AT-1", "n-1", judged))
 		}
 	})
+}
+
+// sized is a good ID token of that many bytes.
+func sized(bytes int) string {
+	header := hs256
+	for n := range 4 { // of the lengths that base64 can have
+		for pad := bytes/4*3 - 300; pad < bytes/4*3; pad++ {
+			token := jws(sha256.New, header, good(claims{"x": strings.Repeat("x", pad)}).json(), clientSecret)
+			if len(token) == bytes {
+				return token
+			}
+			if len(token) > bytes {
+				break
+			}
+		}
+		header = `{"alg":"HS256","x":"` + strings.Repeat("x", n) + `"}`
+	}
+	panic("no ID token has that length")
 }
 
 // A2, B4 and so C-08, C-42 and C-50.
@@ -184,6 +206,8 @@ func TestIDTokenRefused(t *testing.T) {
 		"B-92 exp a string":                claim("exp", "4102444800"),
 		"B-92 exp null":                    claim("exp", null()),
 		"B-92 exp 1e300":                   claim("exp", raw("1e300")),
+		"B-92 exp in the year 10000":       claim("exp", 253402300800),
+		"I12 16 KiB and 1":                 sized(16<<10 + 1),
 		"B-92 exp -1":                      claim("exp", -1),
 		"B-92 exp NaN":                     claim("exp", "NaN"),
 		"B-94 iat a string":                claim("iat", "1"),

@@ -241,6 +241,24 @@ func TestDeadline(t *testing.T) {
 			})
 		})
 	}
+	t.Run("I12 an answer that is whole just before 30 s is taken", func(t *testing.T) {
+		for _, lent := range []time.Duration{0, 30 * time.Second, time.Hour} {
+			synctest.Test(t, func(t *testing.T) {
+				transport := roundTripFunc(func(r *http.Request) (*http.Response, error) {
+					time.Sleep(15 * time.Second)
+					return &http.Response{StatusCode: 200, Header: jsonType, ContentLength: -1, Body: io.NopCloser(io.MultiReader(
+						strings.NewReader(goodToken), &dripUntil{r.Context(), io.LimitReader(&drip{}, 14)},
+					))}, nil
+				})
+				c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",
+					HTTPClient: &http.Client{Transport: transport, Timeout: lent}})
+				start := time.Now()
+				_, err := c.RefreshTokens(context.Background(), "RT-1")
+				require.NoError(t, err)
+				require.Equal(t, 29*time.Second, time.Since(start))
+			})
+		}
+	})
 	t.Run("a shorter timeout of the caller's client counts", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",

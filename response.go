@@ -16,7 +16,7 @@ import (
 
 func tokenError(resp *http.Response) *TokenError {
 	e := &TokenError{StatusCode: resp.StatusCode, RetryAfter: parseRetryAfter(resp.Header)}
-	if o, err := errorObject(resp); err == nil {
+	if o, err := parseErrorBody(peekBody(resp)); err == nil {
 		e.read(o)
 	}
 	return e
@@ -178,17 +178,26 @@ func gotWant(what, got, want string) string {
 	return fmt.Sprintf("%s is %q, want %q", what, printable(got), want)
 }
 
-// CheckResponse returns nil for a status of 2xx and an [*APIError] for any other. The body stays readable from its
-// beginning; at most 1 MiB of it is looked at.
+// CheckResponse returns nil for a status of 2xx and an [*APIError] for any other. The body stays
+// readable from its beginning. At most 1 MiB of it is looked at.
 func CheckResponse(resp *http.Response) error {
-	if resp == nil {
+	switch {
+	case resp == nil:
 		return errors.New("ganbauth: CheckResponse: no response")
-	}
-	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
+	case isSuccess(resp.StatusCode):
 		return nil
 	}
-	e := &APIError{StatusCode: resp.StatusCode, RetryAfter: parseRetryAfter(resp.Header)}
-	o, err := errorObject(resp)
+	return ParseAPIError(resp.StatusCode, resp.Header, peekBody(resp))
+}
+
+// ParseAPIError is [CheckResponse] for a response that has been read, by a generated client for
+// example. The header is for Retry-After and may be nil.
+func ParseAPIError(status int, header http.Header, body []byte) error {
+	if isSuccess(status) {
+		return nil
+	}
+	e := &APIError{StatusCode: status, RetryAfter: parseRetryAfter(header)}
+	o, err := parseErrorBody(body)
 	if err != nil {
 		return e
 	}
@@ -204,6 +213,9 @@ func CheckResponse(resp *http.Response) error {
 	return e
 }
 
+func isSuccess(status int) bool { return status >= 200 && status < 300 }
+
+// errorDetails flattens a list of errorDetails. What does not fit its form is left out.
 func errorDetails(raw json.RawMessage, itemID string) (details []APIErrorDetail) {
 	list, _, _ := member[[]json.RawMessage](object{"": raw}, "")
 	for _, item := range list {
@@ -218,11 +230,18 @@ func errorDetails(raw json.RawMessage, itemID string) (details []APIErrorDetail)
 	return details
 }
 
-// errorObject reads the JSON of an error, up to the limit, and puts the body back. The gateway may speak another
-// charset than it says: what is not UTF-8 is replaced, as the code matters, not the text.
-func errorObject(resp *http.Response) (object, error) {
+// parseErrorBody reads the JSON of an error. The gateway may use another charset than it says.
+// What is not UTF-8 is replaced, because the code matters and the text does not.
+func parseErrorBody(body []byte) (object, error) {
+	body = bytes.TrimPrefix(body[:min(len(body), maxBody)], []byte("\uFEFF"))
+	return parseObject(bytes.ToValidUTF8(body, []byte("\uFFFD")))
+}
+
+// peekBody reads the first maxBody bytes of a body and puts them back, with the error that
+// reading ended with.
+func peekBody(resp *http.Response) []byte {
 	if resp.Body == nil {
-		return nil, io.EOF
+		return nil
 	}
 	head, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	rest := io.Reader(resp.Body)
@@ -233,7 +252,7 @@ func errorObject(resp *http.Response) (object, error) {
 		io.Reader
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(head), rest), resp.Body}
-	return parseObject(bytes.ToValidUTF8(head, []byte("\uFFFD")))
+	return head
 }
 
 type failingReader struct{ err error }

@@ -332,3 +332,129 @@ func TestCheckResponse(t *testing.T) {
 type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// A client that was generated from the bank's specification has read the body.
+func TestH9ParseAPIError(t *testing.T) {
+	const expired = `{"errorCode":"WG_ERR_105","errorMessage":"m"}`
+	for name, test := range map[string]struct {
+		status int
+		header http.Header
+		body   string
+		want   *ganbauth.APIError
+	}{
+		"200":                  {200, nil, expired, nil},
+		"299":                  {299, nil, "", nil},
+		"300":                  {300, nil, "", &ganbauth.APIError{StatusCode: 300}},
+		"199":                  {199, nil, "", &ganbauth.APIError{StatusCode: 199}},
+		"0":                    {0, nil, "", &ganbauth.APIError{}},
+		"expired":              {401, nil, expired, &ganbauth.APIError{StatusCode: 401, Code: "WG_ERR_105", Message: "m"}},
+		"Retry-After":          {503, header("Retry-After", "60"), "", &ganbauth.APIError{StatusCode: 503, RetryAfter: time.Minute}},
+		"a byte order mark":    {401, nil, "\uFEFF" + expired, &ganbauth.APIError{StatusCode: 401, Code: "WG_ERR_105", Message: "m"}},
+		"no body":              {500, nil, "", &ganbauth.APIError{StatusCode: 500}},
+		"HTML":                 {502, nil, "<html>", &ganbauth.APIError{StatusCode: 502}},
+		"1 MiB is looked at":   {401, nil, expired + strings.Repeat(" ", 1<<20-len(expired)), &ganbauth.APIError{StatusCode: 401, Code: "WG_ERR_105", Message: "m"}},
+		"what follows is not":  {401, nil, expired + strings.Repeat(" ", 1<<20-len(expired)) + "x", &ganbauth.APIError{StatusCode: 401, Code: "WG_ERR_105", Message: "m"}},
+		"64 characters":        {400, nil, `{"errorCode":"` + strings.Repeat("a", 64) + `"}`, &ganbauth.APIError{StatusCode: 400, Code: strings.Repeat("a", 64)}},
+		"65 characters":        {400, nil, `{"errorCode":"` + strings.Repeat("a", 65) + `"}`, &ganbauth.APIError{StatusCode: 400}},
+		"a code with a quote":  {400, nil, `{"errorCode":"a\"b"}`, &ganbauth.APIError{StatusCode: 400}},
+		"a message of 256":     {400, nil, `{"errorMessage":"` + strings.Repeat("あ", 256) + `"}`, &ganbauth.APIError{StatusCode: 400, Message: strings.Repeat("あ", 256)}},
+		"the code of a detail": {400, nil, `{"errorDetails":[{"errorDetailsCode":"1"},5,{}]}`, &ganbauth.APIError{StatusCode: 400, Details: []ganbauth.APIErrorDetail{{Code: "1"}, {}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			resp := response(nil, test.status, test.body)
+			resp.Header = test.header
+			for by, err := range map[string]error{
+				"ParseAPIError": ganbauth.ParseAPIError(test.status, test.header, []byte(test.body)),
+				"CheckResponse": ganbauth.CheckResponse(resp),
+			} {
+				if test.want == nil {
+					require.NoError(t, err, by)
+					continue
+				}
+				require.Equal(t, test.want, err, by)
+			}
+			require.Equal(t, test.body, body(resp))
+		})
+	}
+}
+
+// endless is a body without an end that counts what is read of it.
+type endless struct {
+	read   int
+	closed bool
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	e.read += len(p)
+	return len(p), nil
+}
+
+func (e *endless) Close() error { e.closed = true; return nil }
+
+// A body without an end is cut, whatever its status: nothing waits for it, and it is closed.
+func TestI7EndlessBodies(t *testing.T) {
+	for _, status := range []int{200, 201, 202, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 413, 429, 500, 502, 503, 599} {
+		var bodies []*endless
+		c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",
+			HTTPClient: &http.Client{Transport: roundTripFunc(func(*http.Request) (*http.Response, error) {
+				bodies = append(bodies, &endless{})
+				return &http.Response{StatusCode: status, Header: jsonType, ContentLength: -1, Body: bodies[len(bodies)-1]}, nil
+			})}})
+		_, err := c.OAuthToken(t.Context(), callbackURI, "c")
+		require.Error(t, err, status)
+		_, err = c.RefreshTokens(t.Context(), "RT-1")
+		require.Error(t, err, status)
+		_, err = c.UserInfo(t.Context(), &ganbauth.Token{AccessToken: "AT-1", Subject: "u-1"})
+		require.Error(t, err, status)
+		require.Len(t, bodies, 3)
+		for i, b := range bodies {
+			require.LessOrEqual(t, b.read, 1<<20+1, "call %d, status %d", i, status)
+			require.True(t, b.closed, "call %d, status %d", i, status)
+		}
+		api := &endless{}
+		_ = ganbauth.CheckResponse(&http.Response{StatusCode: status, Body: api})
+		require.LessOrEqual(t, api.read, 1<<20, status)
+	}
+}
+
+// Each limit on what the bank sends, from its accepted side.
+func TestI12LimitsOfAnswers(t *testing.T) {
+	long := strings.Repeat("a", 4096)
+	o := newOP(t, answersJSON(strings.NewReplacer("AT-1", long, "RT-2", long, "private:account offline_access", long).Replace(goodToken)))
+	bothGrants(t, o.connector(t), func(t *testing.T, token *ganbauth.Token, err error) {
+		require.NoError(t, err)
+		require.Equal(t, long, token.AccessToken)
+		require.Equal(t, long, token.RefreshToken)
+		require.Equal(t, long, token.Scope)
+	})
+	for name, body := range map[string]string{
+		"an ID token of 16 KiB": strings.Replace(goodToken, "{", `{"id_token":"`+strings.Repeat("a", 16<<10)+`",`, 1),
+		"an answer of 1 MiB":    goodToken + strings.Repeat(" ", 1<<20-len(goodToken)),
+	} {
+		_, err := newOP(t, answersJSON(body)).connector(t).OAuthToken(t.Context(), callbackURI, "c")
+		require.NoError(t, err, name)
+	}
+	for name, body := range map[string]string{
+		"access_token of 4,097":       strings.Replace(goodToken, "AT-1", long+"a", 1),
+		"refresh_token of 4,097":      strings.Replace(goodToken, "RT-2", long+"a", 1),
+		"scope of 4,097":              strings.Replace(goodToken, "private:account offline_access", long+"a", 1),
+		"an ID token of 16 KiB and 1": strings.Replace(goodToken, "{", `{"id_token":"`+strings.Repeat("a", 16<<10+1)+`",`, 1),
+		"an answer of 1 MiB and 1":    goodToken + strings.Repeat(" ", 1<<20-len(goodToken)+1),
+	} {
+		_, err := newOP(t, answersJSON(body)).connector(t).OAuthToken(t.Context(), callbackURI, "c")
+		require.Error(t, err, name)
+	}
+	for value, want := range map[string]time.Duration{
+		"1": time.Second, "3600": time.Hour, "0": 0, "3601": 0, "-1": 0, "1.5": 0, "": 0, "Wed, 21 Oct 2026 07:28:00 GMT": 0,
+	} {
+		var e *ganbauth.APIError
+		require.ErrorAs(t, ganbauth.ParseAPIError(503, header("Retry-After", value), nil), &e)
+		require.Equal(t, want, e.RetryAfter, value)
+	}
+	const year = 365 * 24 * time.Hour
+	for value, want := range map[string]time.Duration{`1`: time.Second, `0.9`: time.Hour, `31536000`: year, `31536001`: year} {
+		token, err := newOP(t, answersJSON(strings.Replace(goodToken, "300", value, 1))).connector(t).OAuthToken(t.Context(), callbackURI, "c")
+		require.NoError(t, err)
+		require.Equal(t, want, token.ExpiresAt.Sub(token.IssuedAt), value)
+	}
+}
