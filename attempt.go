@@ -231,7 +231,7 @@ func (as attempts) scopePrint() string {
 func (as attempts) unmarshal(data string) (*attempt, error) {
 	r := recordReader{rest: data}
 	if v := r.uvarint(); v != attemptVersion && r.err == nil {
-		return nil, fmt.Errorf("%w: version %d", errUnreadable, v)
+		return nil, fmt.Errorf("%w: version %d", errCorrupt, v)
 	}
 	flags := r.uvarint()
 	a := &attempt{

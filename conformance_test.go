@@ -265,6 +265,7 @@ func refreshesTwice(t *testing.T) {
 				defer resp.Body.Close()
 				w.WriteHeader(resp.StatusCode)
 			}
+			time.Sleep(2 * time.Minute) // a token that has just been issued is not replaced
 			a.bank.ExpireAccessTokens()
 			require.True(t, b.connected(), "the API is called with the new token")
 			require.True(t, b.connected())

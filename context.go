@@ -1,47 +1,61 @@
 package ganbauth
 
-import (
-	"context"
-)
+import "context"
 
-// TokenFromContext returns the token that [Kit.RequireToken] found, without its refresh token; of several kits', the
-// innermost's. Each call in one request returns the same Token. The bool is false outside RequireToken.
+// TokenFromContext returns the token that [Kit.RequireToken] found, without its refresh
+// token. Where several kits guard a route, it is the innermost kit's. Each call in one
+// request returns the same Token, which the handler must not change. The bool is false
+// outside RequireToken.
 func TokenFromContext(ctx context.Context) (*Token, bool) {
-	g, ok := ctx.Value(grantKey{}).(*grant)
-	if !ok {
+	g := innermost(ctx)
+	if g == nil || g.token == nil {
 		return nil, false
 	}
-	return &g.token, true
+	return g.token, true
 }
 
-// grant is the context of a request that RequireToken let through.
-type grant struct {
-	context.Context
-	kit   *Kit
-	key   string
-	token Token
+// KeyFromContext says whose connection a context is about: key and connection are what
+// [Kit.Token] and the other methods for jobs take. It knows behind [Kit.RequireToken], in
+// [Options.Observe] and in [Options.OnError]. Where tokens belong to sessions, key is a
+// random name that stands for the session. The bool is false where nobody is known.
+func KeyFromContext(ctx context.Context) (key, connection string, ok bool) {
+	g := innermost(ctx)
+	if g == nil {
+		return "", "", false
+	}
+	return g.key, g.connection, true
 }
+
+// grant is what a context carries: whose connection it is about and, behind RequireToken,
+// the token.
+type grant struct {
+	outer *grant // of another kit
+	kit   any    // tells the kits apart
+	owner
+	token *Token
+}
+
+// owner says whose token a record is, and under which key the store has it.
+type owner struct{ key, connection, storeKey string }
 
 type grantKey struct{}
 
-func (g *grant) Value(key any) any {
-	if key == (grantKey{}) {
-		return g
-	}
-	return g.Context.Value(key)
+// withGrant adds g to ctx.
+func withGrant(ctx context.Context, g *grant) context.Context {
+	g.outer = innermost(ctx)
+	return context.WithValue(ctx, grantKey{}, g)
 }
 
-// grantOf finds k's grant, below those of other kits.
-func (k *Kit) grantOf(ctx context.Context) *grant {
-	for ctx != nil {
-		g, ok := ctx.Value(grantKey{}).(*grant)
-		if !ok {
-			return nil
-		}
-		if g.kit == k {
-			return g
-		}
-		ctx = g.Context
+func innermost(ctx context.Context) *grant {
+	g, _ := ctx.Value(grantKey{}).(*grant)
+	return g
+}
+
+// grantOf returns the grant of one kit, or nil.
+func grantOf(ctx context.Context, kit any) *grant {
+	g := innermost(ctx)
+	for g != nil && g.kit != kit {
+		g = g.outer
 	}
-	return nil
+	return g
 }

@@ -6,8 +6,16 @@ import (
 	"time"
 )
 
-// coolDowns keep a sick bank from being hammered: after a failed refresh of a key the next one waits, longer each
-// time.
+const (
+	minCoolDown = time.Second
+	maxCoolDown = time.Minute
+
+	// suspicion is how long a gateway's refusal of a refresh counts as the first of two.
+	suspicion = 24 * time.Hour
+)
+
+// coolDowns keep a sick bank or store from being hammered: after a failed refresh of a key
+// the next one waits, longer each time.
 type coolDowns struct {
 	mu sync.Mutex
 	m  map[string]*coolDown
@@ -15,6 +23,7 @@ type coolDowns struct {
 
 type coolDown struct {
 	failures int
+	suspect  bool // the bank's gateway has refused the refresh token once
 	until    time.Time
 	err      error
 }
@@ -38,6 +47,46 @@ func (c *coolDowns) check(key string) error {
 func (c *coolDowns) begin(key string, err error, hint time.Duration) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	d := c.entry(key)
+	wait := min(minCoolDown<<min(d.failures, 10), maxCoolDown)
+	wait += time.Duration(rand.Int64N(int64(wait) / 4)) // machines that failed together come back apart
+	wait = max(wait, hint)
+	d.failures++
+	d.until = time.Now().Add(wait)
+	d.err = err
+	keep := wait + maxCoolDown
+	if d.suspect {
+		keep = max(keep, suspicion)
+	}
+	failures := d.failures
+	time.AfterFunc(keep, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.m[key] == d && d.failures == failures {
+			c.remove(key)
+		}
+	})
+	return &unavailableError{err: err, retryAfter: wait}
+}
+
+// suspect remembers that the bank's gateway has refused key's refresh token, and reports
+// whether it has done so before. It is followed by begin or clear.
+func (c *coolDowns) suspect(key string) (again bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.entry(key)
+	again, d.suspect = d.suspect, true
+	return again
+}
+
+// clear forgets key's failures.
+func (c *coolDowns) clear(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.remove(key)
+}
+
+func (c *coolDowns) entry(key string) *coolDown {
 	if c.m == nil {
 		c.m = map[string]*coolDown{}
 	}
@@ -46,25 +95,12 @@ func (c *coolDowns) begin(key string, err error, hint time.Duration) error {
 		d = &coolDown{}
 		c.m[key] = d
 	}
-	wait := min(minCoolDown<<min(d.failures, 10), maxCoolDown)
-	wait += time.Duration(rand.Int64N(int64(wait) / 4)) // machines that failed together come back apart
-	wait = max(wait, hint)
-	d.failures++
-	d.until = time.Now().Add(wait)
-	d.err = err
-	failures := d.failures
-	time.AfterFunc(wait+maxCoolDown, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.m[key] == d && d.failures == failures {
-			delete(c.m, key)
-		}
-	})
-	return &unavailableError{err: err, retryAfter: wait}
+	return d
 }
 
-func (c *coolDowns) clear(key string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+func (c *coolDowns) remove(key string) {
 	delete(c.m, key)
+	if len(c.m) == 0 {
+		c.m = nil // a map does not shrink
+	}
 }

@@ -114,7 +114,7 @@ func TestDay(t *testing.T) {
 		for u := range users {
 			token := bank.Token()
 			subjects[u] = token.Subject
-			require.NoError(t, memory.Save(t.Context(), fmt.Sprint(u), token))
+			require.NoError(t, memory.Save(t.Context(), fmt.Sprint("bank/", u), token))
 		}
 		before := bank.Count(ganbtest.TokenEndpoint)
 

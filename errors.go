@@ -531,3 +531,10 @@ func isNetwork(err error) bool {
 	}
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &e)
 }
+
+// resumableError ends a callback that may be delivered again: its code has not been sent, or
+// what came of it is not known yet.
+type resumableError struct{ err error }
+
+func (e *resumableError) Error() string { return e.err.Error() }
+func (e *resumableError) Unwrap() error { return e.err }

@@ -198,7 +198,7 @@ func ExampleTokenStore() {
 	})))
 
 	fmt.Println(visit(newBrowser(), app.URL+"/me"))
-	sealed, err := store.Load(context.Background(), "alice")
+	sealed, err := store.Load(context.Background(), "bank/alice")
 	fmt.Println(sealed.Scope, sealed.Subject == "user-1", err)
 	// Output:
 	// connected

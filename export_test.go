@@ -137,32 +137,35 @@ func SCSDecode(store TokenStore, data []byte) error {
 	return err
 }
 
+// Seal is what New makes of a Store and EncryptionKeys.
 func Seal(store TokenStore, keys ...[]byte) TokenStore {
-	s, err := newSealedStore(store, keys)
+	s, err := newSealer("token", keys...)
 	if err != nil {
 		panic(err)
 	}
-	return s
-}
-
-// Scratch is the memory that the last token was opened in, all of it.
-func Scratch() []byte {
-	room := *scratch.Get().(*[]byte)
-	return room[:cap(room)]
+	if own, ok := store.(*scsStore); ok {
+		return newSCSStore(own.sessions, sealedCodec{s})
+	}
+	return newSealedStore(store, sealedCodec{s})
 }
 
 // KeysHeld counts the keys that the kit remembers something about.
 func KeysHeld(k *Kit) int {
 	k.keeper.refreshes.mu.Lock()
 	defer k.keeper.refreshes.mu.Unlock()
-	k.keeper.gate.mu.Lock()
-	defer k.keeper.gate.mu.Unlock()
+	k.keeper.records.writing.mu.Lock()
+	defer k.keeper.records.writing.mu.Unlock()
 	k.keeper.coolDowns.mu.Lock()
 	defer k.keeper.coolDowns.mu.Unlock()
-	return len(k.keeper.refreshes.m) + len(k.keeper.gate.m) + len(k.keeper.coolDowns.m)
+	k.keeper.refusals.mu.Lock()
+	defer k.keeper.refusals.mu.Unlock()
+	k.keeper.unsaved.mu.Lock()
+	defer k.keeper.unsaved.mu.Unlock()
+	return len(k.keeper.refreshes.m) + len(k.keeper.refreshes.active) + len(k.keeper.records.writing.m) +
+		len(k.keeper.coolDowns.m) + len(k.keeper.refusals.m) + len(k.keeper.unsaved.m)
 }
 
-func Replace(k *Kit, ctx context.Context, key, refused string) (Token, error) {
+func Replace(k *Kit, ctx context.Context, key, refused string) (*Token, error) {
 	return k.keeper.replace(ctx, key, refused)
 }
 

@@ -4,74 +4,166 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 )
 
-// flights runs at most one call per key at a time and hands its outcome to everybody who asks meanwhile, or until
-// keep after its end.
+// grace is how long an answer waits for what belongs to it but must not hold it up: the
+// application's hooks, and an unlock.
+const grace = 100 * time.Millisecond
+
+// flights is a singleflight with four differences: a call outlives the request that began
+// it, each waiter leaves with its own context, an outcome can be remembered for a while,
+// and what is left to do after an outcome is known does not hold up those who wait for it.
 type flights[V any] struct {
-	keep time.Duration
-	mu   sync.Mutex
-	m    map[string]*flight[V]
+	// keep returns how long an outcome is remembered. Nil means not at all.
+	keep func(V, error) time.Duration
+	// forgotten is told of an outcome that is not remembered any more. It may be nil.
+	forgotten func(V, error)
+
+	mu     sync.Mutex
+	m      map[string]*flight[V]   // to join
+	active map[*flight[V]]struct{} // until nothing is left to do
 }
 
 type flight[V any] struct {
-	done  chan struct{}
-	value V
-	err   error
+	done   chan struct{} // closed when value and err are there
+	rested chan struct{} // closed when the rest has been done, too
+	value  V
+	err    error
 }
 
-// do runs fn detached: it ends with a timeout of its own, while every caller leaves when its own ctx ends.
-func (f *flights[V]) do(ctx context.Context, key string, fn func(context.Context) (V, error)) (V, error) {
-	f.mu.Lock()
-	c, ok := f.m[key]
-	if !ok {
-		if f.m == nil {
-			f.m = map[string]*flight[V]{}
+// call is one run of a flight. It returns the outcome, and the rest: what is left to do
+// once those who wait have their answer. The rest may be nil.
+type call[V any] func(ctx context.Context) (value V, rest func(), err error)
+
+// do joins the flight of key or begins one with run, and waits for its outcome or for ctx.
+// A new flight is begun only when admit lets it; the leave that admit returns is called
+// when the flight has landed. A nil admit admits everybody.
+func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Context) (leave func(), err error), run call[V]) (V, error) {
+	c := f.find(key)
+	if c == nil {
+		leave := func() {}
+		if admit != nil {
+			var err error
+			if leave, err = admit(ctx); err != nil {
+				var zero V
+				return zero, err
+			}
 		}
-		c = &flight[V]{done: make(chan struct{})}
-		f.m[key] = c
-		go f.run(context.WithoutCancel(ctx), key, c, fn)
+		c = f.begin(ctx, key, leave, run)
 	}
-	f.mu.Unlock()
 	select {
 	case <-c.done:
-		return c.value, c.err
 	case <-ctx.Done():
 		var zero V
 		return zero, unavailable("ganbauth: %w", ctx.Err())
 	}
+	pause := time.NewTimer(grace)
+	defer pause.Stop()
+	select {
+	case <-c.rested:
+	case <-pause.C:
+	case <-ctx.Done():
+	}
+	return c.value, c.err
 }
 
-func (f *flights[V]) run(ctx context.Context, key string, c *flight[V], fn func(context.Context) (V, error)) {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
-	defer cancel()
+func (f *flights[V]) find(key string) *flight[V] {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.m[key]
+}
+
+// begin starts a flight, unless another has begun meanwhile.
+func (f *flights[V]) begin(ctx context.Context, key string, leave func(), run call[V]) *flight[V] {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c := f.m[key]; c != nil {
+		leave()
+		return c
+	}
+	if f.m == nil {
+		f.m = map[string]*flight[V]{}
+	}
+	c := &flight[V]{done: make(chan struct{}), rested: make(chan struct{})}
+	f.m[key] = c
+	if f.active == nil {
+		f.active = map[*flight[V]]struct{}{}
+	}
+	f.active[c] = struct{}{}
+	go f.fly(context.WithoutCancel(ctx), key, c, leave, run)
+	return c
+}
+
+// fly runs a flight in its own goroutine.
+func (f *flights[V]) fly(ctx context.Context, key string, c *flight[V], leave func(), run call[V]) {
+	defer f.end(c)
+	var rest func()
+	c.value, rest, c.err = guarded(ctx, run)
+	leave()
+	// A request that comes after the answer must not be told an old outcome.
+	var keep time.Duration
+	if f.keep != nil {
+		keep = f.keep(c.value, c.err)
+	}
+	if keep > 0 {
+		time.AfterFunc(keep, func() { f.forget(key, c) })
+	} else {
+		f.forget(key, c)
+	}
+	close(c.done)
+	if rest != nil {
+		rest()
+	}
+}
+
+// end is the last that is heard of a flight.
+func (f *flights[V]) end(c *flight[V]) {
+	close(c.rested)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.active, c)
+	if len(f.active) == 0 {
+		f.active = nil // a map does not shrink
+	}
+}
+
+// guarded turns a panic into an error: no request stands above this goroutine, so the
+// panic would end the process.
+func guarded[V any](ctx context.Context, run call[V]) (value V, rest func(), err error) {
 	defer func() {
-		// No request stands above this goroutine: a panic in a store would end the process.
 		if p := recover(); p != nil {
-			c.err = fmt.Errorf("ganbauth: panic: %v", p)
+			err = &panicError{p, debug.Stack()}
 		}
-		// Before the answer: who asks after it is not told an old outcome.
-		if f.keep > 0 {
-			time.AfterFunc(f.keep, func() { f.forget(key) })
-		} else {
-			f.forget(key)
-		}
-		close(c.done)
 	}()
-	c.value, c.err = fn(ctx)
+	return run(ctx)
 }
 
-// wait returns when the calls that run now have ended.
+func (f *flights[V]) forget(key string, c *flight[V]) {
+	f.mu.Lock()
+	if f.m[key] == c {
+		delete(f.m, key)
+	}
+	if len(f.m) == 0 {
+		f.m = nil
+	}
+	f.mu.Unlock()
+	if f.forgotten != nil {
+		f.forgotten(c.value, c.err)
+	}
+}
+
+// wait returns when nothing is left to do of the flights that are under way now.
 func (f *flights[V]) wait(ctx context.Context) error {
 	f.mu.Lock()
-	running := slices.Collect(maps.Values(f.m))
+	running := slices.Collect(maps.Keys(f.active))
 	f.mu.Unlock()
 	for _, c := range running {
 		select {
-		case <-c.done:
+		case <-c.rested:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -79,13 +171,26 @@ func (f *flights[V]) wait(ctx context.Context) error {
 	return nil
 }
 
-func (f *flights[V]) forget(key string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.m, key)
+// panicError is a panic of the application's code that did not end the process.
+type panicError struct {
+	value any
+	stack []byte
 }
 
-// keyedMutex is a mutex per key that can be waited for with a context, and takes no room when nobody holds it.
+func (e *panicError) Error() string { return fmt.Sprintf("ganbauth: panic: %v", e.value) }
+
+// safely calls fn and turns its panic into an error.
+func safely(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &panicError{p, debug.Stack()}
+		}
+	}()
+	return fn()
+}
+
+// keyedMutex is a mutex for each key. Waiting for it ends with a context, and it takes no
+// room while nobody holds it.
 type keyedMutex struct {
 	mu sync.Mutex
 	m  map[string]*keyedLock
@@ -113,6 +218,9 @@ func (k *keyedMutex) lock(ctx context.Context, key string) (unlock func(), err e
 		defer k.mu.Unlock()
 		if l.users--; l.users == 0 {
 			delete(k.m, key)
+		}
+		if len(k.m) == 0 {
+			k.m = nil
 		}
 	}
 	select {

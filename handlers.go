@@ -72,7 +72,7 @@ func (k *Kit) CallbackHandler() http.Handler {
 		start := time.Now()
 		err := k.serveCallback(w, r, start)
 		if err != nil {
-			k.event(r.Context(), EventLoginFailed, start, err)
+			k.event(r.Context(), EventLoginFailed, time.Since(start), err)
 		}
 		return err
 	})
@@ -110,7 +110,7 @@ func (k *Kit) judgeCallback(r *http.Request, a *attempt) (callbackCase, error) {
 	case a.expired():
 		return callbackLate, nil
 	}
-	mine, err := k.owns(r, a)
+	mine, err := k.began(r, a.owner)
 	if !mine {
 		return callbackForeign, err
 	}
@@ -157,21 +157,29 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 }
 
 // finishLogin exchanges the code and gives the session its token. The attempt is consumed,
-// unless nobody waits for the answer: then a reload gets the outcome.
+// unless the callback may be delivered again: because nobody waits for the answer, or because
+// something was away. Then a reload gets the outcome.
 func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mine bool) error {
-	key, err := k.connect(r, c.attempt, c.query, mine, c.name)
+	err := k.judge(c.attempt, c.query, mine)
+	var connected *connection
+	if err == nil {
+		connected, err = k.connect(r, c.attempt, c.query, c.name)
+	}
 	if r.Context().Err() != nil {
 		return err
 	}
 	if err == nil {
-		err = k.attach(w, r, key, c.attempt)
+		err = k.attach(w, r, connected, c.attempt)
+	}
+	if errors.As(err, new(*resumableError)) {
+		return k.loginFailed(r, c, err)
 	}
 	returnTo := cmp.Or(c.attempt.returnTo, k.defaultReturn)
 	c.jar.put(w, c.name, c.attempt.finished(err), len(returnTo))
 	if err != nil {
 		return k.loginFailed(r, c, err)
 	}
-	k.event(r.Context(), EventLoginSucceeded, c.start, nil)
+	k.event(k.about(r.Context(), connected.owner), EventLoginSucceeded, time.Since(c.start), nil)
 	redirect(w, returnTo, false)
 	return nil
 }
@@ -180,7 +188,7 @@ func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mi
 // and after which pause. It cannot go on for ever, as each time is counted in the URL.
 func (k *Kit) sessionMayCome(r *http.Request) (pause time.Duration, ok bool) {
 	switch reloads := k.marksOf(r).reloads; {
-	case reloads == 0 && k.key != nil: // the application's own cookie may be a Strict one
+	case reloads == 0 && k.keyOf != nil: // the application's own cookie may be a Strict one
 		return 0, true
 	case reloads < maxReloads && k.sessionIsGone(r):
 		return time.Second, true
@@ -201,34 +209,58 @@ func (k *Kit) loginFailed(r *http.Request, c callback, err error) error {
 	return &loginError{err: err, again: c.attempt.retry(), connected: peekErr == nil && t != nil}
 }
 
-// LogoutHandler forgets the user's token and the logins that this browser has begun, and redirects (303) to the path
-// in the query parameter return_to, or to DefaultReturn. A session with nothing else in it is
-// destroyed; another keeps the application's values and gets a new token. POST only, and not from another origin
-// ([http.CrossOriginProtection]). The bank documents no way to revoke a token.
+// LogoutHandler forgets the user's token and the logins that this browser has begun, and
+// redirects (303) to the path in the query parameter return_to, or to DefaultReturn. A session
+// with nothing else in it is destroyed; another keeps the application's values and gets a new
+// token. POST only, and not from another origin ([http.CrossOriginProtection]). The bank
+// documents no way to revoke a token.
+//
+// It waits neither for the bank nor for a refresh. When it has answered, the user is
+// disconnected and stays so; if the store does not answer for ten seconds, it answers 503.
 func (k *Kit) LogoutHandler() http.Handler {
 	return k.handler(http.MethodPost, func(w http.ResponseWriter, r *http.Request) error {
 		if err := k.checkOrigin(r); err != nil {
 			return err
 		}
-		start := time.Now()
 		returnTo := k.returnPath(r)
-		k.attempts.read(r, "").removeAll(w, len(returnTo))
-		key, err := k.storeKey(r)
-		if err != nil && !errors.Is(err, ErrNoUser) {
-			return err
-		}
-		if key != "" {
-			if err := k.keeper.drop(r.Context(), key); err != nil {
-				return err
-			}
-			k.event(r.Context(), EventLogout, start, nil)
-		}
-		if err := k.detach(w, r); err != nil {
+		if err := k.forget(w, r, len(returnTo)); err != nil {
 			return err
 		}
 		redirect(w, returnTo, kindOfRequest(r) == htmxRequest)
 		return nil
 	})
+}
+
+// Forget is what the application's own logout calls, before it writes an answer: it forgets
+// the request's token, the logins that this browser has begun, and what the kit has in the
+// session. It is LogoutHandler without the checks and the redirect. It is no error if nobody
+// is connected. The error has the [StatusCode] 503 if the store does not answer.
+//
+// An application that ends a login of its own by RenewToken and Remove must call it:
+// otherwise the next user of that session has the former user's bank account.
+func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
+	return k.forget(w, r, maxReturnPath)
+}
+
+// forget is Forget before a redirect to a path of that length, as the answer's headers have a
+// bound.
+func (k *Kit) forget(w http.ResponseWriter, r *http.Request, location int) error {
+	if err := k.usable(); err != nil {
+		return err
+	}
+	start := time.Now()
+	k.attempts.read(r, "").removeAll(w, location)
+	who, err := k.whose(r)
+	if err != nil && !errors.Is(err, ErrNoUser) {
+		return err
+	}
+	if who.storeKey != "" {
+		if err := k.keeper.drop(r.Context(), who.storeKey); err != nil {
+			return err
+		}
+		k.event(k.about(r.Context(), who), EventLogout, time.Since(start), nil)
+	}
+	return k.detach(w, r)
 }
 
 // StatusHandler tells a front end whether the user is connected, as JSON:
@@ -256,23 +288,22 @@ func (k *Kit) StatusHandler() http.Handler {
 	})
 }
 
-// peek returns the user's token if it is live or can be refreshed, nil if there is none, and refreshes nothing.
+// peek returns the user's token if it is live or can be refreshed, nil if there is none, and
+// refreshes nothing.
 func (k *Kit) peek(r *http.Request) (*Token, error) {
-	key, err := k.storeKey(r)
-	if errors.Is(err, ErrNoUser) || err == nil && key == "" {
+	who, err := k.whose(r)
+	if errors.Is(err, ErrNoUser) || err == nil && who.storeKey == "" {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	t, err := k.keeper.load(r.Context(), key)
+	t, err := k.keeper.load(r.Context(), who.storeKey)
 	switch {
 	case errors.Is(err, ErrLoginRequired), err == nil && !t.Valid() && t.RefreshToken == "":
 		return nil, nil
-	case err != nil:
-		return nil, err
 	}
-	return &t, nil
+	return t, err
 }
 
 // endpoint is one of a Kit's own handlers, with what all of them have in common: methods,

@@ -11,7 +11,7 @@ import (
 const (
 	refreshPace     = time.Second // the bank asks for about one request a second per client
 	maxFailuresAway = 3           // in a row: the bank is away, not the user
-	expiringLock    = "ganbauth: RefreshExpiring"
+	expiringLock    = "keepalive"
 )
 
 // RefreshExpiring refreshes the tokens that end within that time, with no user around, and returns how many it has:
@@ -25,13 +25,13 @@ func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int,
 	if err := k.usable(); err != nil {
 		return 0, err
 	}
-	if k.keeper.lister == nil {
+	if k.lister == nil {
 		return 0, errors.New("ganbauth: RefreshExpiring needs a Store that is an ExpiryLister")
 	}
-	if k.keeper.locker != nil {
+	if k.keeper.records.locker != nil {
 		soon, cancel := context.WithTimeout(ctx, refreshPace)
 		defer cancel()
-		unlock, err := k.keeper.locker.Lock(soon, k.named(expiringLock))
+		unlock, err := k.keeper.records.locker.Lock(soon, k.owners.kit+"//"+expiringLock)
 		switch {
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 			return 0, nil
@@ -41,13 +41,13 @@ func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int,
 		defer unlock()
 	}
 	before := time.Now().Add(within)
-	keys, err := k.keeper.lister.Expiring(ctx, before)
+	keys, err := k.lister.Expiring(ctx, before)
 	if err != nil {
 		return 0, fmt.Errorf("ganbauth: list tokens: %w", err)
 	}
 	failures := 0
 	for _, key := range keys {
-		if !strings.HasPrefix(key, k.named("")) {
+		if !strings.HasPrefix(key, k.owners.kit+"/") {
 			continue // another kit's
 		}
 		start := time.Now()

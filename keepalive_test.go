@@ -128,7 +128,7 @@ func TestRefreshExpiring(t *testing.T) {
 	})
 	t.Run("kits that share a store leave each other's tokens alone", func(t *testing.T) {
 		prepare(t, func(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore) {
-			connect(t, bank, store, "corp/7")
+			require.NoError(t, store.Save(t.Context(), "corp/7", bank.Token()))
 			kit := backgroundKit(t, bank, store, nil, func(o *ganbauth.Options) { o.Name = "corp" })
 			n, err := kit.RefreshExpiring(t.Context(), 2*time.Hour)
 			require.NoError(t, err)

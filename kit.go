@@ -20,24 +20,23 @@ import (
 // use. A nil or zero Kit lets nobody through.
 type Kit struct {
 	connector *Connector
-	sessions  *scs.SessionManager
 	keeper    *keeper
 	attempts  attempts
-	exchanges *flights[string]
-	apiHosts  []string
+	exchanges *flights[*connection]
+	api       *bankAPI
 	callback  string // the path of RedirectURI
 	https     bool   // the scheme of RedirectURI
 
-	sessionKey string // what the handle in the session is called
 	hostWarned atomic.Bool
 
 	// Of Options.
-	name, redirectURI, defaultReturn string
-	scopes                           []string
-	key                              func(*http.Request) (string, error)
-	pkce                             bool
-	onError                          func(http.ResponseWriter, *http.Request, error)
-	errorPage                        *template.Template
+	redirectURI, defaultReturn string
+	scopes                     []string
+	pkce                       bool
+	onError                    func(http.ResponseWriter, *http.Request, error)
+	errorPage                  *template.Template
+	lister                     ExpiryLister // nil if the store is none
+	owners
 	observer
 }
 
@@ -47,7 +46,7 @@ func (k *Kit) Format(f fmt.State, _ rune) {
 		fmt.Fprint(f, "ganbauth.Kit(nil)")
 		return
 	}
-	fmt.Fprintf(f, "ganbauth.Kit(%q)", k.name)
+	fmt.Fprintf(f, "ganbauth.Kit(%q)", k.owners.kit)
 }
 
 // New makes a Kit. It reports every mistake that can be seen now at once, and warns in the log of session cookie
@@ -63,15 +62,14 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 	if c == nil || c.http == nil {
 		return nil, errors.New("ganbauth: New needs a Connector from NewConnector")
 	}
+	if opts.Name == "" {
+		opts.Name = defaultName
+	}
 	k := &Kit{
 		connector:     c,
-		sessions:      sessions,
-		exchanges:     &flights[string]{keep: attemptLifetime},
-		sessionKey:    "ganbauth." + opts.Name,
-		name:          opts.Name,
+		owners:        owners{kit: opts.Name, handleName: sessionPrefix + opts.Name, sessions: sessions, keyOf: opts.Key, connectionOf: opts.Connection},
 		redirectURI:   opts.RedirectURI,
 		defaultReturn: opts.DefaultReturn,
-		key:           opts.Key,
 		pkce:          opts.PKCE,
 		onError:       opts.OnError,
 		errorPage:     opts.ErrorPage,
@@ -111,39 +109,25 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		fault("RefreshLeeway must not be negative")
 	}
 
-	k.apiHosts = []string{hostPort(c.authURL)}
+	hosts := []string{hostPort(c.authURL)}
 	for _, host := range opts.APIHosts {
 		u, err := url.Parse("https://" + host)
 		if err != nil || u.Host != host || u.Hostname() == "" {
 			fault("APIHosts: %q is not a host", host)
 			continue
 		}
-		k.apiHosts = append(k.apiHosts, hostPort(u))
+		hosts = append(hosts, hostPort(u))
 		if isLoopback(u.Hostname()) {
 			u.Scheme = "http"
-			k.apiHosts = append(k.apiHosts, hostPort(u))
+			hosts = append(hosts, hostPort(u))
 		}
 	}
 
-	store := opts.Store
-	switch {
-	case sessions == nil && (opts.Store == nil || opts.Key == nil):
-		fault("without sessions, Store and Key are needed")
-	case store == nil && (sessions.Store == nil || sessions.Codec == nil):
-		fault("the session manager has no Store or no Codec: make it with scs.New")
-	case store == nil:
-		store = NewSCSStore(sessions)
+	store, locker, both, err := opts.stores(sessions)
+	if err != nil {
+		errs = append(errs, err)
 	}
-	locker := opts.Locker
-	if locker == nil {
-		locker, _ = store.(Locker)
-	}
-	lister, _ := store.(ExpiryLister)
-	if len(opts.EncryptionKeys) > 0 {
-		if store, err = newSealedStore(store, opts.EncryptionKeys); err != nil {
-			errs = append(errs, err)
-		}
-	}
+	k.lister, _ = opts.Store.(ExpiryLister)
 	if k.attempts, err = newAttempts(c, opts.Name, opts.RedirectURI, strings.Join(k.scopes, " ")); err != nil {
 		errs = append(errs, err)
 	}
@@ -153,12 +137,13 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 
 	k.keeper = &keeper{
 		connector: c,
-		store:     store,
-		locker:    locker,
-		lister:    lister,
+		records:   records{store: store, locker: locker, both: both, sealed: len(opts.EncryptionKeys) > 0, observer: k.observer},
 		leeway:    orDefault(opts.RefreshLeeway, time.Minute),
 		observer:  k.observer,
 	}
+	k.keeper.records.swapper, _ = store.(Swapper)
+	k.exchanges = &flights[*connection]{keep: rememberLogin, forgotten: k.forgetLogin}
+	k.api = &bankAPI{k.keeper, c.http.Transport, hosts}
 	k.warn(opts)
 	return k, nil
 }
@@ -166,102 +151,157 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 // usable fails for a Kit that New did not make.
 func (k *Kit) usable() error {
 	if k == nil || k.keeper == nil {
-		return &applicationError{errors.New("ganbauth: this Kit was not made by New")}
+		return errNotMade
 	}
 	return nil
 }
 
-// Client returns an HTTP client for the bank's API that acts for the user of ctx, the context of a request behind
-// [Kit.RequireToken]; elsewhere its requests fail with [ErrLoginRequired]. It adds the header x-access-token, to the
-// hosts of the connector and APIHosts only, over https (http on a loopback address), and never after a redirect that
-// led elsewhere; redirects to other hosts are not followed.
+var errNotMade error = &applicationError{errors.New("ganbauth: this Kit was not made by New")}
+
+// Client returns an HTTP client for the bank's API that acts for the user of ctx, the context
+// of a request behind [Kit.RequireToken]; elsewhere its requests fail with
+// [ErrLoginRequired]. It adds the header x-access-token, to the hosts of the connector and
+// APIHosts only, over https (http on a loopback address), and never after a redirect that led
+// elsewhere; it does not follow redirects to other hosts.
 //
-// When the API answers 401 with WG_ERR_105, the token is refreshed, once for all who meet that together, and the
-// request sent again once if its body can be rewound (GetBody); if not, the 401 is handed on. Every other answer is
-// the caller's: [CheckResponse] makes an [*APIError] of one. Requests end with ctx, and after 60 seconds in all (the
-// client's Timeout, which may be changed). Idempotency-Key is the caller's to set.
+// When the API answers 401 with WG_ERR_105, the token is refreshed, once for all who meet
+// that together, and the request sent again once if its body can be rewound (GetBody). If it
+// cannot, or if the token is less than a minute old, the caller gets the 401. Every other
+// answer is the caller's: [CheckResponse] makes an [*APIError] of one. Idempotency-Key is the
+// caller's to set.
+//
+// The client trusts the request's token for five seconds and asks the store after that, so a
+// stream ends with the connection. Requests end with ctx, and after 60 seconds in all (the
+// client's Timeout, which may be changed).
 func (k *Kit) Client(ctx context.Context) *http.Client {
-	t := &transport{kit: k, ctx: ctx}
-	if g := k.grantOf(ctx); g != nil {
-		t.key, t.token = g.key, g.token.withoutRefresh()
+	if k.usable() != nil {
+		return (&transport{ctx: ctx}).client()
+	}
+	t := &transport{api: k.api, ctx: ctx}
+	if g := grantOf(ctx, k); g != nil && g.token != nil {
+		t.key, t.token, t.looked = g.storeKey, g.token, time.Now()
 	}
 	return t.client()
 }
 
-// ClientFor is [Kit.Client] for the user whose token is stored under key, outside a request. See [Kit.Token].
-func (k *Kit) ClientFor(key string) *http.Client {
-	return (&transport{kit: k, ctx: context.Background(), key: k.named(key)}).client()
+// ClientFor is [Kit.Client] outside a request, for the user whose token is stored under key.
+// It asks the store for each request, so it may be kept: it follows a new connection, and
+// fails with [ErrLoginRequired] while there is none. See [Kit.Token].
+func (k *Kit) ClientFor(key string, connection ...string) *http.Client {
+	if k.usable() != nil {
+		return (&transport{ctx: context.Background()}).client()
+	}
+	t := &transport{api: k.api, ctx: context.Background(), job: true}
+	if who, err := k.job(key, connection); err == nil {
+		t.key = who.storeKey
+	}
+	return t.client()
 }
 
-// Token returns the live token stored under key, refreshed if need be, without its refresh token: for nightly jobs
-// and queues. The key is what Options.Key returns for the user. The error is [ErrLoginRequired] when the user has to
-// connect again, and else has the [StatusCode] 503.
-func (k *Kit) Token(ctx context.Context, key string) (*Token, error) {
-	if err := k.usable(); err != nil {
+// job returns the owner that a job names.
+func (k *Kit) job(key string, connection []string) (owner, error) {
+	switch {
+	case k.usable() != nil:
+		return owner{}, errNotMade
+	case key == "":
+		return owner{}, errors.New("ganbauth: the key is empty")
+	case len(connection) > 1:
+		return owner{}, errors.New("ganbauth: more than one connection is named")
+	}
+	return k.named(key, strings.Join(connection, ""))
+}
+
+// Token returns the live token stored under key, refreshed if need be, without its refresh
+// token: for nightly jobs and queues. The key is what Options.Key returns for the user, and
+// connection, at most one, what Options.Connection returns. The error is [ErrLoginRequired]
+// when the user has to connect again, and else has the [StatusCode] 503.
+func (k *Kit) Token(ctx context.Context, key string, connection ...string) (*Token, error) {
+	who, err := k.job(key, connection)
+	if err != nil {
 		return nil, err
 	}
-	t, err := k.keeper.live(ctx, k.named(key))
+	t, err := k.keeper.live(k.about(ctx, who), who.storeKey)
 	if err != nil {
 		return nil, err
 	}
 	return t.withoutRefresh(), nil
 }
 
-// SetToken stores under key a token that came from elsewhere, another SDK's for instance: its user need not connect
-// again. One with a zero ExpiresAt is refreshed at its first use. Whoever else has its refresh token must not use it any
-// more. An IDToken and a Subject are taken as verified. A token that the bank cannot have issued is [ErrTokenFormat]; else
-// the error has the [StatusCode] 503.
-func (k *Kit) SetToken(ctx context.Context, key string, token *Token) error {
-	if err := k.usable(); err != nil {
+// about adds to ctx whose connection it is about.
+func (k *Kit) about(ctx context.Context, who owner) context.Context {
+	return withGrant(ctx, &grant{kit: k, owner: who})
+}
+
+// SetToken stores a token that came from elsewhere, another SDK's for instance: its user need
+// not connect again. It replaces what is there, as a login would; key and connection are as in
+// [Kit.Token].
+//
+// The token needs an AccessToken, and a RefreshToken or an ExpiresAt. One with a zero ExpiresAt
+// is refreshed at its first use. Nothing else may use its refresh token afterwards. An IDToken
+// and a Subject are taken as verified. A token that the bank cannot have issued is
+// [ErrTokenFormat]; else the error has the [StatusCode] 503.
+func (k *Kit) SetToken(ctx context.Context, key string, token *Token, connection ...string) error {
+	who, err := k.job(key, connection)
+	if err != nil {
 		return err
 	}
-	if key == "" || len(key) > maxKey {
-		return fmt.Errorf("ganbauth: SetToken: the key is empty or longer than %d bytes", maxKey)
-	}
-	if token == nil || token.AccessToken == "" {
-		return errNoAccessToken
-	}
-	if err := errors.Join(
-		checkMember("access_token", token.AccessToken, maxReceived),
-		checkMember("refresh_token", token.RefreshToken, maxReceived),
-		checkMember("scope", token.Scope, maxReceived),
-		checkMember("id_token", token.IDToken, maxIDToken),
-	); err != nil {
+	if err := checkToken(token); err != nil {
 		return err
-	}
-	if len(token.Subject) > maxSubject {
-		return fmt.Errorf("%w: the subject is longer than %d bytes", ErrTokenFormat, maxSubject)
-	}
-	if token.IDToken != "" {
-		if _, err := readLogin(token.IDToken); err != nil { // the next refresh would end the connection for it
-			return fmt.Errorf("%w: id_token: %w", ErrTokenFormat, err)
-		}
 	}
 	t := *token
 	t.TokenType = "Bearer"
 	t.Scope = strings.Join(strings.Fields(t.Scope), " ")
-	t.ExpiresAt, t.IssuedAt = t.ExpiresAt.UTC().Truncate(time.Second), t.IssuedAt.UTC().Truncate(time.Second)
-	return k.keeper.put(ctx, k.named(key), &t)
+	t.ExpiresAt, t.IssuedAt = seconds(t.ExpiresAt), seconds(t.IssuedAt)
+	t.Judged = ""
+	return k.keeper.set(ctx, who.storeKey, &t)
 }
 
-// Disconnect forgets the token stored under key. There being none is no error.
-func (k *Kit) Disconnect(ctx context.Context, key string) error {
-	if err := k.usable(); err != nil {
+// checkToken refuses a token that the bank cannot have issued.
+func checkToken(t *Token) error {
+	if t == nil || t.AccessToken == "" {
+		return errNoAccessToken
+	}
+	if t.RefreshToken == "" && t.ExpiresAt.IsZero() {
+		return fmt.Errorf("%w: SetToken needs a RefreshToken or an ExpiresAt", ErrTokenFormat)
+	}
+	if len(t.Subject) > maxSubject {
+		return fmt.Errorf("%w: the subject is longer than %d bytes", ErrTokenFormat, maxSubject)
+	}
+	if t.IDToken != "" {
+		if _, err := readLogin(t.IDToken); err != nil { // the next refresh could not compare with it
+			return fmt.Errorf("%w: id_token: %w", ErrTokenFormat, err)
+		}
+	}
+	return errors.Join(
+		checkMember("access_token", t.AccessToken, maxReceived),
+		checkMember("refresh_token", t.RefreshToken, maxReceived),
+		checkMember("scope", t.Scope, maxReceived),
+		checkMember("id_token", t.IDToken, maxIDToken),
+	)
+}
+
+// Disconnect forgets the token stored under key and connection, as in [Kit.Token]. It is no
+// error if there is none. When it has returned nil, nothing that was under way brings the
+// token back. It tries for ten seconds at most; the error then has the [StatusCode] 503.
+func (k *Kit) Disconnect(ctx context.Context, key string, connection ...string) error {
+	who, err := k.job(key, connection)
+	if err != nil {
 		return err
 	}
-	return k.keeper.drop(ctx, k.named(key))
+	return k.keeper.drop(ctx, who.storeKey)
 }
 
-// Shutdown waits until no token is on its way from the bank to the store, at most as long as ctx lets it, and returns
-// ctx's error then. A refresh goes on when its request has gone, for two minutes at the very worst: call Shutdown after
-// [http.Server.Shutdown] and before the process ends. The Kit can be used during and after it.
+// Shutdown waits until every token that the bank has issued is stored, or until ctx ends,
+// whose error it then returns. A refresh goes on when its request has gone: call Shutdown
+// after [http.Server.Shutdown] and before the process ends. The Kit can be used during and
+// after it.
 func (k *Kit) Shutdown(ctx context.Context) error {
 	if err := k.usable(); err != nil {
 		return err
 	}
-	err := errors.Join(k.keeper.refreshes.wait(ctx), k.exchanges.wait(ctx))
+	err := errors.Join(k.keeper.refreshes.wait(ctx), k.exchanges.wait(ctx), k.keeper.unsaved.wait(ctx))
 	if err != nil {
-		return fmt.Errorf("ganbauth: a token is on its way still: %w", err)
+		return fmt.Errorf("ganbauth: a token is not stored yet: %w", err)
 	}
 	return nil
 }

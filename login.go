@@ -5,11 +5,14 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,7 +21,7 @@ import (
 //
 // The login returns to returnTo. If it was begun at a LoginHandler, login is that handler's path.
 func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, login string, scopes []string) (string, error) {
-	owner, err := k.owner(r)
+	owner, err := k.beginner(r)
 	if err != nil {
 		return "", err
 	}
@@ -63,7 +66,7 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, lo
 		return "", err
 	}
 	j.put(w, j.cookieName(k.connector.state(sessionID)), a, len(authURL))
-	k.event(r.Context(), EventLoginStarted, a.begun, nil)
+	k.event(r.Context(), EventLoginStarted, time.Since(a.begun), nil)
 	return authURL, nil
 }
 
@@ -109,35 +112,98 @@ func parseCallback(raw string) (callbackQuery, error) {
 	return q, nil
 }
 
-// connect judges the callback of a and exchanges its code, once per attempt, and returns the key that the token was
-// saved under.
-func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, mine bool, name string) (string, error) {
+// connection is the outcome of a login: whose token was stored.
+type connection struct {
+	owner
+	attached atomic.Bool // the session has its handle, or needs none
+}
+
+// judge returns an error if the callback cannot finish the login of a.
+func (k *Kit) judge(a *attempt, q callbackQuery, mine bool) error {
 	switch {
 	case !mine:
-		return "", fmt.Errorf("%w: another user began this login", ErrInvalidState)
+		return fmt.Errorf("%w: another user began this login", ErrInvalidState)
 	case q.hasIss && k.connector.issuer != "" && q.iss != k.connector.issuer: // RFC 9207 section 2.4
-		return "", fmt.Errorf("%w: iss is not the bank's", ErrInvalidState)
+		return fmt.Errorf("%w: iss is not the bank's", ErrInvalidState)
 	case q.hasError && q.failure == "":
-		return "", &AuthorizationError{Code: "unknown_error"}
+		return &AuthorizationError{Code: "unknown_error"}
 	case q.hasError:
-		return "", &AuthorizationError{q.failure, q.description}
+		return &AuthorizationError{q.failure, q.description}
 	case q.code == "" || len(q.code) > maxReceived || !isVisible(q.code, false):
-		return "", fmt.Errorf("%w: code is missing, too long or malformed", ErrInvalidState)
+		return fmt.Errorf("%w: code is missing, too long or malformed", ErrInvalidState)
 	}
-	key, err := k.newKey(r)
+	return nil
+}
+
+// connect exchanges the code of a callback, once per attempt, and stores the token. It waits
+// for ten seconds at most; the exchange goes on, and a second delivery of the callback gets
+// its outcome.
+func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string) (*connection, error) {
+	who, err := k.loginOwner(r, "")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return k.exchanges.do(r.Context(), name, func(ctx context.Context) (string, error) {
-		answer, err := k.connector.exchange(ctx, k.redirectURI, q.code, a.verifier(),
-			assumed{scope: a.scope})
-		t := answer.token
-		if err == nil && a.openID {
-			t, err = k.connector.identify(answer, a.nonce())
-		}
-		if err != nil {
-			return "", err
-		}
-		return key, k.keeper.put(ctx, key, t)
+	ctx, cancel := context.WithTimeout(r.Context(), maxWait)
+	defer cancel()
+	began := false
+	c, err := k.exchanges.do(ctx, name, nil, func(ctx context.Context) (*connection, func(), error) {
+		began = true
+		c := &connection{owner: who}
+		c.attached.Store(k.keyOf != nil)
+		return c, nil, k.keeper.connect(ctx, who.storeKey, func(ctx context.Context) (*Token, error) {
+			return k.exchange(ctx, a, q.code)
+		})
 	})
+	switch {
+	case ctx.Err() != nil:
+		return nil, &resumableError{unavailable("ganbauth: the bank has not answered yet")}
+	case err != nil:
+		return nil, err
+	case !began: // the user may have logged out since
+		if _, err := k.keeper.load(ctx, c.storeKey); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// exchange spends the code of a callback.
+func (k *Kit) exchange(ctx context.Context, a *attempt, code string) (*Token, error) {
+	answer, err := k.connector.exchange(ctx, k.redirectURI, code, a.verifier(), assumed{scope: a.scope})
+	if err == nil && a.openID {
+		return k.connector.identify(answer, a.nonce())
+	}
+	return answer.token, err
+}
+
+// attach gives the session the handle of its new token, and deletes the token of the login
+// before.
+func (k *Kit) attach(w http.ResponseWriter, r *http.Request, c *connection, a *attempt) error {
+	former, err := k.owners.attach(w, r, c.owner, a.owner)
+	if err != nil {
+		return &resumableError{err}
+	}
+	c.attached.Store(true)
+	if former != "" {
+		if err := k.keeper.drop(r.Context(), former); err != nil {
+			k.say(r.Context(), slog.LevelError, "ganbauth: the token of the login before could not be deleted", "error", err)
+		}
+	}
+	return nil
+}
+
+// rememberLogin returns how long the outcome of a login is remembered for a second delivery
+// of its callback. A code that was not sent may be sent then.
+func rememberLogin(_ *connection, err error) time.Duration {
+	if errors.As(err, new(*resumableError)) {
+		return 0
+	}
+	return attemptLifetime
+}
+
+// forgetLogin deletes a token that no session has asked for.
+func (k *Kit) forgetLogin(c *connection, err error) {
+	if err == nil && !c.attached.Load() {
+		_ = k.keeper.drop(context.Background(), c.storeKey)
+	}
 }

@@ -37,7 +37,7 @@ func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 		g, err := k.authorize(r, scopes)
 		switch {
 		case err == nil:
-			k.serve(w, r.WithContext(g), next)
+			k.serve(w, r.WithContext(withGrant(r.Context(), g)), next)
 		case k.leadsToOwnHandler(next, r):
 			next.ServeHTTP(w, r)
 		default:
@@ -80,21 +80,21 @@ func (k *Kit) Check(r *http.Request) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &g.token, nil
+	return g.token, nil
 }
 
 func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	if err := k.usable(); err != nil {
 		return nil, err
 	}
-	key, err := k.storeKey(r)
+	who, err := k.whose(r)
 	if err != nil {
 		return nil, err
 	}
-	if key == "" {
+	if who.storeKey == "" {
 		return nil, ErrLoginRequired
 	}
-	t, err := k.keeper.live(r.Context(), key)
+	t, err := k.keeper.live(r.Context(), who.storeKey)
 	if err != nil {
 		return nil, err
 	}
@@ -107,8 +107,8 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	if len(missing) > 0 {
 		return nil, &scopeError{granted: strings.Fields(t.Scope), missing: missing}
 	}
-	t.RefreshToken = ""
-	return &grant{r.Context(), k, key, t}, nil
+	t.RefreshToken = "" // only the keeper may spend it
+	return &grant{kit: k, owner: who, token: t}, nil
 }
 
 // Refuse answers err, which a handler met, as [Kit.RequireToken] answers a request that it does

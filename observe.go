@@ -16,6 +16,7 @@ const (
 	EventLoginFailed    EventType = "login_failed"
 	EventTokenRefreshed EventType = "token_refreshed"
 	EventRefreshFailed  EventType = "refresh_failed" // the token is kept
+	EventTokenUnsaved   EventType = "token_unsaved"  // the store has not taken a new token yet; the process keeps it
 	EventTokenLost      EventType = "token_lost"     // the bank has ended the connection
 	EventLogout         EventType = "logout"
 )
@@ -55,29 +56,54 @@ type observer struct {
 	hook func(context.Context, Event)
 }
 
-func (o observer) event(ctx context.Context, typ EventType, start time.Time, err error) {
-	e := Event{Type: typ, Kit: o.kit, Duration: time.Since(start), ErrorClass: errorClass(err)}
+// event tells the log and Observe what happened.
+func (o observer) event(ctx context.Context, typ EventType, took time.Duration, err error) {
+	e := Event{Type: typ, Kit: o.kit, Duration: took, ErrorClass: errorClass(err)}
 	level := slog.LevelInfo
 	var args []any
-	if e.Kit != "" {
+	if e.Kit != defaultName {
 		args = append(args, "kit", e.Kit)
 	}
 	args = append(args, "duration", e.Duration)
 	if err != nil {
 		level = slog.LevelWarn
 		args = append(args, "class", e.ErrorClass, "error", err)
-		if kindOf(err).operatorFault() {
+		if typ == EventTokenUnsaved || kindOf(err).operatorFault() {
 			level = slog.LevelError
 		}
 	}
-	o.log.Log(ctx, level, "ganbauth: "+string(typ), args...)
-	if o.hook == nil {
-		return
-	}
-	defer func() {
-		if p := recover(); p != nil {
-			o.log.ErrorContext(ctx, "ganbauth: Observe panicked", "panic", p)
+	o.apart(ctx, func(ctx context.Context) {
+		o.log.Log(ctx, level, "ganbauth: "+string(typ), args...)
+		if o.hook != nil {
+			o.hook(ctx, e)
+		}
+	})
+}
+
+// say writes to the log what an operator must see and is no event.
+func (o observer) say(ctx context.Context, level slog.Level, message string, args ...any) {
+	o.apart(ctx, func(ctx context.Context) { o.log.Log(ctx, level, message, args...) })
+}
+
+// apart runs the application's code in a goroutine of its own and waits for it for a moment
+// only: it must not hold up an answer, or end the process. The values of ctx are there, its
+// end is not.
+func (o observer) apart(ctx context.Context, tell func(context.Context)) {
+	ctx = context.WithoutCancel(ctx)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		if p, ok := safely(func() error { tell(ctx); return nil }).(*panicError); ok {
+			_ = safely(func() error {
+				o.log.ErrorContext(ctx, "ganbauth: Observe or the Logger panicked", "panic", p.value, "stack", string(p.stack))
+				return nil
+			})
 		}
 	}()
-	o.hook(ctx, e)
+	pause := time.NewTimer(grace)
+	defer pause.Stop()
+	select {
+	case <-told:
+	case <-pause.C:
+	}
 }

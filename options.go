@@ -2,6 +2,7 @@ package ganbauth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"html/template"
 	"log/slog"
@@ -33,6 +34,10 @@ type Options struct {
 	// error wraps [ErrLoginRequired] or is nil, else with 500; no login is begun, as there is nobody to connect.
 	// The Store sees the key as it is, after "Name/" if Name is set.
 	Key func(*http.Request) (string, error)
+	// Connection says which of the user's several connections a request is about, a path value
+	// for example: at most 255 bytes of any content. A login carries it to its callback, so
+	// that two tabs can connect two accounts at once. Default: a user has one connection.
+	Connection func(*http.Request) (string, error)
 	// Locker makes a refresh exclusive across processes. Default: Store, if it is a Locker, else none.
 	Locker Locker
 	// Name tells several kits in one application apart: up to 32 letters, digits, hyphens and underscores. Give each
@@ -172,4 +177,33 @@ func hostPort(u *url.URL) string {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
+
+const defaultName = "bank"
+
+// stores returns the store of all kits' records, sealed if there are keys, and the Locker. If
+// the store's lock brings the record, it is returned once more as both.
+func (o Options) stores(sessions *scs.SessionManager) (store TokenStore, locker Locker, both RecordLocker, err error) {
+	locker = o.Locker
+	if own, ok := o.Store.(Locker); ok && locker == nil {
+		locker = own
+		both, _ = o.Store.(RecordLocker)
+	}
+	seal, sealErr := newSealer("token", o.EncryptionKeys...)
+	sealed := len(o.EncryptionKeys) > 0
+	switch {
+	case sessions == nil && (o.Store == nil || o.Key == nil):
+		err = errors.New("ganbauth: options: without sessions, Store and Key are needed")
+	case o.Store == nil && (sessions.Store == nil || sessions.Codec == nil):
+		err = errors.New("ganbauth: options: the session manager has no Store or no Codec: make it with scs.New")
+	case o.Store == nil && sealed:
+		store = newSCSStore(sessions, sealedCodec{seal})
+	case o.Store == nil:
+		store = NewSCSStore(sessions)
+	case sealed:
+		store = newSealedStore(o.Store, sealedCodec{seal})
+	default:
+		store = o.Store
+	}
+	return store, locker, both, errors.Join(err, sealErr)
 }

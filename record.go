@@ -25,7 +25,7 @@ func appendString(b []byte, s string) []byte {
 func readRecord(data string, version byte, first, second *time.Time, fields []*string) error {
 	r := recordReader{rest: data}
 	if v := r.uvarint(); v != uint64(version) && r.err == nil {
-		return fmt.Errorf("%w: version %d", errUnreadable, v)
+		return fmt.Errorf("%w: version %d", errCorrupt, v)
 	}
 	*first, *second = r.time(), r.time()
 	for _, s := range fields {
@@ -73,7 +73,7 @@ func (r *recordReader) string() string {
 
 func (r *recordReader) end() error {
 	if r.err == nil && r.rest != "" {
-		r.err = fmt.Errorf("%w: %d bytes left over", errUnreadable, len(r.rest))
+		r.err = fmt.Errorf("%w: %d bytes left over", errCorrupt, len(r.rest))
 	}
 	return r.err
 }

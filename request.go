@@ -409,7 +409,7 @@ func (k *Kit) cutMarks(rawQuery string) (rest string, m marks) {
 	return strings.Join(kept, "&"), m
 }
 
-func (k *Kit) markName(mark string) string { return markPrefix + k.name + "." + mark }
+func (k *Kit) markName(mark string) string { return markPrefix + k.owners.kit + "." + mark }
 
 // reload has the browser ask for path again, from this site, and counts that in the URL.
 func (k *Kit) reload(w http.ResponseWriter, r *http.Request, path string, pause time.Duration) {

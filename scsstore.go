@@ -15,70 +15,65 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// NewSCSStore returns the default TokenStore: records of its own in sessions.Store, beside the sessions and never
-// inside one, so that a session written back late cannot bring back an old token.
+// NewSCSStore returns the default TokenStore: records of its own in sessions.Store, beside
+// the sessions and never inside one, so that a session written back late cannot bring back
+// an old token.
 //
-// A record ends with the session that holds its key, or else sessions.Lifetime after the login; a refresh does not
-// prolong it. sessions.Iterate meets each record as a session with the one value "ganbauth". Set sessions.Codec
-// before: a codec that ignores what follows its own encoding, such as scs's GobCodec, makes records that are quick
-// to read. All of scs's stores work, those with a context included.
+// A record ends with the session that holds its key, or else sessions.Lifetime after the
+// login; a refresh does not prolong it. sessions.Iterate meets each record as a session
+// with the one value "ganbauth". Set sessions.Codec before: a codec that ignores what
+// follows its own encoding, such as scs's GobCodec, makes records that are quick to read.
+// All of scs's stores work, those with a context included.
 //
-// No cookie can name a record. An application that takes session tokens from elsewhere, a header for instance, must refuse
-// those that begin with a semicolon.
+// No cookie can name a record. An application that takes session tokens from elsewhere, a
+// header for instance, must refuse those that begin with a semicolon.
 func NewSCSStore(sessions *scs.SessionManager) TokenStore {
-	s := &scsStore{sessions: sessions}
-	empty, err := sessions.Codec.Encode(time.Unix(0, 0), map[string]any{scsMark: ""})
-	if err == nil {
-		_, values, err := sessions.Codec.Decode(append(bytes.Clone(empty), "\x01trailer"...))
-		s.trailing = err == nil && len(values) == 1
-	}
-	return s
+	return newSCSStore(sessions, plainCodec{})
 }
 
+func newSCSStore(sessions *scs.SessionManager, codec tokenCodec) *scsStore {
+	return &scsStore{sessions: sessions, codec: codec, format: formatFor(sessions.Codec)}
+}
+
+// scsStore keeps records in the engine of the sessions. It cannot compare and swap, as
+// scs's stores cannot.
 type scsStore struct {
 	sessions *scs.SessionManager
-	trailing bool    // the codec ignores bytes after its own
-	sealer   *sealer // nil: tokens are in clear
+	codec    tokenCodec
+	format   scsFormat
 }
 
 const (
-	scsMark    = "ganbauth"
-	scsVersion = 1
-	scsSealed  = 2
+	scsMark       = "ganbauth"
+	sessionPrefix = "ganbauth." // begins the names of the kits' values in a session
 )
 
-// newRecordKey returns a random key, which names its record itself.
-func newRecordKey() string { return ";" + rand.Text() }
-
-// recordName is what key's record is called in the engine: 43 characters, which is all that some engines take, or
-// fewer if the key was made to be a name. Its semicolon cannot come in a cookie's value, so that no cookie can name a
-// record and have scs open or overwrite it.
+// recordName returns the record's name in the engine, at most 43 characters, the limit of
+// some engines. It contains a semicolon, which a cookie's value cannot, so no cookie can make
+// scs open or overwrite a record. The key of a session's token is such a name itself.
 func recordName(key string) string {
-	if len(key) < 43 && strings.HasPrefix(key, ";") {
+	if _, handle, _ := strings.Cut(key, "/"); len(key) < 43 && isHandle(handle) {
 		return key
 	}
-	var room [64]byte // for most keys, on the stack
-	sum := sha256.Sum256(append(append(room[:0], "ganbauth token\x00"...), key...))
-	var name [44]byte
-	name[0] = ';'
-	base64.RawURLEncoding.Encode(name[1:], sum[:])
-	return string(name[:43])
+	sum := sha256.Sum256([]byte("ganbauth token\x00" + key))
+	return (";" + base64.RawURLEncoding.EncodeToString(sum[:]))[:43]
+}
+
+// newHandle returns the random part of a session's store key.
+func newHandle() string { return ";" + rand.Text() }
+
+func isHandle(s string) bool {
+	return strings.HasPrefix(s, ";") &&
+		!strings.ContainsFunc(s[1:], func(c rune) bool { return (c < 'A' || c > 'Z') && (c < '2' || c > '7') })
 }
 
 func (s *scsStore) Load(ctx context.Context, key string) (*Token, error) {
-	t, err := s.load(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	return &t, nil
-}
-
-func (s *scsStore) load(ctx context.Context, key string) (Token, error) {
 	t, _, err := s.find(ctx, key)
 	return t, err
 }
 
-func (s *scsStore) find(ctx context.Context, key string) (Token, time.Time, error) {
+// find returns the record under key and when it ends.
+func (s *scsStore) find(ctx context.Context, key string) (*Token, time.Time, error) {
 	var data []byte
 	var found bool
 	var err error
@@ -89,20 +84,23 @@ func (s *scsStore) find(ctx context.Context, key string) (Token, time.Time, erro
 		data, found, err = s.sessions.Store.Find(recordName(key))
 	}
 	if err != nil {
-		return Token{}, time.Time{}, fmt.Errorf("ganbauth: scs store: find: %w", err)
+		return nil, time.Time{}, fmt.Errorf("ganbauth: scs store: find: %w", err)
 	}
 	if !found {
-		return Token{}, time.Time{}, ErrTokenNotFound
+		return nil, time.Time{}, ErrTokenNotFound
 	}
 	t, deadline, err := s.decode(key, data)
+	if errors.Is(err, errCorrupt) {
+		return nil, time.Time{}, fmt.Errorf("%w: %w", ErrTokenNotFound, err)
+	}
 	if err != nil {
-		return Token{}, time.Time{}, fmt.Errorf("%w: %w", ErrTokenNotFound, err)
+		return nil, time.Time{}, fmt.Errorf("ganbauth: scs store: %w", err)
 	}
 	return t, deadline, nil
 }
 
 func (s *scsStore) Save(ctx context.Context, key string, token *Token) error {
-	deadline, err := s.deadline(ctx, key)
+	deadline, err := s.deadline(ctx, key, token)
 	if err != nil {
 		return err
 	}
@@ -134,38 +132,82 @@ func (s *scsStore) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// deadline is when key's record ends: with the session in ctx if that is the one that holds key, else when the
-// record that is there ends.
-func (s *scsStore) deadline(ctx context.Context, key string) (time.Time, error) {
-	// Load returns the session that ctx has, or a new one.
-	session, err := s.sessions.Load(ctx, "")
+// deadline returns when key's record will end: with the session in ctx if that is the one
+// that holds key, else when the record of the same login ends that is there, else after the
+// sessions' lifetime. The mark of a login under way ends by itself.
+func (s *scsStore) deadline(ctx context.Context, key string, token *Token) (time.Time, error) {
+	if token.AccessToken == "" && token.Judged == "" && token.ExpiresAt.After(time.Now()) {
+		return token.ExpiresAt.UTC(), nil
+	}
+	session, err := s.sessions.Load(ctx, "") // the session that ctx has, or a new one
 	if err != nil {
 		return time.Time{}, fmt.Errorf("ganbauth: scs store: %w", err)
 	}
 	for _, name := range s.sessions.Keys(session) {
-		if held, _ := splitHandle(s.sessions.GetString(session, name)); held == key {
+		kit, ok := strings.CutPrefix(name, sessionPrefix)
+		if !ok {
+			continue
+		}
+		held, _ := splitHandle(s.sessions.GetString(session, name))
+		if strings.HasPrefix(held, kit+"/") && (key == held || strings.HasPrefix(key, held+"/")) {
 			return s.sessions.Deadline(session), nil
 		}
 	}
-	_, deadline, err := s.find(ctx, key)
-	if errors.Is(err, ErrTokenNotFound) {
+	stored, deadline, err := s.find(ctx, key)
+	switch {
+	case errors.Is(err, ErrTokenNotFound), err == nil && stored.Epoch != token.Epoch:
 		return time.Now().Add(s.sessions.Lifetime).UTC(), nil
+	case err != nil:
+		return time.Time{}, err
 	}
-	return deadline, err
+	return deadline, nil
 }
 
-// encode makes a record that sessions.Codec can read, as sessions.Iterate hands it every record: an empty session,
-// with the token behind it where the codec ignores that, and else among its values.
+// encode makes a record that sessions.Codec can read, because sessions.Iterate hands it
+// every record: the codec's kind, the deadline, and the token.
 func (s *scsStore) encode(key string, t *Token, deadline time.Time) ([]byte, error) {
-	version, token := byte(scsVersion), t.marshal()
-	if s.sealer != nil {
-		version, token = scsSealed, s.sealer.seal(token, key)
+	record := binary.BigEndian.AppendUint64([]byte{s.codec.version()}, uint64(deadline.Unix()))
+	return s.format.wrap(deadline, append(record, s.codec.encode(key, t)...))
+}
+
+func (s *scsStore) decode(key string, data []byte) (t *Token, deadline time.Time, err error) {
+	record, err := s.format.unwrap(data)
+	if err != nil {
+		return nil, time.Time{}, err
 	}
-	record := append(binary.BigEndian.AppendUint64([]byte{version}, uint64(deadline.Unix())), token...)
-	if !s.trailing {
-		return s.sessions.Codec.Encode(deadline, map[string]any{scsMark: base64.StdEncoding.EncodeToString(record)})
+	if len(record) < 9 {
+		return nil, time.Time{}, errRecordTruncated
 	}
-	data, err := s.sessions.Codec.Encode(deadline, map[string]any{scsMark: ""})
+	if t, err = s.codec.decode(key, record[0], record[9:]); err != nil {
+		return nil, time.Time{}, err
+	}
+	return t, time.Unix(int64(binary.BigEndian.Uint64(record[1:])), 0).UTC(), nil
+}
+
+// scsFormat hides a record in what a session codec can read.
+type scsFormat interface {
+	wrap(deadline time.Time, record []byte) ([]byte, error)
+	unwrap(data []byte) (record []byte, err error)
+}
+
+// formatFor returns the format for a codec: behind the codec's bytes if the codec ignores
+// what follows its own encoding, because decoding a session costs most of a request's time.
+func formatFor(codec scs.Codec) scsFormat {
+	empty, err := codec.Encode(time.Unix(0, 0), map[string]any{scsMark: ""})
+	if err == nil {
+		_, values, err := codec.Decode(append(bytes.Clone(empty), "\x01trailer"...))
+		if err == nil && len(values) == 1 {
+			return behindCodec{codec}
+		}
+	}
+	return amongValues{codec}
+}
+
+// behindCodec puts the record, and its length, behind an empty session's bytes.
+type behindCodec struct{ codec scs.Codec }
+
+func (f behindCodec) wrap(deadline time.Time, record []byte) ([]byte, error) {
+	data, err := f.codec.Encode(deadline, map[string]any{scsMark: ""})
 	if err != nil {
 		return nil, err
 	}
@@ -173,44 +215,34 @@ func (s *scsStore) encode(key string, t *Token, deadline time.Time) ([]byte, err
 	return binary.BigEndian.AppendUint32(data, uint32(len(record))), nil
 }
 
-func (s *scsStore) decode(key string, data []byte) (t Token, deadline time.Time, err error) {
-	var record []byte
-	if s.trailing {
-		if len(data) < 4 {
-			return t, deadline, errRecordTruncated
-		}
-		end := len(data) - 4
-		n := binary.BigEndian.Uint32(data[end:])
-		if uint64(n) > uint64(end) {
-			return t, deadline, errRecordTruncated
-		}
-		record = data[end-int(n) : end]
-	} else {
-		_, values, err := s.sessions.Codec.Decode(data)
-		if err != nil {
-			return t, deadline, errUnreadable
-		}
-		text, _ := values[scsMark].(string)
-		if record, err = base64.StdEncoding.DecodeString(text); err != nil {
-			return t, deadline, errUnreadable
-		}
+func (f behindCodec) unwrap(data []byte) ([]byte, error) {
+	if len(data) < 4 {
+		return nil, errRecordTruncated
 	}
-	if len(record) < 9 {
-		return t, deadline, errUnreadable
+	end := len(data) - 4
+	n := binary.BigEndian.Uint32(data[end:])
+	if uint64(n) > uint64(end) {
+		return nil, errRecordTruncated
 	}
-	switch version, token := record[0], record[9:]; {
-	case version == scsVersion && s.sealer == nil:
-		err = t.UnmarshalBinary(token)
-	case version == scsSealed && s.sealer != nil:
-		var plain string
-		if plain, err = s.sealer.open(token, key); err == nil {
-			err = t.unmarshal(plain)
-		}
-	default:
-		err = errUnreadable
-	}
+	return data[end-int(n) : end], nil
+}
+
+// amongValues makes the record a value of a session.
+type amongValues struct{ codec scs.Codec }
+
+func (f amongValues) wrap(deadline time.Time, record []byte) ([]byte, error) {
+	return f.codec.Encode(deadline, map[string]any{scsMark: base64.StdEncoding.EncodeToString(record)})
+}
+
+func (f amongValues) unwrap(data []byte) ([]byte, error) {
+	_, values, err := f.codec.Decode(data)
 	if err != nil {
-		return t, deadline, err
+		return nil, errCorrupt
 	}
-	return t, time.Unix(int64(binary.BigEndian.Uint64(record[1:])), 0).UTC(), nil
+	text, _ := values[scsMark].(string)
+	record, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return nil, errCorrupt
+	}
+	return record, nil
 }

@@ -3,10 +3,12 @@ package ganbauth
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"errors"
 	"fmt"
-	"slices"
-	"sync"
 )
+
+// errSealed means that no key opens a record.
+var errSealed = errors.New("no encryption key opens the record")
 
 // sealer encrypts with AES-256-GCM, for one purpose. The first key seals, all keys open.
 type sealer struct {
@@ -33,26 +35,21 @@ func newSealer(purpose string, keys ...[]byte) (sealer, error) {
 	return s, nil
 }
 
+// seal binds what it encrypts to owner.
 func (s sealer) seal(plain []byte, owner string) []byte {
-	return s.keys[0].Seal(nil, nil, plain, []byte(s.purpose+"\x00"+owner))
+	return s.keys[0].Seal(nil, nil, plain, s.bound(owner))
 }
 
-// open works in memory that is used again, and wiped: it stands in the way of every request.
+// open returns what seal encrypted for owner, or fails with errSealed.
 func (s sealer) open(sealed []byte, owner string) (string, error) {
-	room := scratch.Get().(*[]byte)
-	defer func() {
-		clear(*room)
-		scratch.Put(room)
-	}()
-	bound := append(append(append((*room)[:0], s.purpose...), 0), owner...)
-	bound = slices.Grow(bound, len(sealed))
-	*room = bound[:len(bound)+len(sealed)]
+	bound := s.bound(owner)
 	for _, aead := range s.keys {
-		if plain, err := aead.Open(bound[len(bound):], nil, sealed, bound); err == nil {
+		if plain, err := aead.Open(nil, nil, sealed, bound); err == nil {
 			return string(plain), nil
 		}
 	}
-	return "", fmt.Errorf("%w: no key opens it", errUnreadable)
+	return "", errSealed
 }
 
-var scratch = sync.Pool{New: func() any { return new([]byte) }}
+// bound is the associated data of a seal.
+func (s sealer) bound(owner string) []byte { return []byte(s.purpose + "\x00" + owner) }

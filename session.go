@@ -5,13 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"strings"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
 )
 
+// maxKey is the length of the longest store key, in bytes.
 const maxKey = 1024
+
+// owners says whose token a request is about: the user's, by Options.Key, or the session's.
+type owners struct {
+	kit          string // its name, which begins every store key
+	handleName   string // of the kit's value in a session
+	sessions     *scs.SessionManager
+	keyOf        func(*http.Request) (string, error) // nil: tokens belong to sessions
+	connectionOf func(*http.Request) (string, error) // nil: there is one connection
+}
 
 // session is the scs session of one request.
 type session struct {
@@ -20,137 +31,213 @@ type session struct {
 	ours                bool // no LoadAndSave stands above the kit, so that committing is the kit's
 }
 
-// session returns the session that LoadAndSave has loaded, or loads it. It never makes one in the store.
-func (k *Kit) session(r *http.Request) (session, error) {
-	if k.sessions == nil {
+// session returns the session that LoadAndSave has loaded, or loads it. It never makes one
+// in the store.
+func (o *owners) session(r *http.Request) (session, error) {
+	if o.sessions == nil {
 		return session{}, nil
 	}
-	ctx, err := k.sessions.Load(r.Context(), "") // returns the context as it is if a session is in it
-	ours := ctx != r.Context()
+	given := r.Context()
+	if reflect.TypeOf(given).Kind() != reflect.Pointer && !reflect.ValueOf(given).Comparable() {
+		given = &struct{ context.Context }{given} // the next comparison would panic
+	}
+	ctx, err := o.sessions.Load(given, "") // returns the context as it is if a session is in it
+	ours := ctx != given
 	if err == nil && ours {
-		if c, cookieErr := r.Cookie(k.sessions.Cookie.Name); cookieErr == nil {
-			ctx, err = k.sessions.Load(r.Context(), c.Value)
+		if c, cookieErr := r.Cookie(o.sessions.Cookie.Name); cookieErr == nil {
+			ctx, err = o.sessions.Load(r.Context(), c.Value)
 		}
 	}
 	if err != nil {
 		return session{}, unavailable("ganbauth: load session: %w", err)
 	}
-	return session{k.sessions, ctx, ours}, nil
+	return session{o.sessions, ctx, ours}, nil
 }
 
-// handle returns what a login has left in the session: the key of the token's record, never the token; and the hash of
-// the session's own token before the login, by which the attempts of other tabs know it again. They are one value, as
-// each costs every request.
-func (s session) handle(k *Kit) (key, ancestor string) {
-	return splitHandle(s.GetString(s.ctx, k.sessionKey))
-}
-
-func splitHandle(value string) (key, ancestor string) {
-	key, ancestor, _ = strings.Cut(value, " ")
-	return key, ancestor
-}
-
-// storeKey says under which key the store has the token of r, "" if r's session has none.
-func (k *Kit) storeKey(r *http.Request) (string, error) {
-	if k.key == nil {
-		s, err := k.session(r)
-		if err != nil {
-			return "", err
-		}
-		key, _ := s.handle(k)
-		return key, nil
+// whose returns the owner of the token that r is about. Its storeKey is "" if r's session has
+// none.
+func (o *owners) whose(r *http.Request) (owner, error) {
+	connection, err := o.connection(r)
+	if err != nil {
+		return owner{}, err
 	}
-	key, err := k.key(r)
+	if o.keyOf == nil {
+		s, err := o.session(r)
+		if err != nil {
+			return owner{}, err
+		}
+		held, _ := o.handle(s)
+		return o.inSession(held, connection)
+	}
+	key, err := o.keyOf(r)
 	switch {
 	case errors.Is(err, ErrLoginRequired), err == nil && key == "":
-		return "", ErrNoUser
+		return owner{}, ErrNoUser
 	case err != nil:
-		return "", &applicationError{fmt.Errorf("ganbauth: Key: %w", err)}
-	case len(key) > maxKey:
-		return "", fmt.Errorf("ganbauth: Key: longer than %d bytes", maxKey)
+		return owner{}, &applicationError{fmt.Errorf("ganbauth: Key: %w", err)}
 	}
-	return k.named(key), nil
+	return o.named(key, connection)
 }
 
-// named keeps the users of several kits apart in one store.
-func (k *Kit) named(key string) string {
-	if k == nil || k.name == "" {
-		return key
+// connection returns which of the user's connections r is about.
+func (o *owners) connection(r *http.Request) (string, error) {
+	if o.connectionOf == nil {
+		return "", nil
 	}
-	return k.name + "/" + key
+	connection, err := o.connectionOf(r)
+	if err != nil {
+		return "", &applicationError{fmt.Errorf("ganbauth: Connection: %w", err)}
+	}
+	if len(connection) > maxConnection {
+		return "", fmt.Errorf("ganbauth: Connection: longer than %d bytes", maxConnection)
+	}
+	return connection, nil
 }
 
-// owner says whose attempt a login will be: the key's, the session's, or anybody's in this browser who has none.
-func (k *Kit) owner(r *http.Request) (string, error) {
-	if k.key != nil {
-		key, err := k.storeKey(r)
-		return hash(key), err
+// maxConnection is the length of the longest Connection, in bytes: it travels in a cookie.
+const maxConnection = 255
+
+var keyEscaper = strings.NewReplacer("%", "%25", "/", "%2F")
+
+// named returns the owner by that key and connection. The store key begins with the kit's
+// name, so that several kits can share a store, and different owners have different keys
+// whatever their keys contain.
+func (o *owners) named(key, connection string) (owner, error) {
+	storeKey := o.kit + "/" + keyEscaper.Replace(key)
+	if connection != "" {
+		storeKey += "/" + keyEscaper.Replace(connection)
 	}
-	s, err := k.session(r)
+	if len(storeKey) > maxKey {
+		return owner{}, fmt.Errorf("ganbauth: Name, Key and Connection are longer than %d bytes together", maxKey)
+	}
+	return owner{key, connection, storeKey}, nil
+}
+
+// inSession returns the owner of the connection whose key, without the connection, a session
+// holds. The storeKey is "" if the session holds none.
+func (o *owners) inSession(held, connection string) (owner, error) {
+	handle, ok := strings.CutPrefix(held, o.kit+"/")
+	switch {
+	case !ok:
+		return owner{connection: connection}, nil
+	case connection == "":
+		return owner{handle, "", held}, nil
+	}
+	return o.named(handle, connection)
+}
+
+// owned is named for a store key.
+func (o *owners) owned(storeKey string) (_ owner, ok bool) {
+	rest, ok := strings.CutPrefix(storeKey, o.kit+"/")
+	if !ok {
+		return owner{}, false
+	}
+	key, connection, _ := strings.Cut(rest, "/")
+	return owner{keyUnescaper.Replace(key), keyUnescaper.Replace(connection), storeKey}, true
+}
+
+var keyUnescaper = strings.NewReplacer("%25", "%", "%2F", "/")
+
+// loginOwner returns whose the token of a login will be. A session gets a new handle, unless
+// it may have other connections under the one that it has.
+func (o *owners) loginOwner(r *http.Request, connection string) (owner, error) {
+	if o.keyOf != nil {
+		who, err := o.whose(r)
+		if err != nil {
+			return owner{}, err
+		}
+		return o.named(who.key, connection)
+	}
+	s, err := o.session(r)
+	if err != nil {
+		return owner{}, err
+	}
+	held, _ := o.handle(s)
+	if held == "" || o.connectionOf == nil {
+		held = o.kit + "/" + newHandle()
+	}
+	return o.inSession(held, connection)
+}
+
+// handle returns what a login stored in the session: held is the store key of the session's
+// token, without a connection, and ancestor is a hash of the session token before the login renewed it, so that logins begun
+// in other tabs still recognize their session. Both share one value because every value is
+// decoded on every request.
+func (o *owners) handle(s session) (held, ancestor string) {
+	return splitHandle(s.GetString(s.ctx, o.handleName))
+}
+
+func splitHandle(value string) (held, ancestor string) {
+	held, ancestor, _ = strings.Cut(value, " ")
+	return held, ancestor
+}
+
+// beginner identifies who begins a login: the user (by Key), else the session, else "",
+// which stands for anyone in this browser.
+func (o *owners) beginner(r *http.Request) (string, error) {
+	if o.keyOf != nil {
+		who, err := o.whose(r)
+		return hash(who.key), err
+	}
+	s, err := o.session(r)
 	if err != nil {
 		return "", err
 	}
 	return hash(s.Token(s.ctx)), nil
 }
 
-// owns reports whether the user of r is who began a.
-func (k *Kit) owns(r *http.Request, a *attempt) (bool, error) {
-	if a.owner == "" {
+// began reports whether the user of r began the login of that beginner.
+func (o *owners) began(r *http.Request, beginner string) (bool, error) {
+	if beginner == "" {
 		return true, nil
 	}
-	owner, err := k.owner(r)
+	now, err := o.beginner(r)
 	if errors.Is(err, ErrNoUser) {
 		return false, nil
 	}
-	if err != nil || owner == a.owner || k.key != nil {
-		return owner == a.owner, err
+	if err != nil || now == beginner || o.keyOf != nil {
+		return now == beginner, err
 	}
-	s, err := k.session(r)
-	_, ancestor := s.handle(k)
-	return err == nil && ancestor == a.owner, err
+	s, err := o.session(r)
+	if err != nil {
+		return false, err
+	}
+	_, ancestor := o.handle(s)
+	return ancestor == beginner, nil
 }
 
-// newKey makes the key for a login: the user's own, or a fresh one for the session.
-func (k *Kit) newKey(r *http.Request) (string, error) {
-	if k.key != nil {
-		return k.storeKey(r)
-	}
-	return newRecordKey(), nil
-}
-
-// attach gives the session the key of a login and renews its token, so that one that was planted before is
-// worthless. What the session had before is deleted.
-func (k *Kit) attach(w http.ResponseWriter, r *http.Request, key string, a *attempt) error {
-	s, err := k.session(r)
-	if err != nil || s.SessionManager == nil || k.key != nil && s.Token(s.ctx) == "" {
-		return err
+// attach gives the session the handle of a login and renews its token, so that one that was
+// planted before is worthless. It returns the store key of the token that the session had
+// before, if that is another one.
+func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, beginner string) (former string, err error) {
+	s, err := o.session(r)
+	if err != nil || s.SessionManager == nil || o.keyOf != nil && s.Token(s.ctx) == "" {
+		return "", err
 	}
 	if err := s.RenewToken(s.ctx); err != nil {
-		return unavailable("ganbauth: renew session: %w", err)
+		return "", unavailable("ganbauth: renew session: %w", err)
 	}
-	old := ""
-	if k.key == nil {
-		old, _ = s.handle(k)
-		s.Put(s.ctx, k.sessionKey, strings.TrimSuffix(key+" "+a.owner, " "))
-	}
-	if err := s.commit(w); err != nil {
-		return err
-	}
-	if old != "" && old != key {
-		if err := k.keeper.drop(r.Context(), old); err != nil {
-			k.log.ErrorContext(r.Context(), "ganbauth: the token of the login before could not be deleted", "error", err)
+	if o.keyOf == nil {
+		held := o.kit + "/" + who.key
+		if former, _ = o.handle(s); former == held {
+			former = ""
 		}
+		s.Put(s.ctx, o.handleName, strings.TrimSuffix(held+" "+beginner, " "))
 	}
-	return nil
+	return former, s.commit(w)
 }
 
-// detach takes the key out of the session. A session with nothing else in it ends; another gets a new token.
-func (k *Kit) detach(w http.ResponseWriter, r *http.Request) error {
-	s, err := k.session(r)
-	if err != nil || s.SessionManager == nil || !s.Exists(s.ctx, k.sessionKey) {
+// detach takes the handle out of the session. A session with nothing else in it ends; another
+// gets a new token.
+func (o *owners) detach(w http.ResponseWriter, r *http.Request) error {
+	s, err := o.session(r)
+	if err != nil || s.SessionManager == nil || !s.Exists(s.ctx, o.handleName) {
 		return err
 	}
-	s.Remove(s.ctx, k.sessionKey)
+	if o.connectionOf != nil {
+		return nil // the session's other connections are under the same handle
+	}
+	s.Remove(s.ctx, o.handleName)
 	if len(s.Keys(s.ctx)) == 0 {
 		err = s.Destroy(s.ctx)
 	} else {

@@ -78,18 +78,6 @@ type Expiry struct {
 	Key string
 }
 
-// load is store.Load, with no allocation for the Token where the store is the default one.
-func load(ctx context.Context, store TokenStore, key string) (Token, error) {
-	if s, ok := store.(*scsStore); ok {
-		return s.load(ctx, key)
-	}
-	t, err := store.Load(ctx, key)
-	if err != nil || t == nil {
-		return Token{}, err
-	}
-	return *t, nil
-}
-
 // NewMemoryStore returns a TokenStore in the process's memory, for tests and for a single process: tokens end with it, and
 // those that nobody deletes stay. It is a [Swapper], an [ExpiryLister] and an [ExpiryPager].
 func NewMemoryStore() TokenStore { return &memoryStore{tokens: map[string]Token{}} }

@@ -84,8 +84,8 @@ var (
 	_                  fmt.Formatter  = Token{}
 	_                  slog.LogValuer = Token{}
 	_                  json.Marshaler = Token{}
-	errUnreadable                     = errors.New("record cannot be read")
-	errRecordTruncated                = fmt.Errorf("%w: truncated", errUnreadable)
+	errCorrupt                        = errors.New("record cannot be read")
+	errRecordTruncated                = fmt.Errorf("%w: truncated", errCorrupt)
 )
 
 // Fingerprint identifies a record: 43 characters, or "" for a nil Token. It is the same for records with the same

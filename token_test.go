@@ -57,7 +57,7 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	}
 	require.Contains(t, fmt.Sprint(token), `"a b"`)
 	require.Contains(t, fmt.Sprint(cfg), "bank.test")
-	require.Equal(t, `ganbauth.Kit("")`, fmt.Sprint(kit))
+	require.Equal(t, `ganbauth.Kit("bank")`, fmt.Sprint(kit))
 	require.Equal(t, "ganbauth.Kit(nil)", fmt.Sprint((*ganbauth.Kit)(nil)))
 }
 

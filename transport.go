@@ -13,24 +13,42 @@ import (
 	"time"
 )
 
-const apiTimeout = 60 * time.Second
+const (
+	apiTimeout = 60 * time.Second
 
-// transport is the RoundTripper of one Client.
-type transport struct {
-	kit *Kit
-	ctx context.Context
-	key string
+	// lookAgain is the age from which a handler's client does not trust its token any more
+	// without asking the store: the user may have logged out in another tab.
+	lookAgain = 5 * time.Second
+)
 
-	mu    sync.Mutex
-	token *Token // the last one that served, if any
+// bankAPI is the way to the bank's API: where the token may go, and who has it.
+type bankAPI struct {
+	keeper *keeper
+	base   http.RoundTripper
+	hosts  []string // as hostPort spells them
 }
+
+// transport is the RoundTripper of one client.
+type transport struct {
+	api *bankAPI // nil: the kit was not made by New
+	ctx context.Context
+	key string // of the store; "": nobody's
+	job bool   // asks the store for each request
+
+	mu     sync.Mutex
+	token  *Token // the last one that served, if any
+	looked time.Time
+}
+
+// Format implements [fmt.Formatter] and shows no token, whatever the verb.
+func (t *transport) Format(f fmt.State, _ rune) { fmt.Fprint(f, "ganbauth.Transport") }
 
 func (t *transport) client() *http.Client {
 	return &http.Client{
 		Transport: t,
 		Timeout:   apiTimeout,
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
-			if len(via) >= 10 || !t.kit.isBank(req.URL) {
+			if len(via) >= 10 || t.api == nil || !t.api.owns(req.URL) {
 				return http.ErrUseLastResponse
 			}
 			return nil
@@ -38,37 +56,22 @@ func (t *transport) client() *http.Client {
 	}
 }
 
-// RoundTrip implements [http.RoundTripper].
+// RoundTrip implements [http.RoundTripper]. Only requests to the bank's API get the token.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	fail := func(err error) (*http.Response, error) {
-		if req.Body != nil {
-			req.Body.Close()
-		}
-		return nil, err
+	if t.api == nil {
+		return refuseRequest(req, errNotMade)
 	}
-	if err := t.kit.usable(); err != nil {
-		return fail(err)
-	}
-	base := t.kit.connector.http.Transport
-	if !t.kit.isBank(req.URL) || cameFromElsewhere(req, t.kit) {
-		if slices.Contains(t.kit.apiHosts, hostPort(&url.URL{Scheme: "https", Host: req.URL.Host})) && !secureURL(req.URL) {
-			return fail(&applicationError{errors.New("ganbauth: the bank's API is https only")})
+	if !t.api.owns(req.URL) || t.api.cameFromElsewhere(req) {
+		if t.api.wantsHTTPS(req.URL) {
+			return refuseRequest(req, &applicationError{errors.New("ganbauth: the bank's API is https only")})
 		}
-		return base.RoundTrip(req)
+		return t.api.base.RoundTrip(req)
 	}
 	ctx, cancel := context.WithCancel(joinedContext{req.Context(), t.ctx})
 	stop := context.AfterFunc(t.ctx, cancel)
 	release := func() { stop(); cancel() }
 
-	token, err := t.current(ctx)
-	if err != nil {
-		release()
-		return fail(err)
-	}
-	resp, err := base.RoundTrip(withToken(req.WithContext(ctx), token, base))
-	if err == nil && resp.StatusCode == http.StatusUnauthorized {
-		resp, err = t.again(ctx, req, resp, token)
-	}
+	resp, err := t.send(ctx, req)
 	if err != nil {
 		release()
 		return nil, err
@@ -78,19 +81,39 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// again answers a 401 of the API: if it means an expired token, the token is replaced, and the request sent once
-// more if that can be done.
+func refuseRequest(req *http.Request, err error) (*http.Response, error) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+	return nil, err
+}
+
+// send sends req with the token, and once more if the API refuses the token.
+func (t *transport) send(ctx context.Context, req *http.Request) (*http.Response, error) {
+	token, err := t.current(ctx)
+	if err != nil {
+		return refuseRequest(req, err)
+	}
+	resp, err := t.api.base.RoundTrip(withToken(req.WithContext(ctx), token, t.api.base))
+	if err == nil && resp.StatusCode == http.StatusUnauthorized {
+		return t.again(ctx, req, resp, token)
+	}
+	return resp, err
+}
+
+// again answers a 401 of the API: if it means an expired token, the token is replaced, and
+// the request sent once more if its body can be had again. Otherwise the caller sees the
+// bank's own answer.
 func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Response, refused *Token) (*http.Response, error) {
 	var e *APIError
 	if !errors.As(CheckResponse(resp), &e) || !e.Expired() {
 		return resp, nil
 	}
-	token, err := t.kit.keeper.replace(ctx, t.key, refused.AccessToken)
-	if err != nil {
-		return resp, nil // the caller sees the bank's own answer
+	token, err := t.api.keeper.replace(ctx, t.key, refused.AccessToken)
+	if err != nil || token.AccessToken == refused.AccessToken {
+		return resp, nil
 	}
-	base := t.kit.connector.http.Transport
-	next := withToken(req.WithContext(ctx), t.remember(token), base)
+	next := withToken(req.WithContext(ctx), t.remember(token), t.api.base)
 	if req.Body != nil && req.Body != http.NoBody {
 		if req.GetBody == nil {
 			return resp, nil
@@ -102,31 +125,31 @@ func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Res
 		next.Body = body
 	}
 	resp.Body.Close()
-	return base.RoundTrip(next)
+	return t.api.base.RoundTrip(next)
 }
 
-// current returns the last token while it is not due, and else asks the store.
+// current returns the last token while it may be trusted, and else asks the store.
 func (t *transport) current(ctx context.Context) (*Token, error) {
 	if t.key == "" {
 		return nil, fmt.Errorf("%w: Client needs the context of a request behind RequireToken", ErrLoginRequired)
 	}
 	t.mu.Lock()
-	token := t.token
+	token, age := t.token, time.Since(t.looked)
 	t.mu.Unlock()
-	if token.Valid() && !t.kit.keeper.due(*token) {
+	if !t.job && age < lookAgain && token.Valid() && !t.api.keeper.due(token) {
 		return token, nil
 	}
-	next, err := t.kit.keeper.live(ctx, t.key)
+	next, err := t.api.keeper.live(ctx, t.key)
 	if err != nil {
 		return nil, err
 	}
 	return t.remember(next), nil
 }
 
-func (t *transport) remember(token Token) *Token {
+func (t *transport) remember(token *Token) *Token {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.token = token.withoutRefresh()
+	t.token, t.looked = token.withoutRefresh(), time.Now()
 	return t.token
 }
 
@@ -161,15 +184,20 @@ func sendOnce(req *http.Request, base http.RoundTripper) {
 	}
 }
 
-// isBank reports whether the token may go to u.
-func (k *Kit) isBank(u *url.URL) bool {
-	return k.usable() == nil && u != nil && secureURL(u) && slices.Contains(k.apiHosts, hostPort(u))
+// owns reports whether the token may go to u.
+func (a *bankAPI) owns(u *url.URL) bool {
+	return u != nil && secureURL(u) && slices.Contains(a.hosts, hostPort(u))
+}
+
+// wantsHTTPS reports whether u leads to a host of the bank without encryption.
+func (a *bankAPI) wantsHTTPS(u *url.URL) bool {
+	return !secureURL(u) && slices.Contains(a.hosts, hostPort(&url.URL{Scheme: "https", Host: u.Host}))
 }
 
 // cameFromElsewhere reports whether a redirect of a host that is not the bank's led to req.
-func cameFromElsewhere(req *http.Request, k *Kit) bool {
+func (a *bankAPI) cameFromElsewhere(req *http.Request) bool {
 	for resp := req.Response; resp != nil && resp.Request != nil; resp = resp.Request.Response {
-		if !k.isBank(resp.Request.URL) {
+		if !a.owns(resp.Request.URL) {
 			return true
 		}
 	}

@@ -221,14 +221,39 @@ func TestClientRefreshes(t *testing.T) {
 		require.Equal(t, `{"errorCode":"WG_ERR_105"}`, body(resp), "and its body can be read")
 	})
 	t.Run("A-45 the resource answers 401 until the refresh token has been used twice", func(t *testing.T) {
-		client, bank, _ := connectedClient(t, ganbtest.Options{RevokeOnReuse: true})
-		for range 2 {
-			bank.ExpireAccessTokens()
+		synctest.Test(t, func(t *testing.T) {
+			client, bank, _ := connectedClient(t, ganbtest.Options{RevokeOnReuse: true})
+			for range 2 {
+				bank.ExpireAccessTokens()
+				resp, err := client.Get(bank.APIBase() + "/accounts")
+				require.NoError(t, err)
+				require.Equal(t, 200, resp.StatusCode)
+				resp.Body.Close()
+				time.Sleep(2 * time.Minute)
+			}
+			require.Equal(t, 2, bank.Refreshes())
+		})
+	})
+	t.Run("D4 an API that refuses fresh tokens: one refresh a minute, and the 401 is handed on", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			client, bank, _ := connectedClient(t, ganbtest.Options{RevokeOnReuse: true})
+			bank.Fail(ganbtest.API, ganbtest.Fault{Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_105"}`}, -1)
+			for range 100 {
+				resp, err := client.Get(bank.APIBase() + "/accounts")
+				require.NoError(t, err)
+				require.Equal(t, 401, resp.StatusCode)
+				resp.Body.Close()
+				time.Sleep(time.Second)
+			}
+			require.Equal(t, 2, bank.Refreshes())
+			require.Equal(t, 102, bank.Count(ganbtest.API), "a request is sent twice with two tokens only")
+			bank.Heal()
+			time.Sleep(2 * time.Minute)
 			resp, err := client.Get(bank.APIBase() + "/accounts")
 			require.NoError(t, err)
 			require.Equal(t, 200, resp.StatusCode)
-		}
-		require.Equal(t, 2, bank.Refreshes())
+			resp.Body.Close()
+		})
 	})
 	for name, fault := range map[string]ganbtest.Fault{
 		"B-134 another errorCode": {Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_104"}`},
@@ -298,11 +323,11 @@ func TestClientRefreshes(t *testing.T) {
 		bank.ExpireAccessTokens()
 		c, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
 		require.NoError(t, err)
-		old, err := store.Load(t.Context(), "u")
+		old, err := store.Load(t.Context(), "bank/u")
 		require.NoError(t, err)
 		next, err := c.RefreshSession(t.Context(), old, nil)
 		require.NoError(t, err)
-		require.NoError(t, store.Save(t.Context(), "u", next))
+		require.NoError(t, store.Save(t.Context(), "bank/u", next))
 		resp, err := client.Get(bank.APIBase() + "/accounts")
 		require.NoError(t, err)
 		require.Equal(t, 200, resp.StatusCode)
@@ -333,22 +358,57 @@ func TestClientRefreshes(t *testing.T) {
 }
 
 // Observe knows the values of the request's context, though the call to the API has a context of its own.
-// A job that makes many calls does not ask the store before each: not even one that is away holds it up.
-func TestClientAsksTheStoreOnce(t *testing.T) {
+// H2: a job's client follows what becomes of its user.
+func TestClientForAsksTheStoreEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
 		connect(t, bank, store, "u")
-		client := backgroundKit(t, bank, store, nil).ClientFor("u")
-		for range 3 {
+		kit := backgroundKit(t, bank, store, nil)
+		client := kit.ClientFor("u")
+		get := func() error {
 			resp, err := client.Get(bank.APIBase() + "/accounts")
-			require.NoError(t, err)
-			require.Equal(t, 200, resp.StatusCode)
-			resp.Body.Close()
-			store.set(errors.New("away"), nil, nil)
+			if err == nil {
+				require.Equal(t, 200, resp.StatusCode)
+				resp.Body.Close()
+			}
+			return err
 		}
-		time.Sleep(59*time.Minute + time.Second)
-		_, err := client.Get(bank.APIBase() + "/accounts")
-		require.Equal(t, 503, ganbauth.StatusCode(err), "about to end, it is asked for again")
+		require.NoError(t, get())
+		store.set(errors.New("away"), nil, nil)
+		require.Equal(t, 503, ganbauth.StatusCode(get()))
+		store.set(nil, nil, nil)
+		require.NoError(t, kit.Disconnect(t.Context(), "u"))
+		require.ErrorIs(t, get(), ganbauth.ErrLoginRequired)
+		connect(t, bank, store, "u")
+		require.NoError(t, get())
+	})
+}
+
+// H2: a handler's client trusts its token for a few seconds, and then asks the store.
+func TestClientAsksTheStoreAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+		connect(t, bank, store, "u")
+		kit := backgroundKit(t, bank, store, nil)
+		r := mustRequest("GET", "/")
+		r.Header.Set("X-User", "u")
+		kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			client := kit.Client(r.Context())
+			store.set(errors.New("away"), nil, nil)
+			for range 5 {
+				resp, err := client.Get(bank.APIBase() + "/accounts")
+				require.NoError(t, err)
+				resp.Body.Close()
+				time.Sleep(999 * time.Millisecond)
+			}
+			time.Sleep(5 * time.Millisecond)
+			_, err := client.Get(bank.APIBase() + "/accounts")
+			require.Equal(t, 503, ganbauth.StatusCode(err))
+			store.set(nil, nil, nil)
+			require.NoError(t, kit.Disconnect(t.Context(), "u"))
+			_, err = client.Get(bank.APIBase() + "/accounts")
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		})).ServeHTTP(nil, r)
 	})
 }
 

@@ -1,0 +1,439 @@
+package ganbauth
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// The token protocol: how a record is refreshed, judged, connected and logged out.
+//
+// A record is a token or a mark. A mark is a Token without an access token, and to everybody
+// who reads it nobody is connected. There are two: a login that finds nothing puts a blank
+// mark there first, so that a logout can end that login; and where the bank has declared a
+// token dead, a mark with Judged takes the token's place, so that a process that has its
+// successor and could not store it yet finds the place again.
+//
+// Every change is a compare and swap. Three rules follow from what breaks without them:
+//
+//   - Nothing is ever put where nothing is, but a blank mark. What was in flight when a user
+//     logged out finds its place empty and is dropped.
+//   - A record has an epoch. A login changes it and everything else keeps it. A login
+//     replaces what has the epoch that it began on; everything else replaces exactly one
+//     record.
+//   - A refresh token or a code is sent only after the store has taken a write of this very
+//     record. Its successor is kept, and its lock held, until the store has it.
+
+const (
+	// secondLook is how long the loser of a race without a Locker waits for the winner to
+	// save.
+	secondLook = time.Second
+
+	// markLifetime is longer than a login may take.
+	markLifetime = 2 * attemptLifetime
+
+	logoutTimeout  = 10 * time.Second
+	lockerPatience = 3 * time.Second // of a logout with a Locker that fails
+
+	minPause, maxPause = 50 * time.Millisecond, 5 * time.Second // between two tries
+)
+
+// refreshing is the flight of one refresh of t, which needed has judged necessary.
+func (k *keeper) refreshing(key string, t *Token, needed func(*Token) bool) call[*Token] {
+	own := *t // t is served meanwhile, and changed by whoever has it
+	t = &own
+	return func(ctx context.Context) (*Token, func(), error) {
+		for range 3 {
+			next, rest, err := refresh{k, key, t, time.Now()}.run(ctx)
+			if !errors.Is(err, ErrSuperseded) {
+				return next, rest, err
+			}
+			if rest != nil {
+				rest()
+			}
+			// Somebody has refreshed it, logged in or logged out: go by what is there.
+			cur, err := k.load(ctx, key)
+			if err != nil || !needed(cur) || k.unsaved.get(key) != nil {
+				return cur, nil, err
+			}
+			t = cur
+		}
+		return nil, nil, unavailable("ganbauth: refresh: %w", ErrSuperseded)
+	}
+}
+
+// refresh is one try to replace a token by its successor. Its steps return the outcome, and
+// the rest: what is done when those who wait have their answer.
+type refresh struct {
+	*keeper
+	key   string
+	old   *Token
+	begun time.Time
+}
+
+// run spends the refresh token once its place is claimed. The error is ErrSuperseded if
+// another record is there.
+func (r refresh) run(ctx context.Context) (next *Token, rest func(), err error) {
+	if r.old.RefreshToken == "" {
+		return nil, nil, fmt.Errorf("%w: there is no refresh token", ErrLoginRequired)
+	}
+	unlock, err := r.records.claim(ctx, r.key, r.old)
+	switch {
+	case errors.Is(err, ErrSuperseded):
+		r.warnOfRace(ctx, r.key, r.old)
+		return nil, nil, err
+	case err != nil: // nothing is spent
+		return r.fail(ctx, err, nil)
+	}
+	next, err = r.connector.renew(ctx, r.old)
+	var salvaged *salvagedError
+	switch {
+	case err == nil:
+		r.coolDowns.clear(r.key)
+		return r.succeed(ctx, next, unlock)
+	case errors.As(err, &salvaged):
+		return r.salvage(ctx, salvaged, unlock)
+	case r.isVerdict(err):
+		return r.lose(ctx, err, unlock)
+	}
+	return r.fail(ctx, err, unlock)
+}
+
+// fail keeps the token and has its key cool down.
+func (r refresh) fail(ctx context.Context, err error, unlock func()) (*Token, func(), error) {
+	var hint time.Duration
+	if e := (*TokenError)(nil); errors.As(err, &e) {
+		hint = e.RetryAfter
+	}
+	return nil, inTurn(unlock, r.tell(ctx, EventRefreshFailed, err)), r.coolDowns.begin(r.key, err, hint)
+}
+
+// succeed stores the successor. While the store does not take it, those who wait are served
+// with it: the token that was spent is dead.
+func (r refresh) succeed(ctx context.Context, next *Token, unlock func()) (*Token, func(), error) {
+	next.Epoch = r.old.Epoch
+	p := &placement{r.keeper, r.key, next, r.old, r.replaces}
+	refreshed := r.tell(ctx, EventTokenRefreshed, nil)
+	switch there, err := p.put(ctx); {
+	case err == nil:
+		return next, inTurn(unlock, refreshed), nil
+	case errors.Is(err, ErrSuperseded):
+		r.warnOfRace(ctx, r.key, there)
+		return nil, unlock, ErrSuperseded
+	default:
+		return next, p.keepPutting(ctx, err, r.begun, unlock, refreshed), nil
+	}
+}
+
+// salvage keeps the refresh token of an answer that cannot be used otherwise, beside the
+// access token that is there.
+func (r refresh) salvage(ctx context.Context, odd *salvagedError, unlock func()) (*Token, func(), error) {
+	next := *r.old
+	next.RefreshToken = odd.refreshToken.reveal()
+	failed := r.tell(ctx, EventRefreshFailed, odd)
+	p := &placement{r.keeper, r.key, &next, r.old, r.replaces}
+	switch _, err := p.put(ctx); {
+	case err == nil:
+		return nil, inTurn(unlock, failed), r.coolDowns.begin(r.key, odd, 0)
+	case errors.Is(err, ErrSuperseded):
+		return nil, inTurn(unlock, failed), ErrSuperseded
+	default:
+		return nil, p.keepPutting(ctx, err, r.begun, unlock, failed), r.coolDowns.begin(r.key, odd, 0)
+	}
+}
+
+// replaces reports whether cur stands where a successor of the refreshed token belongs.
+func (r refresh) replaces(cur *Token) bool {
+	return cur.Fingerprint() == r.old.Fingerprint() || isJudged(cur, r.old)
+}
+
+// isVerdict reports whether err means that the bank has ended the connection. A gateway's
+// refusal does so when it is heard a second time, after the cool-down.
+func (r refresh) isVerdict(err error) bool {
+	var e *TokenError
+	switch {
+	case errors.Is(err, errOtherSubject):
+		return true
+	case !errors.As(err, &e):
+		return false
+	case e.gatewayRefused():
+		return r.coolDowns.suspect(r.key)
+	}
+	return e.grantDead()
+}
+
+// lose puts a mark in the place of the token that was judged dead, and of no other.
+func (r refresh) lose(ctx context.Context, verdict error, unlock func()) (*Token, func(), error) {
+	if r.records.locker == nil && r.old.RefreshToken != "" {
+		r.awaitWinner(ctx)
+	}
+	switch err := r.records.swap(ctx, r.key, r.old, judged(r.old)); {
+	case errors.Is(err, ErrSuperseded):
+		r.warnOfRace(ctx, r.key, r.old)
+		return nil, unlock, ErrSuperseded
+	case err != nil: // the next refresh hears the verdict again
+		return r.fail(ctx, err, unlock)
+	}
+	r.coolDowns.clear(r.key)
+	lost := r.tell(ctx, EventTokenLost, verdict)
+	return nil, inTurn(unlock, lost), fmt.Errorf("%w: %w", ErrLoginRequired, verdict)
+}
+
+// awaitWinner waits until another process has replaced the token, which it may be about to
+// do if there is no Locker.
+func (r refresh) awaitWinner(ctx context.Context) {
+	for left, pause := secondLook, minPause; ; pause *= 2 {
+		cur, err := r.records.load(ctx, r.key)
+		if err != nil || cur.Fingerprint() != r.old.Fingerprint() || left <= 0 {
+			return
+		}
+		time.Sleep(min(pause, left))
+		left -= pause
+	}
+}
+
+// tell returns a function that tells of an event.
+func (r refresh) tell(ctx context.Context, typ EventType, err error) func() {
+	took := time.Since(r.begun)
+	return func() { r.event(ctx, typ, took, err) }
+}
+
+// warnOfRace warns, once, if another process refreshes the same tokens and no Locker keeps
+// the two apart: a bank that punishes the reuse of a refresh token would end connections.
+func (k *keeper) warnOfRace(ctx context.Context, key string, old *Token) {
+	if k.records.locker != nil {
+		return
+	}
+	cur, err := k.records.load(ctx, key)
+	if err != nil || !isToken(cur) || cur.Epoch != old.Epoch {
+		return
+	}
+	k.raceWarning.Do(func() {
+		k.say(ctx, slog.LevelWarn, "ganbauth: another process refreshes the same tokens: set Options.Locker")
+	})
+}
+
+// connect is a login: exchange sends the code and returns the token. The error is a
+// *resumableError if the code was not sent and the callback may be delivered again.
+func (k *keeper) connect(ctx context.Context, key string, exchange func(context.Context) (*Token, error)) error {
+	base, err := k.beginLogin(ctx, key)
+	if err != nil {
+		return &resumableError{err}
+	}
+	begun := time.Now()
+	mine, err := exchange(ctx)
+	if err != nil {
+		return k.exchangeFailed(ctx, key, base, err)
+	}
+	mine.Epoch = rand.Text()
+	ours := func(cur *Token) bool { return cur != nil && cur.Epoch == base.Epoch }
+	p := &placement{k, key, mine, base, ours}
+	there, err := p.put(ctx)
+	for pause := minPause; err != nil && !errors.Is(err, ErrSuperseded) && time.Since(begun) < patience; pause *= 2 {
+		time.Sleep(pause)
+		there, err = p.put(ctx)
+	}
+	switch {
+	case err == nil:
+		k.coolDowns.clear(key)
+	case errors.Is(err, ErrSuperseded):
+		return k.loginRefused(ctx, mine, there)
+	default:
+		p.keepPutting(ctx, err, begun)()
+	}
+	return nil
+}
+
+// beginLogin proves that the store takes writes under key, and returns the record that the
+// login will replace: what is there, or a mark that it has put there.
+func (k *keeper) beginLogin(ctx context.Context, key string) (base *Token, err error) {
+	for range 10 {
+		cur, err := k.records.load(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		if base = cur; base == nil {
+			base = &Token{Epoch: rand.Text(), IssuedAt: seconds(time.Now()), ExpiresAt: seconds(time.Now().Add(markLifetime))}
+		}
+		if err := k.records.swap(ctx, key, cur, base); !errors.Is(err, ErrSuperseded) {
+			return base, err
+		}
+	}
+	return nil, unavailable("ganbauth: begin login: %w", ErrSuperseded)
+}
+
+// exchangeFailed returns nil if the code was refused because another process has used it,
+// as it has when a callback was delivered twice.
+func (k *keeper) exchangeFailed(ctx context.Context, key string, base *Token, err error) error {
+	var e *TokenError
+	if errors.As(err, &e) && e.grantDead() {
+		cur, loadErr := k.records.load(ctx, key)
+		if loadErr == nil && isToken(cur) && cur.Epoch != base.Epoch {
+			return nil
+		}
+	}
+	return err
+}
+
+// loginRefused judges a login whose place was taken before it was stored: by another login,
+// which stays, or by a logout, which wins.
+func (k *keeper) loginRefused(ctx context.Context, mine, there *Token) error {
+	if !isToken(there) {
+		return errLoggedOut
+	}
+	if mine.Subject != there.Subject {
+		k.say(ctx, slog.LevelWarn, "ganbauth: of two logins at once the first stays, and it is another bank user's")
+	}
+	return nil
+}
+
+var errLoggedOut = fmt.Errorf("%w: the user has logged out meanwhile", ErrLoginRequired)
+
+// drop is a logout. It waits for no bank and no refresh.
+func (k *keeper) drop(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logoutTimeout)
+	defer cancel()
+	begun := time.Now()
+	for pause := minPause; ; pause = min(2*pause, time.Second) {
+		err := k.dropOnce(ctx, key, time.Since(begun) > lockerPatience)
+		if err == nil {
+			k.unsaved.drop(key)
+			k.coolDowns.clear(key)
+			return nil
+		}
+		if errors.Is(err, ErrSuperseded) {
+			pause = minPause
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return unavailable("ganbauth: delete token: %w", err)
+		}
+	}
+}
+
+// dropOnce deletes what is under key. With force it does so without a Locker that fails.
+func (k *keeper) dropOnce(ctx context.Context, key string, force bool) error {
+	cur, err := k.records.load(ctx, key)
+	switch {
+	case errors.Is(err, errSealed):
+		return k.records.delete(ctx, key)
+	case err != nil || cur == nil:
+		return err
+	}
+	err = k.records.swap(ctx, key, cur, nil)
+	if errors.Is(err, errNotLocked) && force {
+		return k.records.delete(ctx, key)
+	}
+	return err
+}
+
+// set stores a token that came from elsewhere. It counts as a login.
+func (k *keeper) set(ctx context.Context, key string, t *Token) error {
+	t.Epoch = rand.Text()
+	for range 10 {
+		cur, err := k.records.load(ctx, key)
+		if err != nil {
+			return err
+		}
+		if err := k.records.swap(ctx, key, cur, t); !errors.Is(err, ErrSuperseded) {
+			if err == nil {
+				k.unsaved.drop(key)
+				k.coolDowns.clear(key)
+			}
+			return err
+		}
+	}
+	return unavailable("ganbauth: save token: %w", ErrSuperseded)
+}
+
+// placement puts a token that the bank has issued in its place.
+type placement struct {
+	*keeper
+	key      string
+	mine     *Token
+	old      *Token                // what stands there, as far as known
+	replaces func(cur *Token) bool // whether mine may replace cur
+}
+
+// put tries once. The error is ErrSuperseded if the place is taken, and then there is what
+// has taken it; after any other error put may be tried again.
+func (p *placement) put(ctx context.Context) (there *Token, err error) {
+	for {
+		putErr := p.records.swap(ctx, p.key, p.old, p.mine)
+		if putErr == nil {
+			return p.mine, nil
+		}
+		cur, err := p.records.load(ctx, p.key)
+		switch {
+		case err != nil:
+			return nil, err
+		case cur.Fingerprint() == p.mine.Fingerprint():
+			return p.mine, nil // it had its effect, and the answer was lost
+		case !p.replaces(cur):
+			return cur, ErrSuperseded
+		}
+		p.old = cur
+		if !errors.Is(putErr, ErrSuperseded) {
+			return nil, putErr
+		}
+	}
+}
+
+// keepPutting has the process serve the token from now on. It returns a function that tells
+// so, and begins to try until the token is stored or its place is taken. Then it does the
+// rest.
+func (p *placement) keepPutting(ctx context.Context, err error, begun time.Time, rest ...func()) func() {
+	done := p.unsaved.add(p.key, p.mine)
+	took := time.Since(begun)
+	return func() {
+		p.event(ctx, EventTokenUnsaved, took, err)
+		go func() {
+			defer done()
+			defer inTurn(rest...)()
+			for pause := minPause; ; pause = min(2*pause, maxPause) {
+				time.Sleep(pause)
+				if _, err := p.put(ctx); err == nil || errors.Is(err, ErrSuperseded) {
+					return
+				}
+			}
+		}()
+	}
+}
+
+// judged returns the mark that takes the place of a dead token, for as long as the token
+// would have stayed.
+func judged(t *Token) *Token {
+	return &Token{Epoch: t.Epoch, Judged: spendable(t), IssuedAt: t.IssuedAt, ExpiresAt: t.ExpiresAt}
+}
+
+// isJudged reports whether cur is the mark that takes t's place. What counts is the token
+// that was judged, not the record: another process may have written the same one again.
+func isJudged(cur, t *Token) bool {
+	return cur != nil && cur.Judged != "" && cur.Judged == spendable(t)
+}
+
+// spendable identifies what the bank has judged: the refresh token, if there is one.
+func spendable(t *Token) string {
+	if t.RefreshToken == "" {
+		return hash("access " + t.AccessToken)
+	}
+	return hash("refresh " + t.RefreshToken)
+}
+
+// inTurn returns a function that calls all that are not nil.
+func inTurn(fns ...func()) func() {
+	return func() {
+		for _, fn := range fns {
+			if fn != nil {
+				fn()
+			}
+		}
+	}
+}
+
+// seconds is a time as a record keeps it.
+func seconds(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
