@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ func newBrowser(t *testing.T) context.Context {
 	t.Helper()
 	path := testenv.Needs(t, "chromium", "chromium-browser", "google-chrome")
 	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.WindowSize(1280, 900))
+		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.Flag("ignore-certificate-errors", true), chromedp.WindowSize(1280, 900))
 	ctx, cancel := chromedp.NewExecAllocator(context.Background(), opts...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
@@ -37,14 +38,34 @@ func newBrowser(t *testing.T) context.Context {
 	return ctx
 }
 
-// exampleCommand builds the example.
-func exampleCommand(t *testing.T, ctx context.Context, args ...string) *exec.Cmd {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "example")
+// exampleBinary builds the example.
+var exampleBinary = sync.OnceValues(func() (string, error) {
+	bin := filepath.Join(folder, "example")
 	build := exec.Command("go", "build", "-o", bin, "./_example")
 	build.Dir = ".."
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, string(out))
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build: %w: %s", err, out)
+	}
+	return bin, nil
+})
+
+// folder is the tests' own.
+var folder string
+
+func TestMain(m *testing.M) {
+	var err error
+	if folder, err = os.MkdirTemp("", "e2e"); err != nil {
+		panic(err)
+	}
+	status := m.Run()
+	_ = os.RemoveAll(folder)
+	os.Exit(status)
+}
+
+func exampleCommand(t *testing.T, ctx context.Context, args ...string) *exec.Cmd {
+	t.Helper()
+	bin, err := exampleBinary()
+	require.NoError(t, err)
 	return exec.CommandContext(ctx, bin, append([]string{"-addr", "127.0.0.1:0"}, args...)...)
 }
 

@@ -196,7 +196,7 @@ func (v *view) reload() {
 func (v *view) see(want string) (text string) {
 	v.t.Helper()
 	var err error
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		// While a page gives way to the next there is none to ask.
 		text, err = v.text()
 		if err == nil && strings.Contains(text, want) {
