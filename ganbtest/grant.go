@@ -53,18 +53,18 @@ type refreshToken struct {
 // Grant is a user's consent, without its tokens.
 type Grant struct {
 	// Subject is the user at the bank.
-	Subject string
+	Subject string `json:"subject"`
 	// Scopes are what the user granted.
-	Scopes []string
+	Scopes []string `json:"scopes"`
 	// Approved is when, by the bank's clock.
-	Approved time.Time
+	Approved time.Time `json:"approved"`
 	// AccessTokens is how many access tokens the bank has issued for it. It is 0 until
 	// the code is exchanged.
-	AccessTokens int
+	AccessTokens int `json:"accessTokens"`
 	// Ended says what ended the grant, and is empty while it lives: "revoked"
 	// ([Server.RevokeGrants]), "code reused", or "refresh token reused"
 	// (Options.RevokeOnReuse).
-	Ended string
+	Ended string `json:"ended,omitempty"`
 }
 
 func (g *grant) public() Grant {
@@ -85,17 +85,17 @@ func (s *Server) Grants() []Grant {
 // RefreshToken is the record of one refresh token.
 type RefreshToken struct {
 	// Fingerprint identifies it, see [Fingerprint].
-	Fingerprint string
+	Fingerprint string `json:"fingerprint"`
 	// Subject is the user at the bank whose it is, or "" if the bank has not issued this
 	// token.
-	Subject string
+	Subject string `json:"subject"`
 	// Sent is how many requests presented it, whatever they were answered.
-	Sent int
+	Sent int `json:"sent"`
 	// Processed is how many of them the bank acted upon. A request that a fault, a rate
 	// limit or a maintenance turned away is not among them; one whose answer was lost is.
 	// The first one spends a token unless Options.KeepRefreshToken is set, and each
 	// further one is a reuse.
-	Processed int
+	Processed int `json:"processed"`
 }
 
 // Fingerprint identifies a refresh token without revealing it: 22 characters of its

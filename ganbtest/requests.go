@@ -20,26 +20,27 @@ const (
 	API           Endpoint = "api"
 )
 
-// Request is one request that the bank has seen, without any secret.
+// Request is one request that the bank has seen, without any secret. As JSON it has no
+// AuthMethod.
 type Request struct {
-	Endpoint Endpoint
-	Method   string
+	Endpoint Endpoint `json:"endpoint"`
+	Method   string   `json:"method"`
 	// Path is the URL's path, without the query.
-	Path string
+	Path string `json:"path"`
 	// GrantType is the token request's.
-	GrantType string
+	GrantType string `json:"grantType,omitempty"`
 	// RefreshToken is the [Fingerprint] of the refresh token in a token request.
-	RefreshToken string
+	RefreshToken string `json:"refreshToken,omitempty"`
 	// Subject is the user at the bank whose code, refresh token or access token came with
 	// the request. It is empty where the bank does not know what came.
-	Subject string
+	Subject string `json:"subject,omitempty"`
 	// AuthMethod is how the client authenticated: AuthBasic, AuthPost, or 0 for neither
 	// or both.
-	AuthMethod ganbauth.AuthMethod
+	AuthMethod ganbauth.AuthMethod `json:"-"`
 	// Status is the answer's, 0 while there is none or when the connection was cut.
-	Status int
+	Status int `json:"status"`
 	// Time is when the request came, by the bank's clock.
-	Time time.Time
+	Time time.Time `json:"time"`
 }
 
 // requestLog holds what the bank has seen.
