@@ -11,8 +11,8 @@
 // To test a single handler without a login, put [Server.Token] into the kit with
 // SetToken. [Server.Fail], [Server.SetRateLimit] and [Server.SetMaintenance] rehearse bad
 // days; [Server.Requests], [Server.RefreshTokens] and [Server.Grants] say what the bank
-// has seen. Without InProcess the bank listens on a loopback port. [TestStore] tests
-// implementations of [ganbauth.TokenStore].
+// has seen. Without InProcess the bank listens on a loopback port; the command ganbank is
+// that bank as a program. [TestStore] tests implementations of [ganbauth.TokenStore].
 package ganbtest
 
 import (
