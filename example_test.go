@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"html"
+	"html/template"
 	"io"
 	"log/slog"
 	"net/http"
@@ -64,19 +65,17 @@ func Example() {
 	mux.Handle("/bank/callback", bank.CallbackHandler())
 	mux.Handle("/bank/logout", bank.LogoutHandler())
 	mux.Handle("/balance", bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		resp, err := bank.Client(r.Context()).Get(bankServer.APIBase() + "/accounts/balances")
-		if err != nil {
-			http.Error(w, "the bank could not be asked", http.StatusBadGateway)
-			return
-		}
-		defer resp.Body.Close()
-		if err := ganbauth.CheckResponse(resp); err != nil {
-			http.Error(w, "the bank refused", http.StatusBadGateway)
-			return
-		}
 		var answer struct{ Balances []any }
-		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-			http.Error(w, "the bank answered nonsense", http.StatusBadGateway)
+		resp, err := bank.Client(r.Context()).Get(bankServer.APIBase() + "/accounts/balances")
+		if err == nil {
+			defer resp.Body.Close()
+			err = ganbauth.CheckResponse(resp)
+		}
+		if err == nil {
+			err = json.NewDecoder(resp.Body).Decode(&answer)
+		}
+		if err != nil {
+			bank.Refuse(w, r, err)
 			return
 		}
 		fmt.Fprintf(w, "%d balances", len(answer.Balances))
@@ -214,14 +213,12 @@ func ExampleKit_Client() {
 	mux.Handle("/accounts", bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		box.ExpireAccessTokens() // the worst moment
 		resp, err := bank.Client(r.Context()).Get(box.APIBase() + "/accounts")
-		if err != nil {
-			http.Error(w, err.Error(), ganbauth.StatusCode(err))
-			return
+		if err == nil {
+			defer resp.Body.Close()
+			err = ganbauth.CheckResponse(resp)
 		}
-		defer resp.Body.Close()
-		var apiErr *ganbauth.APIError
-		if errors.As(ganbauth.CheckResponse(resp), &apiErr) && apiErr.Temporary() {
-			http.Error(w, "the bank is under maintenance", http.StatusServiceUnavailable)
+		if err != nil {
+			bank.Refuse(w, r, err)
 			return
 		}
 		fmt.Fprint(w, resp.Status)
@@ -290,7 +287,70 @@ func ExampleKit_SetToken() {
 	// 1 refresh
 }
 
-// A custom error page, for all refusals.
+// A handler that meets an error answers as RequireToken does: here the bank is under
+// maintenance, and a program is told when to come back.
+func ExampleKit_Refuse() {
+	bank, mux, app, box := exampleKit(ganbauth.Options{})
+	defer box.Close()
+	defer app.Close()
+	mux.Handle("/accounts", bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		resp, err := bank.Client(r.Context()).Get(box.APIBase() + "/accounts")
+		if err == nil {
+			defer resp.Body.Close()
+			err = ganbauth.CheckResponse(resp)
+		}
+		if err != nil {
+			bank.Refuse(w, r, err)
+			return
+		}
+		fmt.Fprint(w, resp.Status)
+	})))
+	browser := newBrowser()
+	fmt.Println(visit(browser, app.URL+"/accounts"))
+
+	box.Fail(ganbtest.API, ganbtest.Maintenance, 1)
+	req, err := http.NewRequest(http.MethodGet, app.URL+"/accounts", nil)
+	if err != nil {
+		panic(err)
+	}
+	req.Header.Set("Accept", "application/json")
+	resp, err := browser.Do(req)
+	if err != nil {
+		panic(err)
+	}
+	defer resp.Body.Close()
+	var problem struct{ Code string }
+	_ = json.NewDecoder(resp.Body).Decode(&problem)
+	fmt.Println(resp.StatusCode, problem.Code, resp.Header.Get("Retry-After"))
+	// Output:
+	// 200 OK
+	// 503 bank_unavailable 120
+}
+
+// An error page in the application's own design, with the kit's words and links.
+func ExampleErrorPage() {
+	_, _, app, box := exampleKit(ganbauth.Options{
+		ErrorPage: template.Must(template.New("error").Parse(`<!doctype html>
+<html lang="{{.Language}}">
+<title>{{.Title}}</title>
+<h1>{{.Title}}</h1>
+<p>{{.Text}}
+{{range .Links}}<p><a href="{{.URL}}">{{.Label}}</a>
+{{end}}`)),
+	})
+	defer box.Close()
+	defer app.Close()
+	fmt.Println(visit(newBrowser(), app.URL+"/bank/logout"))
+	// Output:
+	// <!doctype html>
+	// <html lang="en">
+	// <title>Something went wrong with this request</title>
+	// <h1>Something went wrong with this request</h1>
+	// <p>Please go back and try again.
+	// <p><a href="/">Back to the site</a>
+}
+
+// Every refusal in the application's own hands, for programs as for persons.
 func ExampleOptions_onError() {
 	bank, _, app, box := exampleKit(ganbauth.Options{
 		OnError: func(w http.ResponseWriter, r *http.Request, err error) {

@@ -116,13 +116,12 @@ func h2cServer(handler http.Handler) *http.Server {
 func accounts(bank *ganbauth.Kit) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		resp, err := bank.Client(r.Context()).Get(apiBase + "/accounts")
-		if err != nil {
-			http.Error(w, "the bank could not be asked", ganbauth.StatusCode(err))
-			return
+		if err == nil {
+			defer resp.Body.Close()
+			err = ganbauth.CheckResponse(resp)
 		}
-		defer resp.Body.Close()
-		if err := ganbauth.CheckResponse(resp); err != nil {
-			http.Error(w, "the bank has refused", ganbauth.StatusCode(err))
+		if err != nil {
+			bank.Refuse(w, r, err)
 			return
 		}
 		_, _ = io.Copy(w, resp.Body)

@@ -106,7 +106,7 @@ func serveInstance(config string, out io.Writer) error {
 			err = json.NewDecoder(resp.Body).Decode(&answer)
 		}
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
+			bank.Refuse(w, r, err)
 			return
 		}
 		token, _ := ganbauth.TokenFromContext(r.Context())
