@@ -143,8 +143,7 @@ func (a *attempt) expired() bool { return time.Since(a.begun) > attemptLifetime 
 // finished returns what stays of an attempt after its callback: enough to recognize a second delivery
 // and, if the login succeeded, the scopes, by which one that comes straight back is recognized.
 func (a *attempt) finished(err error) *attempt {
-	f := &attempt{begun: a.begun, done: time.Now(), foreign: a.foreign,
-		returnTo: a.returnTo, login: a.login, connection: a.connection}
+	f := &attempt{begun: a.begun, done: time.Now(), returnTo: a.returnTo, login: a.login, connection: a.connection}
 	f.shorten(maxOtherPath)
 	if err == nil {
 		f.scope = a.scope
@@ -435,8 +434,7 @@ func (j *jar) justReturned(connection string, scopes []string) (back []attemptCo
 	for _, c := range j.cookies {
 		asked := strings.Fields(c.scope)
 		missing := func(scope string) bool { return !slices.Contains(asked, scope) }
-		if !c.done.IsZero() && time.Since(c.done) <= justReturned && c.connection == connection &&
-			!slices.ContainsFunc(scopes, missing) {
+		if time.Since(c.done) <= justReturned && c.connection == connection && !slices.ContainsFunc(scopes, missing) {
 			back = append(back, c)
 		}
 	}

@@ -2,7 +2,10 @@ package ganbauth_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/base32"
+	"encoding/base64"
 	"fmt"
 	"html"
 	"io"
@@ -13,6 +16,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +58,13 @@ func (b *browser) tabs(h http.Header, paths ...string) (targets []string) {
 		b.take(resp)
 	}
 	return targets
+}
+
+// held lists the attempts that the browser holds.
+func (a *app) held(b *browser) []ganbauth.Held {
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("Cookie", b.cookieHeader())
+	return ganbauth.HeldAttempts(a.kit, r)
 }
 
 func ordinaryPaths(n int) (paths []string) {
@@ -112,12 +123,21 @@ func TestD2CookiesInSequence(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inBubble(t, setup{}, func(t *testing.T, a *app) {
-				seed := uint64(time.Now().UnixNano())
-				rnd := rand.New(rand.NewPCG(seed, 1))
+				rnd := rand.New(rand.NewPCG(1, 2))
 				lengths := []int{0, 1, 40, 120, 256, 500, 800, 1024}
 				b := a.browser()
 				var states []string
-				for i := range 3000 {
+				own := func() (names []string, size int) { // unfinished logins that this site began
+					for _, h := range a.held(b) {
+						if !h.Done && !h.Foreign {
+							names, size = append(names, h.Name), size+h.Size
+						}
+					}
+					return names, size
+				}
+				for i := range 300 {
+					before, _ := own()
+					foreign := false
 					w := httptest.NewRecorder()
 					r := httptest.NewRequest("GET", "/", nil)
 					r.Header.Set("Cookie", b.cookieHeader())
@@ -130,7 +150,7 @@ func TestD2CookiesInSequence(t *testing.T) {
 							Connection: strings.Repeat("c", c.connection),
 						}
 						n := lengths[rnd.IntN(len(lengths))]
-						if l.Foreign {
+						if foreign = l.Foreign; foreign {
 							n = min(n, 256)
 						}
 						l.ReturnTo = strings.Repeat("r", n)
@@ -138,17 +158,25 @@ func TestD2CookiesInSequence(t *testing.T) {
 							l.ReturnTo, l.Path = l.ReturnTo[n/4:], l.ReturnTo[:n/4]
 						}
 						states = append(states, fmt.Sprint(i))
-						ganbauth.PutAttempt(a.kit, w, r, states[len(states)-1], l, c.location)
+						ganbauth.PutAttempt(a.kit, w, r, fmt.Sprint(i), l, c.location)
 					}
 					b.take(w.Result())
-					require.LessOrEqual(t, len(b.cookieHeader()), ganbauth.MaxCookiesEver, "the seed is %d", seed)
+					require.LessOrEqual(t, len(b.cookieHeader()), ganbauth.MaxCookiesEver)
+					after, size := own()
+					require.LessOrEqual(t, size, ganbauth.MaxOwnCookies+512)
+					if foreign {
+						require.Subset(t, after, before, "another site ends a login of this site's")
+					}
 					set := 0
 					for _, line := range w.Header()["Set-Cookie"] {
 						set += len("Set-Cookie: \r\n") + len(line)
 					}
-					require.LessOrEqual(t, set, ganbauth.MaxAnswerHeader-700-c.location, "the seed is %d", seed)
+					require.LessOrEqual(t, set, ganbauth.MaxAnswerHeader-700-c.location)
 					if rnd.IntN(20) == 0 {
 						time.Sleep(time.Duration(rnd.IntN(12)) * time.Minute)
+						for _, h := range a.held(b) { // what has expired is nobody's loss
+							b.take(&http.Response{Header: http.Header{"Set-Cookie": {h.Name + "=; Path=/; Max-Age=0; Secure"}}})
+						}
 					}
 				}
 			})
@@ -235,8 +263,14 @@ func TestD2TabsAtOnce(t *testing.T) {
 			resp := b.do("GET", "/p", at(site))
 			require.LessOrEqual(t, headerBytes(resp), ganbauth.MaxAnswerHeader)
 			require.Less(t, len(b.cookieHeader()), 4<<10)
+			if site == "same-origin" {
+				refused(t, b.get(a.bank.Approve(targets[0]))) // the oldest goes first
+			}
 			b.do("GET", "/p", at(site))
 			require.Less(t, len(b.cookieHeader()), ganbauth.MaxCookies)
+			if site == "same-origin" {
+				require.Equal(t, 303, b.get(a.bank.Approve(targets[29])).StatusCode)
+			}
 
 			b = a.browser()
 			targets = b.tabs(at(site), ordinaryPaths(30)...)
@@ -252,6 +286,23 @@ func TestD2TabsAtOnce(t *testing.T) {
 		targets := b.tabs(navigate, ordinaryPaths(80)...)
 		require.Equal(t, 303, b.get(a.bank.Approve(targets[79])).StatusCode)
 		require.True(t, b.connected())
+	})
+	t.Run("of one second the later ones stay", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			var targets []string
+			for _, path := range ordinaryPaths(30) {
+				time.Sleep(time.Millisecond)
+				cookies := b.cookies()
+				slices.SortFunc(cookies, func(a, b *http.Cookie) int { return strings.Compare(a.Name, b.Name) })
+				resp := a.browser().do("GET", path, with(at("same-origin"), "Cookie", cookieHeader(cookies)))
+				targets = append(targets, resp.Header.Get("Location"))
+				b.take(resp)
+			}
+			for _, target := range targets[25:] {
+				require.Equal(t, 303, b.get(a.bank.Approve(target)).StatusCode)
+			}
+		})
 	})
 	t.Run("of the same instant the later ones stay", func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {
@@ -302,6 +353,57 @@ func TestD2PathsThatAreRemembered(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Where login and page are too long together, the page is remembered.
+func TestD2TheLoginIsForgottenFirst(t *testing.T) {
+	a := newApp(t, setup{})
+	b := a.browser()
+	page := "/p/" + strings.Repeat("x", 200)
+	target := b.authorizationURL("/bank/login?client=" + strings.Repeat("5", 60) + "&return_to=" + page)
+	resp := b.get("/bank/callback?error=access_denied&state=" + mustParse(target).Query().Get("state"))
+	require.Contains(t, body(resp), `href="`+page+`"`)
+}
+
+// What has expired goes with the next login, and what cannot be read takes of the room.
+func TestD2OtherCookiesCount(t *testing.T) {
+	t.Run("expired", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			for _, path := range ordinaryPaths(5) {
+				b.authorizationURL(path)
+			}
+			time.Sleep(10*time.Minute + time.Second)
+			b.authorizationURL("/p")
+			require.Len(t, b.cookies(), 1)
+		})
+	})
+	t.Run("unreadable", func(t *testing.T) {
+		bank := ganbtest.Options{ClientID: "id"}
+		before := newApp(t, setup{bank: bank})
+		after := newApp(t, setup{bank: bank, config: func(c *ganbauth.Config) { c.Salt += "2" }})
+		b := before.browser()
+		for _, path := range ordinaryPaths(20) {
+			b.do("GET", path, at("cross-site"))
+		}
+		old := b.cookies()
+		b.app, b.client.Transport = after, serveDirectly(func() http.Handler { return after.handler })
+		last := ""
+		for _, path := range ordinaryPaths(20) {
+			last = b.do("GET", path, at("cross-site")).Header.Get("Location")
+			require.LessOrEqual(t, len(b.cookieHeader()), ganbauth.MaxCookiesEver)
+		}
+		require.Subset(t, b.cookies(), old)
+		require.Equal(t, ordinaryPaths(20)[19], b.get(after.bank.Approve(last)).Header.Get("Location"))
+	})
+	t.Run("one twice", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		b.authorizationURL("/p")
+		cookie := b.cookieHeader()
+		resp := a.browser().do("POST", "/bank/logout", with(at("same-origin"), "Cookie", cookie+"; "+cookie))
+		require.Len(t, resp.Header["Set-Cookie"], 1)
+	})
 }
 
 // The link of a page that says why a login failed begins the same login again.
@@ -430,6 +532,16 @@ func TestE5UnreadableAttempts(t *testing.T) {
 	}
 }
 
+// Over http, which only a loopback address has, a cookie can be neither Secure nor __Host-.
+func TestAttemptsOverHTTP(t *testing.T) {
+	a := newApp(t, setup{options: ganbauth.Options{RedirectURI: "http://localhost:8080/bank/callback"}})
+	c, err := http.ParseSetCookie(a.browser().get("/p").Header.Get("Set-Cookie"))
+	require.NoError(t, err)
+	require.Regexp(t, `^ganb\.[\w-]{8}\.[\w-]{16}$`, c.Name)
+	require.False(t, c.Secure)
+	require.True(t, c.HttpOnly)
+}
+
 // Cookies know no ports: two applications on two ports of one host get each other's.
 func TestE5TwoApplicationsOfOneHost(t *testing.T) {
 	const otherURL = appURL + ":8443"
@@ -493,23 +605,78 @@ func TestAttemptCarries(t *testing.T) {
 			r := httptest.NewRequest("GET", "/", nil)
 			ganbauth.PutAttempt(a.kit, w, r, "state", l, 450)
 			b.take(w.Result())
+			require.Len(t, a.held(b), 1)
+			require.Equal(t, l, a.held(b)[0].Login)
+			require.Less(t, a.held(b)[0].Size, ganbauth.MaxOwnCookies)
 			r.Header.Set("Cookie", b.cookieHeader())
-			got, ok := ganbauth.FindAttempt(a.kit, r, "state")
-			require.True(t, ok)
-			require.Equal(t, l, got)
-			require.Less(t, len(b.cookieHeader()), ganbauth.MaxOwnCookies)
-			_, ok = ganbauth.FindAttempt(a.kit, r, "another")
-			require.False(t, ok)
+			require.False(t, ganbauth.FinishAttempt(a.kit, httptest.NewRecorder(), r, "another", 450))
 			// A finished one keeps the connection, by which a second delivery is answered.
 			w = httptest.NewRecorder()
 			require.True(t, ganbauth.FinishAttempt(a.kit, w, r, "state", 450))
 			b.take(w.Result())
-			r.Header.Set("Cookie", b.cookieHeader())
-			got, ok = ganbauth.FindAttempt(a.kit, r, "state")
-			require.True(t, ok)
-			require.Equal(t, l.Connection, got.Connection)
+			require.Len(t, a.held(b), 1)
+			require.True(t, a.held(b)[0].Done)
+			require.Equal(t, l.Connection, a.held(b)[0].Connection)
+			require.Equal(t, l.Scope, a.held(b)[0].Scope)
 		}
 	}
+	t.Run("a finished login is short", func(t *testing.T) {
+		a := newApp(t, setup{bare: true})
+		b := a.browser()
+		target := b.do("GET", "/p/"+strings.Repeat("x", 1000), at("same-origin")).Header.Get("Location")
+		require.Equal(t, 303, b.get(a.bank.Approve(target)).StatusCode)
+		require.Less(t, a.held(b)[0].Size, 200)
+	})
+	t.Run("nonce and verifier tell nothing about each other", func(t *testing.T) {
+		nonce, verifier := ganbauth.AttemptSecrets()
+		n, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(nonce)
+		require.NoError(t, err)
+		v, err := base64.RawURLEncoding.DecodeString(verifier)
+		require.NoError(t, err)
+		require.Len(t, n, 16)
+		require.Len(t, v, 32)
+		require.False(t, bytes.HasPrefix(v, n))
+		again, _ := ganbauth.AttemptSecrets()
+		require.NotEqual(t, nonce, again)
+	})
+}
+
+func TestAttemptRecord(t *testing.T) {
+	record := ganbauth.AttemptRecord()
+	require.NoError(t, ganbauth.UnmarshalAttempt(record))
+	for n := range record {
+		require.Error(t, ganbauth.UnmarshalAttempt(record[:n]))
+	}
+	require.Error(t, ganbauth.UnmarshalAttempt(append(record[:len(record):len(record)], 0)))
+	for version := range 256 {
+		record[0] = byte(version)
+		require.Equal(t, version == 2, ganbauth.UnmarshalAttempt(record) == nil, "version %d", version)
+	}
+}
+
+// Logins of one connection do not make one of another look like a loop.
+func TestNoLoopKnowsConnections(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		b := a.browser()
+		r := httptest.NewRequest("GET", "/", nil)
+		put := func(answer func(w http.ResponseWriter)) {
+			w := httptest.NewRecorder()
+			answer(w)
+			b.take(w.Result())
+			r.Header.Set("Cookie", b.cookieHeader())
+		}
+		put(func(w http.ResponseWriter) {
+			ganbauth.PutAttempt(a.kit, w, r, "1", ganbauth.Login{Scope: "openid x", Connection: "5"}, 0)
+		})
+		require.False(t, ganbauth.CameBack(a.kit, httptest.NewRecorder(), r, "5", "openid"), "it is not finished")
+		put(func(w http.ResponseWriter) { ganbauth.FinishAttempt(a.kit, w, r, "1", 0) })
+		require.False(t, ganbauth.CameBack(a.kit, httptest.NewRecorder(), r, "6", "openid"))
+		require.False(t, ganbauth.CameBack(a.kit, httptest.NewRecorder(), r, "5", "openid", "y"), "it asks for more")
+		require.True(t, ganbauth.CameBack(a.kit, httptest.NewRecorder(), r, "5", "x", "openid"))
+		time.Sleep(30 * time.Second)
+		put(func(w http.ResponseWriter) { require.True(t, ganbauth.CameBack(a.kit, w, r, "5", "openid")) })
+		require.Empty(t, b.cookies(), "the next try is free")
+	})
 }
 
 // An instance that was given other scopes meanwhile can finish the login. It does not know the scopes that were asked.
@@ -518,14 +685,12 @@ func TestScopesChangeDuringALogin(t *testing.T) {
 	before := newApp(t, setup{bank: bank, options: ganbauth.Options{Scopes: []string{"openid", "a"}}})
 	after := newApp(t, setup{bank: bank, options: ganbauth.Options{Scopes: []string{"openid", "a", "b"}}})
 	w := httptest.NewRecorder()
-	r := httptest.NewRequest("GET", "/", nil)
-	ganbauth.PutAttempt(before.kit, w, r, "state", ganbauth.Login{Scope: "openid a c"}, 450)
-	r.Header.Set("Cookie", strings.SplitN(w.Header().Get("Set-Cookie"), ";", 2)[0])
-	got, ok := ganbauth.FindAttempt(after.kit, r, "state")
-	require.True(t, ok)
-	require.Empty(t, got.Scope)
-	got, _ = ganbauth.FindAttempt(before.kit, r, "state")
-	require.Equal(t, "openid a c", got.Scope)
+	ganbauth.PutAttempt(before.kit, w, httptest.NewRequest("GET", "/", nil), "state", ganbauth.Login{Scope: "openid a c"}, 450)
+	b := before.browser()
+	b.take(w.Result())
+	require.Len(t, after.held(b), 1)
+	require.Empty(t, after.held(b)[0].Scope)
+	require.Equal(t, "openid a c", before.held(b)[0].Scope)
 }
 
 // returnPaths are the payloads of section E: "" as want means that the login must end at the default page.

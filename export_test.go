@@ -109,20 +109,47 @@ func FinishAttempt(k *Kit, w http.ResponseWriter, r *http.Request, state string,
 	return true
 }
 
-// FindAttempt returns what r has of the attempt with that state.
-func FindAttempt(k *Kit, r *http.Request, state string) (l Login, ok bool) {
-	name := k.attempts.cookieName(state)
-	a := k.attempts.read(r, name).find(name)
-	if a == nil {
-		return Login{}, false
+// Held is an attempt that a browser holds.
+type Held struct {
+	Login
+	Name string
+	Size int
+	Done bool
+}
+
+// HeldAttempts lists the attempts of r.
+func HeldAttempts(k *Kit, r *http.Request) (held []Held) {
+	for _, c := range k.attempts.read(r, "").cookies {
+		held = append(held, Held{Login{c.foreign, c.returnTo, c.login, c.scope, c.connection}, c.name, c.size, !c.done.IsZero()})
 	}
-	return Login{a.foreign, a.returnTo, a.login, a.scope, a.connection}, true
+	return held
 }
 
 // AttemptPrefix begins the names of the kit's cookies.
 func AttemptPrefix(k *Kit) string { return k.attempts.prefix }
 
-func UnmarshalAttempt(data []byte) { _, _ = attempts{scope: "openid"}.unmarshal(string(data)) }
+// CameBack reports whether the guard against loops refuses another login, and answers as it does.
+func CameBack(k *Kit, w http.ResponseWriter, r *http.Request, connection string, scopes ...string) bool {
+	return k.attempts.read(r, "").cameBack(w, connection, scopes)
+}
+
+// AttemptSecrets returns what is derived from one seed.
+func AttemptSecrets() (nonce, verifier string) {
+	a := &attempt{seed: newSeed(), openID: true, pkce: true}
+	return a.nonce(), a.verifier()
+}
+
+// AttemptRecord returns the record of an attempt, before it is sealed.
+func AttemptRecord() []byte {
+	a := &attempt{begun: time.Unix(1e9, 0), done: time.Unix(1e9+1, 0), foreign: true, seed: newSeed(), owner: hash("x"),
+		returnTo: "/x", login: "/y", scope: "openid more", connection: "z"}
+	return attempts{scope: "openid"}.marshal(a)
+}
+
+func UnmarshalAttempt(data []byte) error {
+	_, err := attempts{scope: "openid"}.unmarshal(string(data))
+	return err
+}
 
 func SCSRecord(store TokenStore, t *Token) []byte {
 	data, err := store.(*scsStore).encode("key", t, time.Unix(1e9, 0))

@@ -185,10 +185,11 @@ func FuzzRecords(f *testing.F) {
 	f.Add(data)
 	f.Add([]byte{})
 	f.Add([]byte{1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+	f.Add(ganbauth.AttemptRecord())
 	store := ganbauth.NewSCSStore(scs.New())
 	f.Add(ganbauth.SCSRecord(store, &fullToken))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		ganbauth.UnmarshalAttempt(data)
+		_ = ganbauth.UnmarshalAttempt(data)
 		_ = ganbauth.SCSDecode(store, data)
 		before := fullToken
 		got := before

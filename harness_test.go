@@ -306,9 +306,11 @@ func (b *browser) cookie(name string) string {
 }
 
 // cookieHeader is what the browser sends as Cookie.
-func (b *browser) cookieHeader() string {
+func (b *browser) cookieHeader() string { return cookieHeader(b.cookies()) }
+
+func cookieHeader(cookies []*http.Cookie) string {
 	var pairs []string
-	for _, c := range b.cookies() {
+	for _, c := range cookies {
 		pairs = append(pairs, c.Name+"="+c.Value)
 	}
 	return strings.Join(pairs, "; ")
