@@ -146,8 +146,8 @@ func TestD2CookiesInSequence(t *testing.T) {
 					} else {
 						l := ganbauth.Login{
 							Foreign:    rnd.IntN(2) == 0,
-							Scope:      c.scope,
-							Connection: strings.Repeat("c", c.connection),
+							Scope:      []string{"openid offline_access private:account", c.scope}[rnd.IntN(2)],
+							Connection: strings.Repeat("c", rnd.IntN(c.connection+1)),
 						}
 						n := lengths[rnd.IntN(len(lengths))]
 						if foreign = l.Foreign; foreign {
@@ -623,7 +623,7 @@ func TestAttemptCarries(t *testing.T) {
 	t.Run("a finished login is short", func(t *testing.T) {
 		a := newApp(t, setup{bare: true})
 		b := a.browser()
-		target := b.do("GET", "/p/"+strings.Repeat("x", 1000), at("same-origin")).Header.Get("Location")
+		target := b.do("GET", "/p/"+strings.Repeat("x", 500), at("same-origin")).Header.Get("Location")
 		require.Equal(t, 303, b.get(a.bank.Approve(target)).StatusCode)
 		require.Less(t, a.held(b)[0].Size, 200)
 	})
