@@ -229,6 +229,18 @@ func TestD2OtherSitesDoNotEndALogin(t *testing.T) {
 			})
 		}
 	}
+	t.Run("nor behind the reload that brings a Strict session cookie", func(t *testing.T) {
+		a := newApp(t, setup{sessions: func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }})
+		b := a.browser()
+		alive := b.follow(b.do("GET", "/p?a=1", at("same-origin"))).Header.Get("Location")
+		for i := range 20 {
+			resp := b.do("GET", fmt.Sprintf("/p/%d%s", i, strings.Repeat("x", 240)), at("cross-site"))
+			require.Equal(t, 200, resp.StatusCode, "a reload")
+			require.Equal(t, 303, b.follow(resp).StatusCode)
+		}
+		resp := b.follow(b.do("GET", a.bank.Approve(alive), at("cross-site")))
+		require.Equal(t, "/p?a=1", resp.Header.Get("Location"))
+	})
 	t.Run("nor any of this site's", func(t *testing.T) {
 		a := newApp(t, setup{})
 		b := a.browser()
@@ -668,14 +680,15 @@ func TestNoLoopKnowsConnections(t *testing.T) {
 		put(func(w http.ResponseWriter) {
 			ganbauth.PutAttempt(a.kit, w, r, "1", ganbauth.Login{Scope: "openid x", Connection: "5"}, 0)
 		})
-		require.False(t, ganbauth.CameBack(a.kit, httptest.NewRecorder(), r, "5", "openid"), "it is not finished")
+		require.False(t, ganbauth.JustReturned(a.kit, r, "5", "openid"), "it is not finished")
 		put(func(w http.ResponseWriter) { ganbauth.FinishAttempt(a.kit, w, r, "1", 0) })
-		require.False(t, ganbauth.CameBack(a.kit, httptest.NewRecorder(), r, "6", "openid"))
-		require.False(t, ganbauth.CameBack(a.kit, httptest.NewRecorder(), r, "5", "openid", "y"), "it asks for more")
-		require.True(t, ganbauth.CameBack(a.kit, httptest.NewRecorder(), r, "5", "x", "openid"))
+		require.False(t, ganbauth.JustReturned(a.kit, r, "6", "openid"))
+		require.False(t, ganbauth.JustReturned(a.kit, r, "5", "openid", "y"), "it asks for more")
+		require.True(t, ganbauth.JustReturned(a.kit, r, "5", "x", "openid"))
 		time.Sleep(30 * time.Second)
-		put(func(w http.ResponseWriter) { require.True(t, ganbauth.CameBack(a.kit, w, r, "5", "openid")) })
-		require.Empty(t, b.cookies(), "the next try is free")
+		require.True(t, ganbauth.JustReturned(a.kit, r, "5", "openid"))
+		time.Sleep(time.Millisecond)
+		require.False(t, ganbauth.JustReturned(a.kit, r, "5", "openid"))
 	})
 }
 

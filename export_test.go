@@ -128,9 +128,9 @@ func HeldAttempts(k *Kit, r *http.Request) (held []Held) {
 // AttemptPrefix begins the names of the kit's cookies.
 func AttemptPrefix(k *Kit) string { return k.attempts.prefix }
 
-// CameBack reports whether the guard against loops refuses another login, and answers as it does.
-func CameBack(k *Kit, w http.ResponseWriter, r *http.Request, connection string, scopes ...string) bool {
-	return k.attempts.read(r, "").cameBack(w, connection, scopes)
+// JustReturned reports whether the guard against loops knows a login for these scopes.
+func JustReturned(k *Kit, r *http.Request, connection string, scopes ...string) bool {
+	return len(k.attempts.read(r, "").justReturned(connection, scopes)) > 0
 }
 
 // AttemptSecrets returns what is derived from one seed.
