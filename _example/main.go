@@ -76,7 +76,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	app.sessions.Cookie.Secure = strings.HasPrefix(opts.RedirectURI, "https:")
 
 	connector, err := app.connect(*conf, *method, ganbtest.Options{
-		Consent: true, RevokeOnReuse: true, Lifetime: *lifetime, RedirectURI: opts.RedirectURI,
+		Consent: true, Application: "The example", RevokeOnReuse: true, Lifetime: *lifetime, RedirectURI: opts.RedirectURI,
 	})
 	if err != nil {
 		return err

@@ -37,8 +37,9 @@ func apiCall(t *testing.T, s *ganbtest.Server, token *ganbauth.Token, method, pa
 	return resp.StatusCode, answer
 }
 
-// fields are the members of an object that the bank documents, with the lengths of their values in characters. A
-// question mark stands for a member that only some kinds of account have.
+// fields are the members of an object that the bank documents, with the lengths of their
+// values in characters. A question mark stands for a member that only some kinds of
+// account have.
 type fields map[string][2]int
 
 func (want fields) check(t *testing.T, object map[string]any) {
@@ -93,7 +94,8 @@ var (
 	transferFields = fields{"accountId": {12, 29}, "resultCode": {1, 1}, "applyNo": {16, 16}}
 )
 
-// The API has the members that the bank's public SDKs document, of their types and lengths.
+// The API has the members that the bank's public SDKs document, of their types and
+// lengths.
 func TestAccountsAsTheBankDocumentsThem(t *testing.T) {
 	now := time.Date(2026, 11, 24, 15, 30, 59, 0, time.UTC) // the 25th in Japan
 	s := ganbtest.NewServer(ganbtest.Options{InProcess: true, Subject: "u", Now: func() time.Time { return now }})

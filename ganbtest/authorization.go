@@ -61,7 +61,8 @@ func (s *Server) decide(w http.ResponseWriter, r *http.Request) {
 }
 
 // Approve answers an authorization URL as if the user had approved it all, and returns
-// the callback URL with code and state. It does not follow it.
+// the callback URL with code and state. It does not follow it, and asks no endpoint. It
+// panics if authorizationURL, or its redirect_uri, is not a URL.
 func (s *Server) Approve(authorizationURL string) string {
 	return s.callbackURL(authorizationURL, func(q url.Values) url.Values {
 		return s.approve(q, strings.Fields(q.Get("scope")))

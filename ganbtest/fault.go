@@ -9,7 +9,8 @@ import (
 )
 
 // Fault is one way for the bank to fail. The zero value of each field leaves that part as
-// it is.
+// it is, so that Fault{} is an answer that is well: it can stand in a queue before one
+// that is not. A Fault must not change after it has been passed on.
 type Fault struct {
 	// For limits the fault to the requests for which it returns true: those of one
 	// Subject, one GrantType, or a share of all. It may be called concurrently. Nil
@@ -57,20 +58,21 @@ var (
 		Header: http.Header{"Content-Type": {"application/json"}, "Www-Authenticate": {"Basic"}},
 		Body:   `{"error":"invalid_client"}`,
 	}
-	// ConnectionCut closes the connection, nothing processed.
+	// ConnectionCut closes the connection before the request is processed.
 	ConnectionCut = Fault{Cut: true}
 	// AnswerLost closes the connection after the request was processed: a refresh token
 	// is spent, and nobody has the new one.
 	AnswerLost = Fault{Cut: true, Processed: true}
-	// NotJSON is 200 with an HTML page.
+	// NotJSON is 200 with an HTML page. The request is not processed.
 	NotJSON = Fault{Status: http.StatusOK, Header: http.Header{"Content-Type": {"text/html"}}, Body: "<html></html>"}
-	// Truncated is 200 with half a token response.
+	// Truncated is 200 with half a token response: a refresh token is spent for it.
 	Truncated = Fault{
 		Status: http.StatusOK, Processed: true,
 		Header: http.Header{"Content-Type": {"application/json"}},
 		Body:   `{"access_token":"half`,
 	}
-	// WrongIDToken has the bank send an ID token with a wrong signature.
+	// WrongIDToken has the token endpoint send an ID token with a wrong signature, where
+	// it sends one.
 	WrongIDToken = Fault{Change: func(response map[string]any) {
 		if t, ok := response["id_token"].(string); ok {
 			response["id_token"] = t[:len(t)-8] + "AAAAAAAA"
@@ -87,12 +89,13 @@ func OAuthError(code string) Fault {
 	}
 }
 
-// Redirect is 307 to another place.
+// Redirect is 307 to another place. The request is not processed.
 func Redirect(location string) Fault {
 	return Fault{Status: http.StatusTemporaryRedirect, Header: http.Header{"Location": {location}}}
 }
 
-// Slow is an answer that takes its time.
+// Slow is an answer that takes its time: the request is processed after d, if the client
+// is still there.
 func Slow(d time.Duration) Fault { return Fault{Delay: d} }
 
 var errConnectionCut = errors.New("ganbtest: the connection was cut")

@@ -9,7 +9,7 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// Endpoint is one part of the bank.
+// Endpoint is one part of the bank. What is nowhere else belongs to API.
 type Endpoint string
 
 // The bank's endpoints.
@@ -136,7 +136,8 @@ func (s *Server) Count(e Endpoint) int {
 	return s.requests.counts[e]
 }
 
-// CountStatus returns how many requests the endpoint has answered with that status.
+// CountStatus returns how many requests the endpoint has answered with that status. Cut
+// connections have none.
 func (s *Server) CountStatus(e Endpoint, status int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -47,10 +47,11 @@ type Options struct {
 	// Subject is the user at the bank. Default: a new one for each login.
 	Subject string
 
-	// Lifetime is how long an access token serves. Default: one hour.
+	// Lifetime is how long an access token serves. Default: one hour. The answer tells it
+	// in whole seconds.
 	Lifetime time.Duration
 	// ExpiresInString sends expires_in as a JSON string, as the bank documents it;
-	// OmitExpiresIn sends none.
+	// OmitExpiresIn sends none. Default: a number, as the bank has been seen to send it.
 	ExpiresInString, OmitExpiresIn bool
 	// KeepRefreshToken turns rotation off: a refresh answers without a refresh_token, and
 	// the old one stays.
@@ -58,7 +59,8 @@ type Options struct {
 	// RevokeOnReuse makes a second use of a rotated refresh token end the whole grant, as
 	// RFC 9700 section 4.14.2 recommends. Without it the second use only fails.
 	RevokeOnReuse bool
-	// RefreshIDToken sends an ID token with a refresh, too.
+	// RefreshIDToken sends an ID token with a refresh, too (OpenID Connect Core section
+	// 12.2).
 	RefreshIDToken bool
 	// SendIssuer adds iss to callbacks (RFC 9207).
 	SendIssuer bool
@@ -68,7 +70,7 @@ type Options struct {
 	Consent bool
 	// Application is the application's name on the consent page. Default: none.
 	Application string
-	// Latency delays every answer of the token endpoint and the API.
+	// Latency delays every answer of the token endpoint and the API. Default: none.
 	Latency time.Duration
 	// RateLimit is how many requests the bank takes. Default: any number. See
 	// [Server.SetRateLimit].
@@ -83,7 +85,8 @@ type Options struct {
 	// WG_ERR_105, and also what API answers 404. An answer is sent when API returns.
 	// Default: none.
 	API http.Handler
-	// Now is the bank's clock. Default: [time.Now].
+	// Now is the bank's clock. It may be called concurrently. ID tokens are stamped with
+	// it, which a client on another clock refuses. Default: [time.Now].
 	Now func() time.Time
 	// KeepRequests is how many of the latest requests [Server.Requests] remembers.
 	// Default: all. Counts are not affected.
@@ -141,7 +144,8 @@ type state struct {
 
 const basePath = "/ganb/api"
 
-// NewServer starts a bank on a free loopback port, or in process. Close it after use.
+// NewServer starts a bank on a free loopback port, unless opts say that it is served in
+// process or elsewhere. It panics if there is no port. Close it after use.
 func NewServer(opts Options) *Server {
 	s := &Server{
 		ClientID:     opts.ClientID,
@@ -188,7 +192,7 @@ func NewServer(opts Options) *Server {
 // ServeHTTP answers as the bank: see Options.URL.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
-// Close stops the bank and waits for its requests.
+// Close cuts the connections to a bank that listens, and waits for its requests.
 func (s *Server) Close() {
 	if s.http != nil {
 		s.http.CloseClientConnections()
@@ -216,10 +220,11 @@ var (
 	_ fmt.Formatter  = Options{}
 )
 
-// Client returns an HTTP client that reaches the bank, without a cookie jar.
+// Client returns an HTTP client that reaches the bank, also in process. It follows
+// redirects and has no cookie jar.
 func (s *Server) Client() *http.Client { return s.client }
 
-// Config says where the bank is. The salt in it is not a secret.
+// Config says where the bank is, and lends it Client. The salt in it is not a secret.
 func (s *Server) Config() ganbauth.Config {
 	return ganbauth.Config{
 		AuthBaseURL: s.URL + basePath + "/auth/v1",
