@@ -13,29 +13,38 @@ import (
 	"unicode/utf8"
 )
 
-const minSalt = 16 // bytes; New warns of a shorter one
+// minSalt is the length in bytes of a salt that New does not warn of.
+const minSalt = 16
 
-// Config says where the bank is. Its JSON form is the conf.json that every official SDK of the bank reads.
-// It is copied when used and safe to share.
+// Config says where the bank is, and has the application's salt. It unmarshals from the
+// conf.json that every official SDK of the bank reads. [NewConnector] copies it.
+//
+// fmt and log/slog show it without the salt. Marshaling it fails, as JSON for example.
 type Config struct {
-	// AuthBaseURL is the root of the authorization server, https (http only on a loopback address).
+	// AuthBaseURL is the root of the authorization server: https, or http on a loopback
+	// address. Required.
 	AuthBaseURL string `json:"AUTH_BASE_URL"`
-	// AuthPath and TokenPath follow AuthBaseURL. Defaults: "/authorization" and "/token".
+	// AuthPath and TokenPath follow AuthBaseURL. They begin with a slash and may have a
+	// query. Defaults: "/authorization" and "/token".
 	AuthPath  string `json:"AUTH_PATH"`
 	TokenPath string `json:"TOKEN_PATH"`
-	// JWTIssuer is the exact iss of the bank's ID tokens, trailing slash and all (the bank's SDKs disagree about
-	// it). OpenID Connect needs it, plain OAuth 2.0 does not.
+	// JWTIssuer is the exact iss of the bank's ID tokens. The bank's SDKs disagree about
+	// its trailing slash, which counts. OpenID Connect needs it. Plain OAuth 2.0 does
+	// not.
 	JWTIssuer string `json:"JWT_ISSUER"`
-	// Salt is the integrator's own secret; it goes into state and into the key of the attempt cookies.
-	// All instances of an application need the same one. Required.
+	// Salt is a secret of the application's own, at least 16 random bytes. The state and
+	// the keys of the cookies are made with it, so all instances of an application need
+	// the same one. Required.
 	Salt string `json:"SALT"`
-	// HTTPClient lends its Transport, and its Timeout where that is shorter than 30 seconds. Its redirect policy
-	// and its cookie jar are not used, and it is not changed. Default: net/http's transport with at
-	// most 1,024 connections, which are kept, and a limit on response headers.
+	// HTTPClient lends its Transport, and its Timeout if that is shorter than 30 seconds.
+	// Its redirect policy and its cookie jar are not used. It is not changed. Default:
+	// net/http's default transport, but with up to 1,024 connections, which are kept, and
+	// 64 KiB of response headers.
 	HTTPClient *http.Client `json:"-"`
 }
 
-// Production is the bank's production environment. The salt is your own secret.
+// Production returns the Config of the bank's production environment. For salt see
+// [Config].
 func Production(salt string) Config {
 	return Config{
 		AuthBaseURL: "https://api.gmo-aozora.com/ganb/api/auth/v1",
@@ -44,7 +53,7 @@ func Production(salt string) Config {
 	}.withDefaults()
 }
 
-// Staging is the bank's staging environment. The salt is your own secret.
+// Staging returns the Config of the bank's staging environment. For salt see [Config].
 func Staging(salt string) Config {
 	return Config{
 		AuthBaseURL: "https://stg-api.gmo-aozora.com/ganb/api/auth/v1",
@@ -53,8 +62,9 @@ func Staging(salt string) Config {
 	}.withDefaults()
 }
 
-// Sunabar is the bank's public sandbox. The salt is your own secret.
-// The issuer is not documented: set JWTIssuer if ID tokens are refused for theirs.
+// Sunabar returns the Config of the bank's public sandbox. For salt see [Config]. The
+// issuer of its ID tokens is not documented: set JWTIssuer if the ID tokens are refused
+// for their iss.
 func Sunabar(salt string) Config {
 	return Config{
 		AuthBaseURL: "https://api.sunabar.gmo-aozora.com/auth/v1",
@@ -63,9 +73,10 @@ func Sunabar(salt string) Config {
 	}.withDefaults()
 }
 
-// LoadConfig reads a conf.json, with or without a byte order mark. JWT_ISSUER may occur twice, as
-// in the file of the bank's Node SDK: the last one counts. An error says what is wrong without
-// quoting the file. Whether the values can be used is for [NewConnector] to say.
+// LoadConfig reads a conf.json, in UTF-8 with or without a byte order mark. JWT_ISSUER
+// may occur twice, as in the file of the bank's Node SDK: the last one counts. Errors
+// name the file and the fault, and quote no value. Missing paths get their defaults.
+// [NewConnector] checks the values.
 func LoadConfig(path string) (Config, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -94,7 +105,7 @@ func LoadConfig(path string) (Config, error) {
 	return cfg.withDefaults(), errors.Join(errs...)
 }
 
-// readConfig reads the JSON of a conf.json, which people edit with all kinds of editors.
+// readConfig reads the JSON of a conf.json as editors and SDKs leave it.
 func readConfig(data []byte) (object, error) {
 	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
 	switch {
@@ -106,7 +117,8 @@ func readConfig(data []byte) (object, error) {
 	return readObject(data, func(name string) bool { return name == "JWT_ISSUER" })
 }
 
-// isUTF16 recognizes UTF-16 by its byte order mark, or by an ASCII character in two bytes.
+// isUTF16 recognizes UTF-16 by its byte order mark, or by an ASCII character in two
+// bytes.
 func isUTF16(data []byte) bool {
 	if len(data) < 2 {
 		return false
@@ -115,34 +127,36 @@ func isUTF16(data []byte) bool {
 	return head == [2]byte{0xff, 0xfe} || head == [2]byte{0xfe, 0xff} || head[0] == 0 || head[1] == 0
 }
 
-func (c Config) withDefaults() Config {
-	if c.AuthPath == "" {
-		c.AuthPath = "/authorization"
+func (cfg Config) withDefaults() Config {
+	if cfg.AuthPath == "" {
+		cfg.AuthPath = "/authorization"
 	}
-	if c.TokenPath == "" {
-		c.TokenPath = "/token"
+	if cfg.TokenPath == "" {
+		cfg.TokenPath = "/token"
 	}
-	return c
+	return cfg
 }
 
-// endpoints joins AuthBaseURL with AuthPath, TokenPath and /userinfo as the bank's SDKs do. It
-// refuses a URL that no secret may be sent to, and reports every fault once.
-func (c Config) endpoints() (auth, token, userInfo *url.URL, err error) {
+// endpoints joins AuthBaseURL with AuthPath, TokenPath and /userinfo, as the bank's SDKs
+// do. It refuses a URL to which no secret may be sent. It reports every fault once.
+func (cfg Config) endpoints() (auth, token, userInfo *url.URL, err error) {
 	err = errors.Join(
-		checkBaseURL(c.AuthBaseURL),
-		checkPath("AuthPath", c.AuthPath),
-		checkPath("TokenPath", c.TokenPath),
+		checkBaseURL(cfg.AuthBaseURL),
+		checkPath("AuthPath", cfg.AuthPath),
+		checkPath("TokenPath", cfg.TokenPath),
 	)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	base := strings.TrimSuffix(c.AuthBaseURL, "/")
-	auth, err1 := url.Parse(base + c.AuthPath)
-	token, err2 := url.Parse(base + c.TokenPath)
+	base := strings.TrimSuffix(cfg.AuthBaseURL, "/")
+	auth, err1 := url.Parse(base + cfg.AuthPath)
+	token, err2 := url.Parse(base + cfg.TokenPath)
 	userInfo, err3 := url.Parse(base + "/userinfo")
 	return auth, token, userInfo, errors.Join(err1, err2, err3)
 }
 
+// checkBaseURL checks AuthBaseURL, which it does not quote, as it could contain a
+// password.
 func checkBaseURL(s string) error {
 	u, err := url.Parse(s)
 	switch {
@@ -170,7 +184,7 @@ func checkPath(field, path string) error {
 	return nil
 }
 
-// secureURL reports whether a secret may travel to u.
+// secureURL reports whether a secret may be sent to u.
 func secureURL(u *url.URL) bool {
 	return u.Scheme == "https" || u.Scheme == "http" && isLoopback(u.Hostname())
 }
@@ -180,19 +194,17 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-const redacted = "[redacted]"
-
-// Format implements [fmt.Formatter] and hides the salt, whatever the verb.
-func (c Config) Format(f fmt.State, _ rune) {
-	fmt.Fprintf(f, "ganbauth.Config{AuthBaseURL:%q AuthPath:%q TokenPath:%q JWTIssuer:%q Salt:%s}",
-		c.AuthBaseURL, c.AuthPath, c.TokenPath, c.JWTIssuer, redacted)
+// Format implements [fmt.Formatter]. It hides the salt, whatever the verb.
+func (cfg Config) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "ganbauth.Config{AuthBaseURL:%q AuthPath:%q TokenPath:%q JWTIssuer:%q Salt:[redacted]}",
+		cfg.AuthBaseURL, cfg.AuthPath, cfg.TokenPath, cfg.JWTIssuer)
 }
 
-// LogValue implements [slog.LogValuer] and hides the salt.
-func (c Config) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(c)) }
+// LogValue implements [slog.LogValuer]. It hides the salt.
+func (cfg Config) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(cfg)) }
 
-// MarshalText always fails, and with it encoding/json, encoding/xml and YAML: the text would have
-// the salt, or another value in its place that reads back as the salt. Keep a conf.json apart.
-func (c Config) MarshalText() ([]byte, error) {
+// MarshalText always fails, and so do encoding/json and other encodings that use it. The
+// text would show the salt, or something in its place that reads back as the salt.
+func (cfg Config) MarshalText() ([]byte, error) {
 	return nil, errors.New("ganbauth: a Config has a secret and is not to be marshaled")
 }

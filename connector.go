@@ -17,41 +17,38 @@ import (
 	"unicode"
 )
 
-// AuthMethod is how the client authenticates at the token endpoint. The bank registers a client for exactly one
-// method; the two are never mixed and never guessed.
+// AuthMethod is how the client authenticates at the token endpoint. The bank registers a
+// client for one method. A Connector uses that one and never tries the other.
 type AuthMethod int
 
 const (
-	// AuthBasic is client_secret_basic: id and secret in the Authorization header. As in the bank's SDKs they are
-	// not form-encoded first, so the id must not contain a colon (RFC 7617 section 2).
+	// AuthBasic is client_secret_basic: the id and the secret are in the Authorization
+	// header. They are not form-encoded first, because the bank's SDKs do not do it. That
+	// is why the id must not contain a colon (RFC 7617 section 2).
 	AuthBasic AuthMethod = iota + 1
-	// AuthPost is client_secret_post: id and secret in the request's body.
+	// AuthPost is client_secret_post: the id and the secret are in the body of the
+	// request.
 	AuthPost
 )
 
-// Lengths. The bank documents the first four; RFC 6749 asks clients not to assume the size of what they receive.
+// The lengths that the bank documents for what it is sent, in bytes.
 const (
 	maxCredential  = 128
 	maxState       = 128
 	maxScope       = 256
 	maxRedirectURI = 256
-
-	maxReceived = 4 << 10  // a code, an access token, a refresh token, a granted scope
-	maxIDToken  = 16 << 10 // carries claims
-	maxBody     = 1 << 20  // any answer, after decompression
 )
 
-const (
-	exchangeTimeout = 30 * time.Second // from dialing to the last byte of the body
-	maxLifetime     = 365 * 24 * time.Hour
-	defaultLifetime = time.Hour
-)
+// exchangeTimeout bounds a request, from dialing to the last byte of the answer.
+const exchangeTimeout = 30 * time.Second
 
-// Connector speaks the bank's authorization protocol: a port of the bank's GanbConnector. It knows HTTP and JSON,
-// nothing of sessions or cookies. Make one with [NewConnector]; it is immutable and safe for concurrent use.
+// Connector speaks the bank's authorization protocol. It is a port of the GanbConnector
+// of the bank's SDKs, and knows nothing of sessions or cookies. Make one with
+// [NewConnector]. It is immutable and safe for concurrent use, and may be copied.
 //
-// Every request has a deadline of 30 seconds for the whole answer, follows no redirect, sends no cookie and is sent
-// once: what the bank may have processed is not repeated.
+// Every request ends after 30 seconds, or after the Timeout of Config.HTTPClient if that
+// is shorter. It follows no redirect and sends no cookie. It is sent once, because the
+// bank may have processed a request whose answer is lost.
 type Connector struct {
 	clientID              string
 	clientSecret, salt    secret
@@ -63,9 +60,9 @@ type Connector struct {
 	timeout               time.Duration
 }
 
-// NewConnector makes a Connector from the client id and secret that the bank issued, 1 to 128 bytes each, the method
-// they are registered for, and the bank's environment. It reports everything that is wrong at once, and no secret in
-// it.
+// NewConnector makes a Connector from the client id and the secret that the bank issued,
+// 1 to 128 bytes each, the method that they are registered for, and the bank's
+// environment. The error lists everything that is wrong, and contains no secret.
 func NewConnector(clientID, clientSecret string, method AuthMethod, cfg Config) (*Connector, error) {
 	cfg = cfg.withDefaults()
 	errs := []error{
@@ -96,8 +93,8 @@ func NewConnector(clientID, clientSecret string, method AuthMethod, cfg Config) 
 		userInfoURL:  userInfoURL.String(),
 		timeout:      exchangeTimeout,
 	}
-	// Redirects are not followed: net/http would send the code and the secret along (307, 308), or take a
-	// stranger's JSON for the answer (301 to 303).
+	// Following a redirect would send the code and the secret to another place (307,
+	// 308), or take that place's JSON for the bank's answer (301 to 303).
 	c.http = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	if lent := cfg.HTTPClient; lent != nil {
 		c.http.Transport = lent.Transport
@@ -111,18 +108,22 @@ func NewConnector(clientID, clientSecret string, method AuthMethod, cfg Config) 
 	return c, nil
 }
 
+// defaultTransport is net/http's default, with enough connections for a crowd and a limit
+// on response headers.
 func defaultTransport() http.RoundTripper {
 	std, ok := http.DefaultTransport.(*http.Transport)
 	if !ok {
 		return http.DefaultTransport // the application has put its own there
 	}
 	t := std.Clone()
-	// There is one host, of which net/http keeps 2 connections; opening more than are kept makes a crowd slower.
+	// net/http keeps 2 idle connections for a host. A crowd that opens more has to dial
+	// again and again.
 	t.MaxIdleConns, t.MaxIdleConnsPerHost, t.MaxConnsPerHost = 1024, 1024, 1024
 	t.MaxResponseHeaderBytes = 64 << 10
 	return t
 }
 
+// checkCredential checks a client id or a secret, which it does not quote.
 func checkCredential(what, s string) error {
 	switch {
 	case strings.TrimSpace(s) == "":
@@ -135,27 +136,30 @@ func checkCredential(what, s string) error {
 	return nil
 }
 
-// Format implements [fmt.Formatter]. It shows the URL of the consent page and no secret, whatever
-// the verb.
+// Format implements [fmt.Formatter]. It shows the URL of the consent page and no secret,
+// whatever the verb.
 func (c Connector) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "ganbauth.Connector(%s)", c.authURL) }
 
-// deriveKey makes a 32-byte key for one purpose. Instances with the same secret and salt make the same one.
+// deriveKey derives a 32-byte key for one purpose from the client secret and the salt, so
+// that all instances of an application have the same one.
 func (c *Connector) deriveKey(purpose string) ([]byte, error) {
 	return hkdf.Key(sha256.New, []byte(c.clientSecret.reveal()), []byte(c.salt.reveal()), purpose, 32)
 }
 
-// OAuthAuthorization returns the URL that asks the user for consent (RFC 6749 section 4.1.1). The state in it is
-// the lowercase hex SHA-256 of sessionID and the salt, byte for byte what the bank's SDKs make: give every attempt
-// a sessionID of its own, or its state can be replayed.
+// OAuthAuthorization returns the URL of the page that asks the user for consent (RFC 6749
+// section 4.1.1). Its state is the lowercase hex SHA-256 of sessionID and the salt, as in
+// the bank's SDKs. Use a new sessionID for every attempt, or its state can be replayed.
 //
-// It fails when sessionID is empty, or scope or redirectURI is empty or longer than 256 characters.
+// It fails if sessionID is empty, or if scope or redirectURI does not have 1 to 256
+// bytes.
 func (c *Connector) OAuthAuthorization(sessionID, scope, redirectURI string) (string, error) {
 	return c.authorizationURL(sessionID, scope, redirectURI, nil)
 }
 
-// OpenIDAuthorization is [Connector.OAuthAuthorization] for OpenID Connect (Core section 3.1.2.1). The nonce,
-// 128 bits at random, is in the URL: keep it for [Connector.OpenIDToken]. The scope should contain openid.
-// It fails also when the Config has no JWTIssuer.
+// OpenIDAuthorization is [Connector.OAuthAuthorization] for OpenID Connect (Core section
+// 3.1.2.1). The scope should contain openid. The URL has a random nonce of 128 bits,
+// which is returned as well: keep it for [Connector.OpenIDToken]. Without a JWTIssuer in
+// its Config it fails.
 func (c *Connector) OpenIDAuthorization(sessionID, scope, redirectURI string) (authURL, nonce string, err error) {
 	if c.issuer == "" {
 		return "", "", errNoIssuer
@@ -170,11 +174,14 @@ func (c *Connector) OpenIDAuthorization(sessionID, scope, redirectURI string) (a
 
 var errNoIssuer = errors.New("ganbauth: config: OpenID Connect needs JWTIssuer")
 
+// state returns the state that the bank's SDKs send for sessionID.
 func (c *Connector) state(sessionID string) string {
 	sum := sha256.Sum256([]byte(sessionID + c.salt.reveal()))
 	return hex.EncodeToString(sum[:])
 }
 
+// authorizationURL returns the URL of the consent page, with more parameters. A query in
+// AuthPath is kept.
 func (c *Connector) authorizationURL(sessionID, scope, redirectURI string, more url.Values) (string, error) {
 	if sessionID == "" {
 		return "", errors.New("ganbauth: authorization: the session id is empty")
@@ -208,19 +215,20 @@ func checkLength(what, s string, limit int) error {
 	return nil
 }
 
-// OAuthToken exchanges the code of a callback for a token (RFC 6749 section 4.1.3). An ID token
-// in the answer is ignored. Without expires_in the token lives for an hour. It fails with a
-// [*TokenError], [ErrTokenFormat] or [ErrTokenValue]. A code works once: do not call it again
-// with the same one.
+// OAuthToken exchanges the code of a callback for a token (RFC 6749 section 4.1.3). An ID
+// token in the answer is ignored. Without expires_in the token lives for an hour. It
+// fails with a [*TokenError], [ErrTokenFormat] or [ErrTokenValue]. A code works once: do
+// not call it again with the same one.
 func (c *Connector) OAuthToken(ctx context.Context, redirectURI, code string) (*Token, error) {
 	answer, err := c.exchange(ctx, redirectURI, code, "", assumed{})
 	return answer.token, err
 }
 
-// OpenIDToken is [Connector.OAuthToken] for OpenID Connect. The answer must have an ID token
-// that passes Core section 3.1.3.7 with the nonce that [Connector.OpenIDAuthorization] returned.
-// Otherwise nothing of the answer is returned, and the error is [ErrTokenFormat] or
-// [ErrInvalidIDToken]. Without a nonce or a JWTIssuer it fails before the code is sent.
+// OpenIDToken is [Connector.OAuthToken] for OpenID Connect. The answer must have an ID
+// token that passes Core section 3.1.3.7 with the nonce that
+// [Connector.OpenIDAuthorization] returned. Otherwise nothing of the answer is returned,
+// and the error is [ErrTokenFormat] or [ErrInvalidIDToken]. Without a nonce or a
+// JWTIssuer it fails before the code is sent.
 func (c *Connector) OpenIDToken(ctx context.Context, redirectURI, code, nonce string) (*Token, error) {
 	switch {
 	case c.issuer == "":
@@ -235,9 +243,13 @@ func (c *Connector) OpenIDToken(ctx context.Context, redirectURI, code, nonce st
 	return c.identify(answer, nonce)
 }
 
+func (c *Connector) idTokens() idTokenVerifier {
+	return idTokenVerifier{c.issuer, c.clientID, c.clientSecret}
+}
+
 // identify completes a login's token with its ID token.
 func (c *Connector) identify(answer tokenAnswer, nonce string) (*Token, error) {
-	claims, err := c.verifyIDToken(answer.idToken, answer.token.AccessToken, time.Now())
+	claims, err := c.idTokens().verify(answer.idToken, answer.token.AccessToken, time.Now())
 	if err == nil {
 		err = claims.checkLogin(nonce)
 	}
@@ -266,16 +278,16 @@ func (c *Connector) exchange(ctx context.Context, redirectURI, code, verifier st
 	return parseToken(r, a)
 }
 
-// RefreshTokens spends a refresh token (RFC 6749 section 6). If the answer has no refresh_token,
-// the returned Token has the one that was sent. An ID token in the answer is verified, except
-// for the comparison with the login's ID token, for which see [Connector.RefreshSession].
-// Without a JWTIssuer it is ignored.
+// RefreshTokens spends a refresh token (RFC 6749 section 6). If the answer has no
+// refresh_token, the returned Token has refreshToken again. An ID token in the answer is
+// verified as far as that can be done without the login's ID token, for which see
+// [Connector.RefreshSession]. Without a JWTIssuer it is ignored.
 //
-// Assume that the bank has spent the refresh token even when RefreshTokens fails:
+// The bank may have spent the refresh token even if RefreshTokens fails:
 //
-//   - If [SalvagedRefreshToken] has the next one, store that in its place.
-//   - Else, if the error is a [*TokenError] that is Temporary, try again later with the same one.
-//   - Else the user has to connect again.
+//   - If [SalvagedRefreshToken] returns the next one, store it in place of the old one.
+//   - Otherwise, if the error is a [*TokenError] that is Temporary, try again later.
+//   - Otherwise the user has to connect again.
 func (c *Connector) RefreshTokens(ctx context.Context, refreshToken string) (*Token, error) {
 	answer, err := c.refresh(ctx, assumed{refreshToken: refreshToken})
 	if err != nil {
@@ -285,7 +297,7 @@ func (c *Connector) RefreshTokens(ctx context.Context, refreshToken string) (*To
 	if answer.idToken == "" || c.issuer == "" {
 		return t, nil
 	}
-	claims, err := c.verifyIDToken(answer.idToken, t.AccessToken, time.Now())
+	claims, err := c.idTokens().verify(answer.idToken, t.AccessToken, time.Now())
 	if err != nil {
 		return nil, answer.salvage(refreshToken, err)
 	}
@@ -293,8 +305,8 @@ func (c *Connector) RefreshTokens(ctx context.Context, refreshToken string) (*To
 	return t, nil
 }
 
-// refresh spends a refresh token. If the answer cannot be used, but for the next refresh token,
-// the error is a salvagedError.
+// refresh spends a refresh token. If only the next refresh token of the answer can be
+// used, the error is a salvagedError.
 func (c *Connector) refresh(ctx context.Context, a assumed) (tokenAnswer, error) {
 	if a.refreshToken == "" {
 		return tokenAnswer{}, fmt.Errorf("%w: there is no refresh token", ErrLoginRequired)
@@ -311,17 +323,18 @@ func (c *Connector) refresh(ctx context.Context, a assumed) (tokenAnswer, error)
 	return answer, nil
 }
 
-// RefreshSession refreshes token if apiErr is nil or an [*APIError] that is Expired. Any other
-// apiErr gives [ErrTokenNotExpired], which wraps it, and no request is made.
+// RefreshSession refreshes token if apiErr is nil or an [*APIError] that is Expired. For
+// any other apiErr it returns [ErrTokenNotExpired], which wraps apiErr, and sends
+// nothing.
 //
-// The returned Token keeps the IDToken and the Subject of token. An ID token in the answer must
-// verify and agree with them (OpenID Connect Core section 12.2), or the error is
-// [ErrInvalidIDToken]; it is ignored if token has neither, or without a JWTIssuer. Scopes beyond
-// those of token are dropped (RFC 6749 section 6).
+// The returned Token keeps the IDToken and the Subject of token. Scopes beyond those of
+// token are dropped (RFC 6749 section 6). An ID token in the answer must verify and agree
+// with the login (OpenID Connect Core section 12.2). If it does not, the error is
+// [ErrInvalidIDToken]. It is ignored if token has neither IDToken nor Subject, and if the
+// Config has no JWTIssuer.
 //
-// After an error nothing but [SalvagedRefreshToken] can be used of the answer; what to do about
-// token is as for [Connector.RefreshTokens]. Where the answer is for another user, nothing is
-// salvaged.
+// RefreshSession does not change token. After an error do as [Connector.RefreshTokens]
+// says. If the bank has answered for another user, there is no salvaged refresh token.
 func (c *Connector) RefreshSession(ctx context.Context, token *Token, apiErr error) (*Token, error) {
 	var e *APIError
 	if apiErr != nil && !(errors.As(apiErr, &e) && e != nil && e.Expired()) {
@@ -330,8 +343,8 @@ func (c *Connector) RefreshSession(ctx context.Context, token *Token, apiErr err
 	return c.renew(ctx, token)
 }
 
-// renew refreshes old. The error is errOtherSubject if the bank answered for another user, and a
-// salvagedError if only the next refresh token can be used.
+// renew refreshes old. The error is errOtherSubject if the bank answered for another
+// user, and a salvagedError if only the next refresh token can be used.
 func (c *Connector) renew(ctx context.Context, old *Token) (*Token, error) {
 	if old == nil {
 		return nil, ErrLoginRequired
@@ -355,13 +368,14 @@ func (c *Connector) renew(ctx context.Context, old *Token) (*Token, error) {
 	return t, nil
 }
 
-// checkUser compares the user of a refresh's ID token with old's, where both are known.
+// checkUser compares the user of a refresh's ID token with the user of old, if both are
+// known.
 func (c *Connector) checkUser(old *Token, answer tokenAnswer) error {
 	unknown := old.IDToken == "" && old.Subject == ""
 	if answer.idToken == "" || unknown || c.issuer == "" {
 		return nil
 	}
-	claims, err := c.verifyIDToken(answer.idToken, answer.token.AccessToken, time.Now())
+	claims, err := c.idTokens().verify(answer.idToken, answer.token.AccessToken, time.Now())
 	switch {
 	case err != nil:
 		return err
@@ -373,42 +387,28 @@ func (c *Connector) checkUser(old *Token, answer tokenAnswer) error {
 	return nil
 }
 
-// UserInfo fetches the claims about the user (OpenID Connect Core section 5.3). The answer's sub must be the
-// token's Subject, which a verified ID token has set; otherwise, and when the token has no Subject, the error is
-// [ErrInvalidIDToken]. A refusal is an [*APIError]. Numbers are float64.
+// UserInfo fetches the claims about the user (OpenID Connect Core section 5.3). Numbers
+// are float64. The sub of the answer must be the token's Subject, and its iss, if there
+// is one, the JWTIssuer. Otherwise, and for a token without a Subject, the error is
+// [ErrInvalidIDToken]. A refusal is an [*APIError], and an answer that is not a JSON
+// object is [ErrTokenValue].
 func (c *Connector) UserInfo(ctx context.Context, token *Token) (map[string]any, error) {
 	if token == nil || token.Subject == "" {
 		return nil, fmt.Errorf("%w: userinfo: the token has no subject to compare with", ErrInvalidIDToken)
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.userInfoURL, nil)
+	body, err := c.fetchUserInfo(ctx, token.AccessToken)
 	if err != nil {
-		return nil, fmt.Errorf("ganbauth: userinfo: %w", err)
-	}
-	req.Header.Set("Authorization", "Bearer "+token.AccessToken)
-	req.Header.Set("Accept", "application/json")
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("ganbauth: userinfo: %w", err)
-	}
-	defer resp.Body.Close()
-	if err := CheckResponse(resp); err != nil {
 		return nil, err
-	}
-	body, err := readBody(resp)
-	if err != nil {
-		return nil, fmt.Errorf("ganbauth: userinfo: %w", err)
 	}
 	o, err := parseObject(body)
 	if err != nil {
 		return nil, fmt.Errorf("%w: userinfo: %w", ErrTokenValue, err)
 	}
-	sub, _, err := member[string](o, "sub")
+	sub, _, err1 := member[string](o, "sub")
 	iss, hasIssuer, err2 := member[string](o, "iss")
 	switch {
-	case errors.Join(err, err2) != nil:
-		return nil, fmt.Errorf("%w: userinfo: %w", ErrInvalidIDToken, errors.Join(err, err2))
+	case errors.Join(err1, err2) != nil:
+		return nil, fmt.Errorf("%w: userinfo: %w", ErrInvalidIDToken, errors.Join(err1, err2))
 	case sub != token.Subject:
 		return nil, fmt.Errorf("%w: userinfo: sub is not the token's", ErrInvalidIDToken)
 	case hasIssuer && iss != c.issuer:
@@ -425,8 +425,33 @@ func (c *Connector) UserInfo(ctx context.Context, token *Token) (map[string]any,
 	return claims, nil
 }
 
-// requestToken sends one token request. With an error, what has arrived of an answer of 200 is
-// returned as well.
+// fetchUserInfo sends a userinfo request and returns the body of its answer.
+func (c *Connector) fetchUserInfo(ctx context.Context, accessToken string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.userInfoURL, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ganbauth: userinfo: %w", err)
+	}
+	req.Header.Set("Authorization", "Bearer "+accessToken)
+	req.Header.Set("Accept", "application/json")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ganbauth: userinfo: %w", err)
+	}
+	defer resp.Body.Close()
+	if err := CheckResponse(resp); err != nil {
+		return nil, err
+	}
+	body, err := readBody(resp)
+	if err != nil {
+		return nil, fmt.Errorf("ganbauth: userinfo: %w", err)
+	}
+	return body, nil
+}
+
+// requestToken sends one token request. With an error, what has arrived of an answer of
+// 200 is returned as well.
 func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenResponse, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()

@@ -17,54 +17,61 @@ import (
 
 // Errors to tell apart with [errors.Is].
 var (
-	// ErrLoginRequired means that no token can serve: the user has not connected, has logged
-	// out, or the bank has ended the connection.
+	// ErrLoginRequired means that no token can serve: the user has not connected, has
+	// logged out, or the bank has ended the connection.
 	ErrLoginRequired = errors.New("ganbauth: login required")
-	// ErrNoUser is the ErrLoginRequired that no login at the bank can mend: the application
-	// does not know the user, because Options.Key returned "" or an ErrLoginRequired.
+	// ErrNoUser means that the application does not know the user: Options.Key returned
+	// "" or an ErrLoginRequired. It wraps ErrLoginRequired, but connecting at the bank
+	// would not help.
 	ErrNoUser = fmt.Errorf("%w: the application knows no user to connect", ErrLoginRequired)
-	// ErrUnavailable means "try again later": the bank, the store, the sessions or a lock did
-	// not answer. The connection is kept. [StatusCode] is 503.
+	// ErrUnavailable means "try again later": the bank, the store, the sessions or a lock
+	// did not answer. The connection is kept. Its [StatusCode] is 503. Options.Key may
+	// return it.
 	ErrUnavailable = errors.New("ganbauth: unavailable")
-	// ErrInsufficientScope means that the user is connected but has not granted a scope that
-	// the route needs.
+	// ErrInsufficientScope means that the user is connected but has not granted a scope
+	// that the route needs.
 	ErrInsufficientScope = errors.New("ganbauth: insufficient scope")
 	// ErrTokenNotFound is what a [TokenStore] returns for a key without a token.
 	ErrTokenNotFound = errors.New("ganbauth: token not found")
-	// ErrSuperseded is a [Swapper]'s answer when what it was to replace is not what is stored.
+	// ErrSuperseded is what a [Swapper] returns when the stored record is not the one
+	// that it was to replace.
 	ErrSuperseded = errors.New("ganbauth: the record is another one by now")
-	// ErrTokenFormat means that the token endpoint's JSON is not a token response
-	// (RFC 6749 section 5.1).
+	// ErrTokenFormat means that the token endpoint's JSON is not a token response (RFC
+	// 6749 section 5.1).
 	ErrTokenFormat = errors.New("ganbauth: token format error")
 	// ErrTokenValue means that the token endpoint's answer is not a JSON object.
 	ErrTokenValue = errors.New("ganbauth: token value error")
-	// ErrInvalidIDToken means that an ID token failed OpenID Connect Core section 3.1.3.7 or
-	// 12.2, or that userinfo described another user (section 5.3.2). Nothing of the answer was
-	// used.
+	// ErrInvalidIDToken means that an ID token failed OpenID Connect Core section 3.1.3.7
+	// or 12.2, or that userinfo described another user (section 5.3.2). Nothing of the
+	// answer was used.
 	ErrInvalidIDToken = errors.New("ganbauth: invalid ID token")
-	// ErrTokenNotExpired is [Connector.RefreshSession]'s answer to an error that no refresh
-	// would mend.
+	// ErrTokenNotExpired is what [Connector.RefreshSession] returns for an error that a
+	// refresh would not mend.
 	ErrTokenNotExpired = errors.New("ganbauth: the token is not expired")
-	// ErrInvalidState means that a callback belongs to no login that this browser began, or to
-	// one that is over.
+	// ErrInvalidState means that a callback belongs to no login that this browser began,
+	// or to one that is over.
 	ErrInvalidState = errors.New("ganbauth: invalid state")
 
 	// errAttemptExpired is the ErrInvalidState of a login that took too long.
 	errAttemptExpired = fmt.Errorf("%w: the login was begun too long ago", ErrInvalidState)
-	// errOtherSubject is a refresh that the bank answered for another user. It ends the
-	// connection.
+	// errOtherSubject means that the bank answered a refresh with the verified ID token
+	// of another user. It ends the connection.
 	errOtherSubject = fmt.Errorf("%w: sub is not the login's", ErrInvalidIDToken)
 )
 
-// TokenError is a failure of the token endpoint (RFC 6749 section 5.2), or of the way to it.
+// TokenError is a refusal of the token endpoint (RFC 6749 section 5.2), or the lack of an
+// answer.
 type TokenError struct {
-	// StatusCode is the HTTP status, or 0 when no answer arrived.
+	// StatusCode is the HTTP status, or 0 if no answer arrived, or not to its end.
 	StatusCode int
-	// Code is the answer's error, such as invalid_grant, or else the gateway's errorCode, such as WG_ERR_300.
-	// It is empty when there is none, or none that could be printed.
+	// Code is the answer's error, such as invalid_grant, or else the gateway's errorCode,
+	// such as WG_ERR_300. It is empty if there is none, or if it is not an error code of
+	// at most 64 characters (RFC 6749 appendix A.7). It is the bank's: for metrics use
+	// Event.ErrorClass.
 	Code string
-	// Description and URI are the answer's error_description and error_uri (or the gateway's errorMessage),
-	// made printable and cut to 256 characters. They are the bank's words: do not show them as HTML or as a link.
+	// Description and URI are the answer's error_description and error_uri, or the
+	// gateway's errorMessage, made printable and cut to 256 characters. The bank has
+	// written them: do not show them as HTML or as a link.
 	Description, URI string
 	// RetryAfter is the answer's Retry-After, between a second and an hour, or 0.
 	RetryAfter time.Duration
@@ -72,7 +79,8 @@ type TokenError struct {
 	err error
 }
 
-// Error names the status and the code, and nothing of the request or of the bank's free text.
+// Error returns the status, the code and the cause. It contains nothing of the request
+// and none of the bank's free text.
 func (e *TokenError) Error() string {
 	s := "ganbauth: token endpoint: " + statusText(e.StatusCode, e.Code)
 	if e.err != nil {
@@ -81,11 +89,11 @@ func (e *TokenError) Error() string {
 	return s
 }
 
-// Unwrap returns the cause when no answer arrived, or nil.
+// Unwrap returns the cause if no answer arrived, or nil.
 func (e *TokenError) Unwrap() error { return e.err }
 
-// Temporary reports whether the same request might succeed later: the bank did not answer, is overloaded, under
-// maintenance or broken.
+// Temporary reports whether the same request might succeed later: the bank did not
+// answer, is under maintenance, limits the rate, or has an error of its own.
 func (e *TokenError) Temporary() bool {
 	switch e.Code {
 	case "server_error", "temporarily_unavailable", codeMaintenance:
@@ -96,23 +104,28 @@ func (e *TokenError) Temporary() bool {
 
 func (e *TokenError) wait() time.Duration { return e.RetryAfter }
 
-// grantDead reports whether the authorization server said that the grant itself is dead.
+// grantDead reports whether the authorization server said that the grant has ended.
 func (e *TokenError) grantDead() bool { return e.StatusCode < 500 && e.Code == "invalid_grant" }
 
-// gatewayRefused reports whether the gateway in front of the authorization server refused the
-// token. That may mean a dead grant, or a bad minute of the gateway's.
+// gatewayRefused reports whether the gateway in front of the authorization server refused
+// the token. The grant may have ended, or the gateway may be in trouble.
 func (e *TokenError) gatewayRefused() bool { return e.StatusCode < 500 && e.Code == codeExpired }
 
 // grantLost is grantDead or gatewayRefused.
 func (e *TokenError) grantLost() bool { return e.grantDead() || e.gatewayRefused() }
 
-// AuthorizationError is the bank's refusal by redirect (RFC 6749 section 4.1.2.1), access_denied for example.
-// Both fields are made printable; Code is at most 64 characters long, Description at most 256.
+// AuthorizationError is a refusal that the consent page sends back by way of the browser
+// (RFC 6749 section 4.1.2.1), access_denied for example. A browser may have made it up.
 type AuthorizationError struct {
-	Code, Description string
+	// Code is the error, made printable, of at most 64 characters. For metrics use
+	// Event.ErrorClass.
+	Code string
+	// Description is the error_description, made printable and cut to 256 characters. Do
+	// not show it as HTML.
+	Description string
 }
 
-// Error names the code only.
+// Error returns the code. It contains none of the free text.
 func (e *AuthorizationError) Error() string { return "ganbauth: authorization refused: " + e.Code }
 
 // Codes of the bank's gateway.
@@ -121,15 +134,15 @@ const (
 	codeMaintenance = "WG_ERR_300"
 )
 
-// APIError is the error JSON of the bank's API.
+// APIError is a refusal of the bank's API. [CheckResponse] and [ParseAPIError] make it.
 type APIError struct {
 	// StatusCode is the HTTP status.
 	StatusCode int
-	// Code is errorCode, empty when the answer was not the bank's error JSON.
+	// Code is the errorCode. It is empty if the answer is not the bank's error JSON.
 	Code string
-	// Message is errorMessage, made printable and cut to 256 characters.
+	// Message is the errorMessage, made printable and cut to 256 characters.
 	Message string
-	// Details are errorDetails and transferErrorDetails, flattened.
+	// Details are the errorDetails, and those of the transferErrorDetails, in one list.
 	Details []APIErrorDetail
 	// RetryAfter is the answer's Retry-After, between a second and an hour, or 0.
 	RetryAfter time.Duration
@@ -137,13 +150,16 @@ type APIError struct {
 
 // APIErrorDetail is one fault in a request to the bank's API.
 type APIErrorDetail struct {
-	// ItemID names the item of a bulk transfer that the fault belongs to; empty otherwise.
+	// ItemID is the item of a bulk transfer that has the fault. It is empty for other
+	// requests.
 	ItemID string
-	// Code and Message are errorDetailsCode and errorDetailsMessage, made printable.
+	// Code and Message are the errorDetailsCode and the errorDetailsMessage, made
+	// printable and cut to 256 characters.
 	Code, Message string
 }
 
-// Error names the status and the code, and says so when the bank is under maintenance or limits the rate.
+// Error returns the status, the code, and what they mean if that is known. It contains
+// none of the bank's free text.
 func (e *APIError) Error() string {
 	s := "ganbauth: bank API: " + statusText(e.StatusCode, e.Code)
 	switch {
@@ -157,18 +173,22 @@ func (e *APIError) Error() string {
 	return s
 }
 
-// Expired reports whether the bank refused the access token (401 and WG_ERR_105): a refresh may help.
+// Expired reports whether the bank refused the access token (401 with WG_ERR_105). A
+// refresh may help.
 func (e *APIError) Expired() bool {
 	return e.StatusCode == http.StatusUnauthorized && e.Code == codeExpired
 }
 
-// Temporary reports whether the same request might succeed later: maintenance, rate limit, a broken server.
+// Temporary reports whether the same request might succeed later: the bank is under
+// maintenance, limits the rate, or has an error of its own.
 func (e *APIError) Temporary() bool {
 	return e.Code == codeMaintenance || temporaryStatus(e.StatusCode)
 }
 
 func (e *APIError) wait() time.Duration { return e.RetryAfter }
 
+// cleanCode returns s if it can be an error code (RFC 6749 appendix A.7) of at most 64
+// characters, or "".
 func cleanCode(s string) string {
 	bad := func(c rune) bool { return c < 0x20 || c > 0x7e || c == '"' || c == '\\' }
 	if len(s) > 64 || strings.ContainsFunc(s, bad) {
@@ -177,7 +197,13 @@ func cleanCode(s string) string {
 	return s
 }
 
-// printable makes foreign text fit for a log line: no control or format characters, at most 256 characters.
+// isVisible reports whether s has only visible ASCII, and spaces where they are allowed.
+func isVisible(s string, spaces bool) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return (c < '!' || c > '~') && !(spaces && c == ' ') })
+}
+
+// printable makes foreign text fit for a log line: at most 256 characters, without
+// control or format characters.
 func printable(s string) string {
 	n := 0
 	return strings.Map(func(c rune) rune {
@@ -206,11 +232,12 @@ func temporaryStatus(status int) bool {
 	return status >= 500 || status == http.StatusTooManyRequests
 }
 
-// retrySoon is how long to wait before trying again where nobody gave a time.
+// retrySoon is the Retry-After of a 503 for which neither the bank nor the kit has a
+// better one.
 const retrySoon = time.Second
 
-// unavailableError makes its cause an [ErrUnavailable]. Where the cause is not the bank's, it is
-// the application's own store, sessions or lock that did not answer.
+// unavailableError makes its cause an [ErrUnavailable]. If the cause is not an error of
+// the bank, then the application's own store, sessions or lock did not answer.
 type unavailableError struct {
 	err        error
 	retryAfter time.Duration
@@ -226,8 +253,8 @@ func (e *unavailableError) Unwrap() error        { return e.err }
 func (e *unavailableError) Is(target error) bool { return target == ErrUnavailable }
 func (e *unavailableError) wait() time.Duration  { return e.retryAfter }
 
-// salvagedError is an answer to a refresh that cannot be used, but for its refresh token. The
-// bank has spent the one that was sent, so losing this one would end the connection.
+// salvagedError is an answer to a refresh of which only the refresh token can be used.
+// Losing it would end the connection, because the bank has spent its predecessor.
 type salvagedError struct {
 	refreshToken secret
 	err          error
@@ -236,10 +263,11 @@ type salvagedError struct {
 func (e *salvagedError) Error() string { return e.err.Error() }
 func (e *salvagedError) Unwrap() error { return e.err }
 
-// SalvagedRefreshToken returns the refresh token to store after a refresh that failed with err,
-// or "" if there is none. The bank spent the one that was sent and answered with the next one,
-// but the rest of its answer could not be used: it was incomplete, had a malformed member, or an
-// ID token that did not verify. Keep using the old access token until it expires.
+// SalvagedRefreshToken returns the refresh token that must replace the old one after
+// [Connector.RefreshSession] or [Connector.RefreshTokens] failed with err, or "" if there
+// is none. The bank has spent the old one, but the rest of its answer cannot be used: it
+// is incomplete, has a malformed member, or an ID token that does not verify. The old
+// access token serves until it expires. A [Kit] does all of this by itself.
 func SalvagedRefreshToken(err error) string {
 	var e *salvagedError
 	if errors.As(err, &e) {
@@ -257,7 +285,7 @@ func (e *scopeError) Error() string {
 
 func (e *scopeError) Unwrap() error { return ErrInsufficientScope }
 
-// refusal is a request that a handler does not serve, whoever is logged in.
+// refusal is a request that a handler does not serve for anyone.
 type refusal struct {
 	status int
 	reason string
@@ -265,8 +293,8 @@ type refusal struct {
 
 func (e *refusal) Error() string { return "ganbauth: " + e.reason }
 
-// applicationError is an error of the application's own code or settings. Trouble of the network
-// inside it is not the bank's.
+// applicationError is an error of the application's own code or settings. A network error
+// inside it does not come from the bank.
 type applicationError struct{ err error }
 
 func (e *applicationError) Error() string { return e.err.Error() }
@@ -280,24 +308,24 @@ func (e *cutError) Unwrap() error { return e.err }
 
 // StatusCode returns the HTTP status that answers err:
 //
-//   - 400 for [ErrInvalidState] and an [*AuthorizationError];
-//   - 401 for [ErrLoginRequired] and an [*APIError] that is Expired;
-//   - 403 for [ErrInsufficientScope] and a denied consent;
-//   - 502 for what the bank should not have answered: any other [*TokenError] or [*APIError],
-//     [ErrTokenFormat], [ErrTokenValue] and [ErrInvalidIDToken];
-//   - 503 for [ErrUnavailable], for a TokenError or APIError that is Temporary, for a consent
-//     page that is, and where there was no answer: the network, a timeout, a context that
-//     ended;
-//   - 500 for everything else, nil included.
+//   - 400 for [ErrInvalidState] and for an [*AuthorizationError]
+//   - 401 for [ErrLoginRequired] and for an [*APIError] that is Expired
+//   - 403 for [ErrInsufficientScope] and for an AuthorizationError access_denied
+//   - 502 for [ErrTokenFormat], [ErrTokenValue], [ErrInvalidIDToken], and for any other
+//     [*TokenError] or APIError
+//   - 503 for [ErrUnavailable], for a TokenError or an APIError that is Temporary, for an
+//     AuthorizationError server_error or temporarily_unavailable, and if there was no
+//     answer, because of the network, a timeout or a context that ended
+//   - 500 for any other error and for nil
 //
-// A request that a handler refuses for its method or its origin has a status of its own in the
-// 400s.
+// A request that a handler refuses, because of its method or its origin for example, has
+// a status between 400 and 499.
 func StatusCode(err error) int { return kindOf(err).status }
 
 // errorClass returns err's [Event] ErrorClass, "" for nil.
 func errorClass(err error) string { return kindOf(err).class }
 
-// retryAfter returns how long to wait before trying again, or 0 where that would not help.
+// retryAfter returns how long to wait before trying again, or 0 if that would not help.
 func retryAfter(err error) time.Duration {
 	var e interface{ wait() time.Duration }
 	switch {
@@ -311,22 +339,22 @@ func retryAfter(err error) time.Duration {
 	return 0
 }
 
-// topic is what an error means to the user: a page has words for each, and its text is fit for
-// a program.
+// topic is what an error means to a user. The kit's pages have words for each. Its value
+// is fit for a program.
 type topic string
 
 const (
-	topicConnect     topic = "login_required"     // connecting at the bank helps
-	topicScope       topic = "insufficient_scope" // so does granting more
-	topicNoUser      topic = "no_user"            // the application's own login comes first
+	topicConnect     topic = "login_required"     // the user has to connect
+	topicScope       topic = "insufficient_scope" // the user has to grant more
+	topicNoUser      topic = "no_user"            // the user has to log in to the application
 	topicDenied      topic = "access_denied"      // the user said no at the bank
 	topicExpired     topic = "login_expired"      // connecting took too long
 	topicState       topic = "invalid_state"      // this browser is not connecting
-	topicRequest     topic = "refused"            // the request itself is wrong
-	topicBankAway    topic = "bank_unavailable"   // the bank does not answer; connections are kept
-	topicUnavailable topic = "unavailable"        // our store, sessions or lock do not answer
+	topicRequest     topic = "refused"            // the request is wrong
+	topicBankAway    topic = "bank_unavailable"   // the bank does not answer
+	topicUnavailable topic = "unavailable"        // the store, the sessions or a lock do not answer
 	topicBankError   topic = "bank_error"         // the bank's answer cannot be used
-	topicSetup       topic = "misconfigured"      // the bank refuses this client: see operatorFault
+	topicSetup       topic = "misconfigured"      // the bank refuses this client
 	topicInternal    topic = "internal"           // anything else
 )
 
@@ -338,12 +366,13 @@ type kind struct {
 	match  func(error) bool
 }
 
-// operatorFault reports whether an operator has to mend it, in the registration at the bank or
-// in this client's settings. No browser can cause it: a forged code gets other answers.
+// operatorFault reports whether an operator has to act, because the registration at the
+// bank and this client's settings do not agree. A browser cannot cause it with a forged
+// code.
 func (k kind) operatorFault() bool { return k.topic == topicSetup }
 
-// kinds is the table of errors: an error is of the first kind that matches. Everything that is
-// said about an error, to a browser, a program, a metric or a log, is looked up here.
+// kinds is the table of errors. An error is of the first kind that matches. Whatever a
+// browser, a program, a metric or a log is told about an error is looked up here.
 var kinds = []kind{
 	{"unavailable", 503, topicUnavailable, is(ErrUnavailable)},
 	{"refused", 0, topicRequest, isA[*refusal]},
@@ -375,7 +404,8 @@ var kinds = []kind{
 	{"timeout", 503, topicBankAway, both(noAnswer, isTimeout)},
 	{"network", 503, topicBankAway, noAnswer},
 
-	// Refusals of the API, of the gateway and of the token endpoint (RFC 6749 section 5.2).
+	// Refusals of the API, of the gateway and of the token endpoint (RFC 6749 section
+	// 5.2).
 	{codeExpired, 401, topicConnect, apiExpired},
 	{codeMaintenance, 503, topicBankAway, maintenance},
 	{"rate_limited", 503, topicBankAway, answered(429, 429)},
@@ -401,7 +431,7 @@ var kinds = []kind{
 	{"internal", 500, topicInternal, func(error) bool { return true }},
 }
 
-// kindOf looks err up in the table. An unavailableError is of its cause's kind, and 503.
+// kindOf looks err up in the table. An unavailableError has the class of its cause.
 func kindOf(err error) kind {
 	if err == nil {
 		return kind{status: http.StatusInternalServerError, topic: topicInternal}
@@ -421,7 +451,7 @@ func kindOf(err error) kind {
 	return k
 }
 
-// later is k for an unavailableError with a cause of kind k.
+// later returns the kind of an unavailableError whose cause is of kind k.
 func (k kind) later() kind {
 	k.status = http.StatusServiceUnavailable
 	switch k.topic {
@@ -467,8 +497,8 @@ func tokenStatus(statuses ...int) func(error) bool {
 	}
 }
 
-// answered matches an answer of the token endpoint or of the API with a status from least to
-// most.
+// answered matches an answer of the token endpoint or of the API with a status from least
+// to most.
 func answered(least, most int) func(error) bool {
 	return func(err error) bool {
 		status, _ := answer(err)
@@ -501,8 +531,8 @@ func apiExpired(err error) bool {
 	return errors.As(err, &e) && e.Expired()
 }
 
-// noAnswer reports whether the bank did not answer a request, or not to the end: one to the
-// token endpoint, or one that an [http.Client] sent.
+// noAnswer reports whether the bank did not answer a request, or not to the end: one to
+// the token endpoint, or one that an [http.Client] sent.
 func noAnswer(err error) bool {
 	var (
 		token *TokenError
@@ -519,8 +549,8 @@ func isTimeout(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &e) && e.Timeout()
 }
 
-// isNetwork reports whether a connection failed or was cut. A url.Error is a net.Error by its
-// methods, whatever it wraps, so it is opened first.
+// isNetwork reports whether a connection failed or was cut. A url.Error is a net.Error by
+// its methods, whatever it wraps, so it is opened first.
 func isNetwork(err error) bool {
 	var (
 		parse *url.Error

@@ -9,7 +9,7 @@ import (
 // What the tests reach for behind the public names.
 
 func VerifyIDToken(c *Connector, raw, accessToken, nonce string, now time.Time) error {
-	claims, err := c.verifyIDToken(raw, accessToken, now)
+	claims, err := c.idTokens().verify(raw, accessToken, now)
 	if err != nil {
 		return err
 	}

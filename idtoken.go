@@ -15,29 +15,42 @@ import (
 )
 
 const (
-	maxClockSkew  = 30 * time.Second // for iat and nbf ahead of our clock; exp has none
-	maxIDTokenAge = 10 * time.Minute // as the bank's Java SDK
-	maxSubject    = 255              // OpenID Connect Core section 2
+	maxIDToken    = 16 << 10         // bytes
+	maxClockSkew  = 30 * time.Second // how far iat and nbf may be ahead of our clock
+	maxIDTokenAge = 10 * time.Minute // as in the bank's Java SDK
+	maxSubject    = 255              // characters, OpenID Connect Core section 2
 )
 
-// idClaims are the claims of an ID token that the kit judges by.
+// idClaims are the claims of an ID token that are checked.
 type idClaims struct {
 	Issuer, Subject, Nonce, AZP string
 	Audience                    []string
 	IssuedAt, AuthTime          int64
 }
 
+// gotWant describes two values that should have been the same.
+func gotWant(what, got, want string) string {
+	return fmt.Sprintf("%s is %q, want %q", what, printable(got), want)
+}
+
 func invalidIDToken(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrInvalidIDToken, fmt.Errorf(format, args...))
 }
 
-// verifyIDToken checks what every ID token must hold, from a login or a refresh: OpenID Connect Core section
-// 3.1.3.7 and RFC 8725, HS256 only, keyed with the client secret. accessToken is the one it came with.
-func (c *Connector) verifyIDToken(raw, accessToken string, now time.Time) (*idClaims, error) {
+// idTokenVerifier verifies the ID tokens of one client at one bank.
+type idTokenVerifier struct {
+	issuer, clientID string
+	clientSecret     secret
+}
+
+// verify checks what every ID token must hold, from a login or a refresh: OpenID Connect
+// Core section 3.1.3.7 and RFC 8725, with HS256 only, keyed with the client secret.
+// accessToken is the one that it came with.
+func (v idTokenVerifier) verify(raw, accessToken string, now time.Time) (*idClaims, error) {
 	if raw == "" {
 		return nil, fmt.Errorf("%w: id_token is missing", ErrTokenFormat)
 	}
-	payload, err := c.signedPayload(raw)
+	payload, err := v.signedPayload(raw)
 	if err != nil {
 		return nil, err
 	}
@@ -49,21 +62,18 @@ func (c *Connector) verifyIDToken(raw, accessToken string, now time.Time) (*idCl
 	if err != nil {
 		return nil, invalidIDToken("%w", err)
 	}
-	if c.issuer == "" {
-		return nil, errNoIssuer
-	}
-	if claims.Issuer != c.issuer {
-		return nil, invalidIDToken("%s", gotWant("iss", claims.Issuer, c.issuer))
+	if v.issuer == "" || claims.Issuer != v.issuer {
+		return nil, invalidIDToken("%s", gotWant("iss", claims.Issuer, v.issuer))
 	}
 	if len(claims.Audience) == 0 {
 		return nil, invalidIDToken("aud is missing")
 	}
 	for _, aud := range claims.Audience {
-		if aud != c.clientID {
+		if aud != v.clientID {
 			return nil, invalidIDToken("aud names another client")
 		}
 	}
-	if _, ok := o["azp"]; ok && claims.AZP != c.clientID {
+	if _, ok := o["azp"]; ok && claims.AZP != v.clientID {
 		return nil, invalidIDToken("azp is another client")
 	}
 	if n := len(claims.Subject); n == 0 || n > maxSubject || !isVisible(claims.Subject, true) {
@@ -79,10 +89,10 @@ func (c *Connector) verifyIDToken(raw, accessToken string, now time.Time) (*idCl
 	return claims, nil
 }
 
-// signedPayload returns the payload of a compact JWS whose header and MAC are right. golang-jwt computes the MAC.
-// Its parser is not used: it lets pass crit, b64, any typ, duplicate names, line breaks inside and other spellings
-// of the same signature.
-func (c *Connector) signedPayload(raw string) ([]byte, error) {
+// signedPayload returns the payload of a compact JWS whose header and MAC are right. Only
+// the MAC is golang-jwt's. Its parser is not used because it accepts crit and b64, any
+// typ, duplicate names, line breaks, and several spellings of one signature.
+func (v idTokenVerifier) signedPayload(raw string) ([]byte, error) {
 	if len(raw) > maxIDToken {
 		return nil, invalidIDToken("longer than %d bytes", maxIDToken)
 	}
@@ -113,13 +123,14 @@ func (c *Connector) signedPayload(raw string) ([]byte, error) {
 			return nil, invalidIDToken("header has %s", name)
 		}
 	}
-	if err := jwt.SigningMethodHS256.Verify(signed, mac, []byte(c.clientSecret.reveal())); err != nil {
+	if err := jwt.SigningMethodHS256.Verify(signed, mac, []byte(v.clientSecret.reveal())); err != nil {
 		return nil, invalidIDToken("wrong signature")
 	}
 	return payload, nil
 }
 
-// decodeSegment decodes base64url in its one canonical spelling. encoding/base64 skips line breaks even when strict.
+// decodeSegment decodes base64url in its one canonical spelling. encoding/base64 would
+// skip line breaks, even when it is strict.
 func decodeSegment(s string) ([]byte, error) {
 	if strings.ContainsAny(s, "\r\n") {
 		return nil, base64.CorruptInputError(0)
@@ -127,33 +138,36 @@ func decodeSegment(s string) ([]byte, error) {
 	return base64.RawURLEncoding.Strict().DecodeString(s)
 }
 
+// readClaims reads the claims that are checked. It fails if one has the wrong type.
 func readClaims(o object) (*idClaims, error) {
-	var c idClaims
+	var claims idClaims
 	var errs []error
-	for name, field := range map[string]*string{"iss": &c.Issuer, "sub": &c.Subject, "nonce": &c.Nonce, "azp": &c.AZP} {
+	for name, field := range map[string]*string{"iss": &claims.Issuer, "sub": &claims.Subject, "nonce": &claims.Nonce, "azp": &claims.AZP} {
 		var err error
 		*field, _, err = member[string](o, name)
 		errs = append(errs, err)
 	}
 	if raw := o["aud"]; len(raw) > 0 && raw[0] == '[' {
-		// Pointers tell null from the empty string.
+		// A nil pointer is a null, which is not the empty string.
 		list, _, err := member[[]*string](o, "aud")
 		errs = append(errs, err)
 		for _, aud := range list {
 			if aud == nil {
 				return nil, errors.New("aud has the wrong type")
 			}
-			c.Audience = append(c.Audience, *aud)
+			claims.Audience = append(claims.Audience, *aud)
 		}
 	} else if aud, ok, err := member[string](o, "aud"); ok || err != nil {
-		c.Audience, errs = []string{aud}, append(errs, err)
+		claims.Audience, errs = []string{aud}, append(errs, err)
 	}
 	iat, _, err1 := numericDate(o, "iat")
 	auth, _, err2 := numericDate(o, "auth_time")
-	c.IssuedAt, c.AuthTime = iat.Unix(), auth.Unix()
-	return &c, errors.Join(append(errs, err1, err2)...)
+	claims.IssuedAt, claims.AuthTime = iat.Unix(), auth.Unix()
+	return &claims, errors.Join(append(errs, err1, err2)...)
 }
 
+// checkTimes checks exp, iat and nbf. Our clock may be maxClockSkew behind the bank's. An
+// exp gets no such grace.
 func checkTimes(o object, now time.Time) error {
 	exp, hasExp, err1 := numericDate(o, "exp")
 	iat, hasIat, err2 := numericDate(o, "iat")
@@ -173,10 +187,10 @@ func checkTimes(o object, now time.Time) error {
 	return nil
 }
 
-// numericDate reads a NumericDate (RFC 7519 section 2), up to the year 9999.
+// numericDate reads a NumericDate (RFC 7519 section 2) of the years 1970 to 9999.
 func numericDate(o object, name string) (time.Time, bool, error) {
 	n, ok, err := member[json.Number](o, name)
-	if raw := o[name]; ok && raw[0] == '"' { // json.Number takes strings too
+	if raw := o[name]; ok && raw[0] == '"' { // json.Number accepts a string
 		return time.Time{}, false, fmt.Errorf("%s has the wrong type", name)
 	}
 	if !ok || err != nil {
@@ -197,14 +211,15 @@ func accessTokenHash(accessToken string) string {
 }
 
 // checkLogin checks the nonce, which ties an ID token to one login.
-func (c *idClaims) checkLogin(nonce string) error {
-	if nonce == "" || subtle.ConstantTimeCompare([]byte(c.Nonce), []byte(nonce)) != 1 {
+func (claims *idClaims) checkLogin(nonce string) error {
+	if nonce == "" || subtle.ConstantTimeCompare([]byte(claims.Nonce), []byte(nonce)) != 1 {
 		return invalidIDToken("nonce is not this login's")
 	}
 	return nil
 }
 
-// readLogin reads the claims of a login's ID token and does not verify it: that was done at the login.
+// readLogin reads the claims of a login's ID token. It does not verify the token, because
+// the login did.
 func readLogin(idToken string) (*idClaims, error) {
 	parts := strings.Split(idToken, ".")
 	if len(parts) != 3 {
@@ -216,24 +231,24 @@ func readLogin(idToken string) (*idClaims, error) {
 	return claims, errors.Join(err1, err2, err3)
 }
 
-// checkRefresh compares with the login's ID token (OpenID Connect Core section 12.2). The sub
-// comes first, because another user's ID token differs in the rest as well. The iss is not
-// compared: verifyIDToken has compared it with JWTIssuer, which an operator may have had to
-// change since the login.
-func (c *idClaims) checkRefresh(login string) error {
+// checkRefresh compares the claims of a refresh's ID token with the login's ID token
+// (OpenID Connect Core section 12.2). The sub comes first, because the ID token of
+// another user differs in the rest as well. The iss is compared with JWTIssuer only,
+// which an operator may have had to change since the login.
+func (claims *idClaims) checkRefresh(login string) error {
 	first, err := readLogin(login)
 	switch {
 	case err != nil:
 		return invalidIDToken("the login's cannot be read")
-	case c.Subject != first.Subject:
+	case claims.Subject != first.Subject:
 		return errOtherSubject
-	case c.AZP != first.AZP:
+	case claims.AZP != first.AZP:
 		return invalidIDToken("azp is not the login's")
-	case c.AuthTime != first.AuthTime && c.AuthTime != (time.Time{}).Unix():
+	case claims.AuthTime != first.AuthTime && claims.AuthTime != (time.Time{}).Unix():
 		return invalidIDToken("auth_time is not the login's")
-	case c.Nonce != "" && c.Nonce != first.Nonce:
+	case claims.Nonce != "" && claims.Nonce != first.Nonce:
 		return invalidIDToken("nonce is not the login's")
-	case c.IssuedAt < first.IssuedAt:
+	case claims.IssuedAt < first.IssuedAt:
 		return invalidIDToken("iat is before the login's")
 	}
 	return nil

@@ -9,10 +9,11 @@ import (
 	"unicode/utf8"
 )
 
-// object is a JSON object read strictly: names compare exactly and occur once, the text is UTF-8, and nothing
-// follows. encoding/json alone folds case, lets the last duplicate win and takes null for an empty struct.
+// object is a JSON object that was read strictly. encoding/json alone would ignore the
+// case of names, take the last of several members with one name, and accept null.
 type object map[string]json.RawMessage
 
+// parseObject reads a JSON object in UTF-8 with nothing after it. A name may occur once.
 func parseObject(data []byte) (object, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not UTF-8")
@@ -24,8 +25,8 @@ func parseObject(data []byte) (object, error) {
 	return o, nil
 }
 
-// readObject reads a JSON object. Of a name that may repeat, the last value counts. With an
-// error it returns the members before the fault.
+// readObject reads a JSON object. If a name may repeat, its last value counts. With an
+// error it also returns the members before the fault.
 func readObject(data []byte, mayRepeat func(name string) bool) (object, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
@@ -56,7 +57,8 @@ func readObject(data []byte, mayRepeat func(name string) bool) (object, error) {
 	return o, nil
 }
 
-// member reads o[name] as a T. An absent member and null are both ok == false; another type is an error.
+// member reads o[name] as a T. If the member is absent or null, ok is false. Another type
+// is an error.
 func member[T any](o object, name string) (value T, ok bool, err error) {
 	raw, there := o[name]
 	if !there || string(raw) == "null" {

@@ -14,6 +14,16 @@ import (
 	"time"
 )
 
+// Limits on what the bank sends. RFC 6749 asks clients not to assume a size.
+const (
+	maxReceived = 4 << 10 // bytes of a code, an access token, a refresh token or a scope
+	maxBody     = 1 << 20 // bytes of any answer, after decompression
+
+	maxLifetime     = 365 * 24 * time.Hour // of an access token
+	defaultLifetime = time.Hour            // where the bank does not say
+)
+
+// tokenError reads a refusal of the token endpoint.
 func tokenError(resp *http.Response) *TokenError {
 	e := &TokenError{StatusCode: resp.StatusCode, RetryAfter: parseRetryAfter(resp.Header)}
 	if o, err := parseErrorBody(peekBody(resp)); err == nil {
@@ -22,6 +32,7 @@ func tokenError(resp *http.Response) *TokenError {
 	return e
 }
 
+// read takes the code and the texts from an error of RFC 6749, or else of the gateway.
 func (e *TokenError) read(o object) {
 	e.Code = errorCode(o, "error")
 	e.Description = errorText(o, "error_description")
@@ -32,40 +43,45 @@ func (e *TokenError) read(o object) {
 	}
 }
 
-// readBody reads a body of at most maxBody bytes, counted after decompression. With an error it
-// returns what it has read. A body that is longer is [ErrTokenValue].
+// readBody reads a body. With an error it also returns what it has read. A body of more
+// than maxBody bytes is [ErrTokenValue].
 func readBody(resp *http.Response) ([]byte, error) {
 	errTooLong := fmt.Errorf("%w: the answer is longer than %d bytes", ErrTokenValue, maxBody)
 	if resp.ContentLength > maxBody {
 		return nil, errTooLong
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
-	if err == nil && len(body) > maxBody {
-		err = errTooLong
+	switch {
+	case err != nil:
+		return body, &cutError{err}
+	case len(body) > maxBody:
+		return body, errTooLong
 	}
-	return body, err
+	return body, nil
 }
 
-// tokenResponse is an answer of 200 as the token endpoint sent it.
+// tokenResponse is an answer of 200, as the token endpoint sent it. The request was sent
+// at the time asked.
 type tokenResponse struct {
 	contentType string
 	body        []byte
 	asked       time.Time
 }
 
-// tokenAnswer is what a tokenResponse says. Its ID token is not verified.
+// tokenAnswer is a tokenResponse that can be used. Its ID token is not verified yet.
 type tokenAnswer struct {
 	token   *Token
 	idToken string
 }
 
-// assumed is what holds where the token response is silent.
+// assumed has the values of members that a token response may leave out.
 type assumed struct {
 	scope, refreshToken string
 }
 
-// salvage adds the next refresh token to err, which says why the answer to a refresh cannot be
-// used. It is lenient with the answer: a fault anywhere else does not lose the refresh token.
+// salvage adds the next refresh token to err, which says why the answer to a refresh
+// cannot be used. It reads the answer leniently, so that a fault elsewhere does not lose
+// the refresh token.
 func (r tokenResponse) salvage(err error) error {
 	body := bytes.ToValidUTF8(bytes.TrimPrefix(r.body, []byte("\uFEFF")), []byte("\uFFFD"))
 	twice := false
@@ -80,8 +96,9 @@ func (r tokenResponse) salvage(err error) error {
 	return &salvagedError{newSecret(next), err}
 }
 
-// salvage adds the next refresh token to err, which says why the answer to a refresh cannot be
-// used. There is none if the answer did not replace the one that was sent.
+// salvage adds the next refresh token to err, which says why the answer to a refresh
+// cannot be used. If the answer does not replace the refresh token that was sent, it
+// returns err.
 func (a tokenAnswer) salvage(sent string, err error) error {
 	if a.token.RefreshToken == sent {
 		return err
@@ -89,9 +106,10 @@ func (a tokenAnswer) salvage(sent string, err error) error {
 	return &salvagedError{newSecret(a.token.RefreshToken), err}
 }
 
-// parseToken reads a token response (RFC 6749 section 5.1).
+// parseToken reads a token response strictly (RFC 6749 section 5.1). What it accepts can
+// stand in a header and in a store.
 func parseToken(r tokenResponse, a assumed) (tokenAnswer, error) {
-	// A missing type passes, a wrong one does not: an HTML page or text is no token response.
+	// A missing type is accepted. A page of HTML or text is not.
 	if mt, _, _ := mime.ParseMediaType(r.contentType); r.contentType != "" && mt != "application/json" {
 		return tokenAnswer{}, fmt.Errorf("%w: the answer is not application/json", ErrTokenValue)
 	}
@@ -138,7 +156,7 @@ func parseToken(r tokenResponse, a assumed) (tokenAnswer, error) {
 	if t.RefreshToken == "" {
 		t.RefreshToken = a.refreshToken
 	}
-	if _, ok, _ := member[string](o, "scope"); !ok { // while an empty scope is an empty grant
+	if _, ok, _ := member[string](o, "scope"); !ok { // an empty scope grants nothing
 		t.Scope = a.scope
 	}
 	t.Scope = strings.Join(strings.Fields(t.Scope), " ")
@@ -147,7 +165,8 @@ func parseToken(r tokenResponse, a assumed) (tokenAnswer, error) {
 
 var errNoAccessToken = fmt.Errorf("%w: access_token is missing", ErrTokenFormat)
 
-// checkMember refuses what could not stand in a header, and would fail every request until logout.
+// checkMember refuses a value that could not stand in a header: it would fail every
+// request with the token.
 func checkMember(name, value string, limit int) error {
 	switch {
 	case len(value) > limit:
@@ -158,13 +177,9 @@ func checkMember(name, value string, limit int) error {
 	return nil
 }
 
-func isVisible(s string, spaces bool) bool {
-	return !strings.ContainsFunc(s, func(c rune) bool { return (c < '!' || c > '~') && !(spaces && c == ' ') })
-}
-
-// lifetime reads expires_in: a number of seconds, or a string of one, because the bank's SDKs
-// disagree. A value that is missing, unusable or not positive counts as an hour, never as no
-// expiry. More than a year counts as a year.
+// lifetime reads expires_in: a number of seconds, or a string of one, because the bank's
+// SDKs disagree. A value that is missing, unusable or not positive counts as an hour,
+// never as no expiry. More than a year counts as a year.
 func lifetime(raw json.RawMessage) time.Duration {
 	seconds, err := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64)
 	if err != nil && !errors.Is(err, strconv.ErrRange) || math.IsNaN(seconds) || seconds < 1 {
@@ -173,13 +188,8 @@ func lifetime(raw json.RawMessage) time.Duration {
 	return time.Duration(min(seconds, maxLifetime.Seconds())) * time.Second
 }
 
-// gotWant shows two values that should have been the same.
-func gotWant(what, got, want string) string {
-	return fmt.Sprintf("%s is %q, want %q", what, printable(got), want)
-}
-
-// CheckResponse returns nil for a status of 2xx and an [*APIError] for any other. The body stays
-// readable from its beginning. At most 1 MiB of it is looked at.
+// CheckResponse returns nil for a status of 2xx and an [*APIError] for any other. The
+// body stays readable from its beginning. At most 1 MiB of it is looked at.
 func CheckResponse(resp *http.Response) error {
 	switch {
 	case resp == nil:
@@ -190,8 +200,8 @@ func CheckResponse(resp *http.Response) error {
 	return ParseAPIError(resp.StatusCode, resp.Header, peekBody(resp))
 }
 
-// ParseAPIError is [CheckResponse] for a response that has been read, by a generated client for
-// example. The header is for Retry-After and may be nil.
+// ParseAPIError is [CheckResponse] for a response that has been read, by a generated
+// client for example. The header is for Retry-After and may be nil.
 func ParseAPIError(status int, header http.Header, body []byte) error {
 	if isSuccess(status) {
 		return nil
@@ -230,15 +240,15 @@ func errorDetails(raw json.RawMessage, itemID string) (details []APIErrorDetail)
 	return details
 }
 
-// parseErrorBody reads the JSON of an error. The gateway may use another charset than it says.
-// What is not UTF-8 is replaced, because the code matters and the text does not.
+// parseErrorBody reads the JSON of an error. The gateway may use another charset than it
+// says. What is not UTF-8 is replaced, because the code matters and the text does not.
 func parseErrorBody(body []byte) (object, error) {
 	body = bytes.TrimPrefix(body[:min(len(body), maxBody)], []byte("\uFEFF"))
 	return parseObject(bytes.ToValidUTF8(body, []byte("\uFFFD")))
 }
 
-// peekBody reads the first maxBody bytes of a body and puts them back, with the error that
-// reading ended with.
+// peekBody reads the first maxBody bytes of a body and puts them back, with the error
+// that reading ended with.
 func peekBody(resp *http.Response) []byte {
 	if resp.Body == nil {
 		return nil
@@ -259,7 +269,7 @@ type failingReader struct{ err error }
 
 func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
-// errorCode returns o[name] if it could be an error code: RFC 6749 appendix A.7, and short.
+// errorCode returns o[name] if it can be an error code, or "".
 func errorCode(o object, name string) string {
 	s, _, _ := member[string](o, name)
 	return cleanCode(s)
@@ -270,7 +280,8 @@ func errorText(o object, name string) string {
 	return printable(s)
 }
 
-// parseRetryAfter reads Retry-After in seconds; a date, garbage and anything beyond an hour count as none.
+// parseRetryAfter reads a Retry-After of 1 second to an hour. Anything else, a date
+// included, is 0.
 func parseRetryAfter(h http.Header) time.Duration {
 	s, err := strconv.Atoi(h.Get("Retry-After"))
 	if err != nil || s < 1 || s > 3600 {
