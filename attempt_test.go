@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -329,6 +330,37 @@ func TestD2TabsAtOnce(t *testing.T) {
 			refused(t, b.get(a.bank.Approve(targets[0])))
 		})
 	})
+}
+
+// The numbers in the documents are the code's, and every number in that section is held.
+func TestD2NumbersInTheDocuments(t *testing.T) {
+	comma := func(n int) string {
+		s := fmt.Sprint(n)
+		if len(s) > 3 {
+			s = s[:len(s)-3] + "," + s[len(s)-3:]
+		}
+		return s
+	}
+	want := []string{
+		comma(ganbauth.MaxCookiesEver), comma(2 * ganbauth.MaxCookiesEver), comma(ganbauth.MaxAnswerHeader),
+		comma(ganbauth.MaxOwnPath), comma(ganbauth.MaxOtherPath), "8", "4", // the last two are nginx's
+	}
+	for page, heading := range map[string]string{
+		"docs/production.md":    "\n## Sizes of cookies and headers\n",
+		"docs/ja/production.md": "\n## Cookieとヘッダーの大きさ\n",
+	} {
+		data, err := os.ReadFile(page)
+		require.NoError(t, err)
+		_, section, ok := strings.Cut(string(data), heading)
+		require.True(t, ok, page)
+		section, _, _ = strings.Cut(section, "\n## ")
+		section = strings.NewReplacer("1つ", "", "2つ", "", "1行", "").Replace(section)
+		require.Equal(t, want, regexp.MustCompile(`\d[\d,]*`).FindAllString(section, -1), page)
+	}
+	handlers, err := os.ReadFile("handlers.go")
+	require.NoError(t, err)
+	require.Regexp(t, fmt.Sprintf("(?s)up to %s characters if a page of this site led here, and up to %s if anybody else\n// did.*"+
+		"func .k .Kit. LoginHandler", comma(ganbauth.MaxOwnPath), comma(ganbauth.MaxOtherPath)), string(handlers))
 }
 
 // How long a path may be depends on who led to it; one that is too long is DefaultReturn.
