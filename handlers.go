@@ -72,7 +72,11 @@ func (k *Kit) CallbackHandler() http.Handler {
 		start := time.Now()
 		err := k.serveCallback(w, r, start)
 		if err != nil {
-			k.event(r.Context(), EventLoginFailed, time.Since(start), err)
+			connection := ""
+			if login := (*loginError)(nil); errors.As(err, &login) {
+				connection = login.connection
+			}
+			k.event(k.aboutRequest(r, connection), EventLoginFailed, time.Since(start), err)
 		}
 		return err
 	})
@@ -102,7 +106,7 @@ const (
 func (k *Kit) judgeCallback(r *http.Request, a *attempt) (callbackCase, error) {
 	switch {
 	case !a.done.IsZero():
-		t, err := k.peek(r)
+		t, err := k.peek(r, a.connection)
 		if t == nil {
 			return callbackOver, err
 		}
@@ -205,8 +209,8 @@ func (k *Kit) reloadCallback(w http.ResponseWriter, r *http.Request, pause time.
 
 // loginFailed adds to err what the user can do, and whether an earlier connection goes on.
 func (k *Kit) loginFailed(r *http.Request, c callback, err error) error {
-	t, peekErr := k.peek(r)
-	return &loginError{err: err, again: c.attempt.retry(), connected: peekErr == nil && t != nil}
+	t, peekErr := k.peek(r, c.attempt.connection)
+	return &loginError{err, c.attempt.retry(), c.attempt.connection, peekErr == nil && t != nil}
 }
 
 // LogoutHandler forgets the user's token and the logins that this browser has begun, and
@@ -263,35 +267,56 @@ func (k *Kit) forget(w http.ResponseWriter, r *http.Request, location int) error
 	return k.detach(w, r)
 }
 
-// StatusHandler tells a front end whether the user is connected, as JSON:
+// Status says whether the user of a request is connected.
+type Status struct {
+	// Connected is true if there is a token that is live or can be refreshed.
+	Connected bool `json:"connected"`
+	// Scopes are those that the user has granted. They are empty without a connection.
+	Scopes []string `json:"scopes"`
+	// ExpiresAt is when the access token expires, in UTC and whole seconds. It is zero
+	// without a connection. The connection lasts for longer if the token can be refreshed.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+}
+
+// Status tells whether the user of r is connected, from what the store has: it refreshes
+// nothing and asks no bank. That nobody is connected, or logged in to the application, is no
+// error. The error has the [StatusCode] 503 if the store or the session cannot be read.
+func (k *Kit) Status(r *http.Request) (Status, error) {
+	none := Status{Scopes: []string{}}
+	if err := k.usable(); err != nil {
+		return none, err
+	}
+	connection, err := k.connection(r)
+	if err != nil {
+		return none, err
+	}
+	t, err := k.peek(r, connection)
+	if err != nil || t == nil {
+		return none, err
+	}
+	return Status{true, strings.Fields(t.Scope), t.ExpiresAt}, nil
+}
+
+// StatusHandler answers with the [Status] of the request's user as JSON:
 //
 //	{"connected": true, "scopes": ["openid"], "expires_at": "2026-01-02T15:04:05Z"}
 //
-// where expires_at is the access token's end and absent without a connection. It never shows or refreshes a token.
-// GET and HEAD only.
+// It is for a front end, and never shows or refreshes a token. GET and HEAD only.
 func (k *Kit) StatusHandler() http.Handler {
 	return k.handler(http.MethodGet+", "+http.MethodHead, func(w http.ResponseWriter, r *http.Request) error {
-		status := struct {
-			Connected bool       `json:"connected"`
-			Scopes    []string   `json:"scopes"`
-			ExpiresAt *time.Time `json:"expires_at,omitempty"`
-		}{Scopes: []string{}}
-		t, err := k.peek(r)
+		status, err := k.Status(r)
 		if err != nil {
 			return err
-		}
-		if t != nil {
-			status.Connected, status.Scopes, status.ExpiresAt = true, strings.Fields(t.Scope), &t.ExpiresAt
 		}
 		w.Header().Set("Content-Type", "application/json; charset=utf-8")
 		return json.NewEncoder(w).Encode(status)
 	})
 }
 
-// peek returns the user's token if it is live or can be refreshed, nil if there is none, and
-// refreshes nothing.
-func (k *Kit) peek(r *http.Request) (*Token, error) {
-	who, err := k.whose(r)
+// peek returns the token of the user of r for that connection, if it is live or can be
+// refreshed, and nil if there is none. It refreshes nothing.
+func (k *Kit) peek(r *http.Request, connection string) (*Token, error) {
+	who, err := k.whoseConnection(r, connection)
 	if errors.Is(err, ErrNoUser) || err == nil && who.storeKey == "" {
 		return nil, nil
 	}
@@ -339,9 +364,10 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // loginError is the error of a login, with what a page says besides.
 type loginError struct {
-	err       error
-	again     string // where the login can be begun again, or ""
-	connected bool   // the user has a connection, which goes on as it was
+	err        error
+	again      string // where the login can be begun again, or ""
+	connection string // which of the user's it was for
+	connected  bool   // the user has that connection, which goes on as it was
 }
 
 func (e *loginError) Error() string { return e.err.Error() }
@@ -354,7 +380,7 @@ func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, to exits
 	setErrorHeaders(w, err)
 	if k.usable() == nil {
 		if k.onError != nil {
-			k.onError(w, r, err)
+			k.onError(w, k.withOwner(r), err)
 			return
 		}
 		k.logRefusal(r, err)

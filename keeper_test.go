@@ -737,7 +737,7 @@ func TestRefreshMeetsLogoutAndLogin(t *testing.T) {
 			synctest.Wait()
 			require.Equal(t, 303, b.post("/bank/logout").StatusCode)
 			wg.Wait()
-			require.Zero(t, records(t, a), "the new token is discarded")
+			require.Zero(t, tokens(t, a), "the new token is discarded")
 			require.False(t, b.connected())
 			require.Equal(t, 401, a.browser().do("GET", "/p", with(program, "Cookie", "session="+cookie)).StatusCode)
 		})

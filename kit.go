@@ -232,6 +232,24 @@ func (k *Kit) about(ctx context.Context, who owner) context.Context {
 	return withGrant(ctx, &grant{kit: k, owner: who})
 }
 
+// aboutRequest adds to the context of r whose connection it is about, if that is known.
+func (k *Kit) aboutRequest(r *http.Request, connection string) context.Context {
+	who, err := k.whoseConnection(r, connection)
+	if err != nil || who.storeKey == "" {
+		return r.Context()
+	}
+	return k.about(r.Context(), who)
+}
+
+// withOwner returns r with a context that says whose connection it is about.
+func (k *Kit) withOwner(r *http.Request) *http.Request {
+	connection, err := k.connection(r)
+	if err != nil {
+		return r
+	}
+	return r.WithContext(k.aboutRequest(r, connection))
+}
+
 // SetToken stores a token that came from elsewhere, another SDK's for instance: its user need
 // not connect again. It replaces what is there, as a login would; key and connection are as in
 // [Kit.Token].

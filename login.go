@@ -25,6 +25,10 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, lo
 	if err != nil {
 		return "", err
 	}
+	connection, err := k.connection(r)
+	if err != nil {
+		return "", err
+	}
 	if k.atAnotherHost(r) && k.hostWarned.CompareAndSwap(false, true) {
 		k.log.WarnContext(r.Context(), "ganbauth: a login was begun at another host than RedirectURI's: unless a proxy "+
 			"changes Host, the browser will not send its cookie to the callback", "host", r.Host, "redirect_uri", k.redirectURI)
@@ -41,6 +45,8 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, lo
 		returnTo: returnTo,
 		login:    login,
 		scope:    strings.Join(scopes, " "),
+
+		connection: connection,
 	}
 	switch k.sentBy(r) {
 	case "same-origin":
@@ -66,7 +72,7 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, lo
 		return "", err
 	}
 	j.put(w, j.cookieName(k.connector.state(sessionID)), a, len(authURL))
-	k.event(r.Context(), EventLoginStarted, time.Since(a.begun), nil)
+	k.event(k.aboutRequest(r, connection), EventLoginStarted, time.Since(a.begun), nil)
 	return authURL, nil
 }
 
@@ -139,11 +145,11 @@ func (k *Kit) judge(a *attempt, q callbackQuery, mine bool) error {
 // for ten seconds at most; the exchange goes on, and a second delivery of the callback gets
 // its outcome.
 func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string) (*connection, error) {
-	who, err := k.loginOwner(r, "")
+	who, err := k.loginOwner(r, a.connection)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), maxWait)
+	ctx, cancel := context.WithTimeout(k.about(r.Context(), who), maxWait)
 	defer cancel()
 	began := false
 	c, err := k.exchanges.do(ctx, name, nil, func(ctx context.Context) (*connection, func(), error) {

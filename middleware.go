@@ -165,8 +165,9 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 	var j *jar
 	var returned []attemptCookie
 	if kind == navigation || kind == htmxRequest {
+		connection, _ := k.connection(r) // an error has been met before, and is err
 		j = k.attempts.read(r, "")
-		returned = j.justReturned("", asked)
+		returned = j.justReturned(connection, asked)
 	}
 	switch k.remedyFor(r, err, kind, len(returned) > 0) {
 	case askAgain:

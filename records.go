@@ -32,6 +32,12 @@ type records struct {
 	writing keyedMutex // in place of a swapper, in this process
 }
 
+// comparer is the default store: it compares and writes with one look, not atomically, and
+// its marks end by themselves.
+type comparer interface {
+	compareAndWrite(ctx context.Context, key string, old, new *Token) error
+}
+
 var errNotLocked = errors.New("ganbauth: the Locker failed")
 
 // load returns the record under key, or nil if there is none.
@@ -71,6 +77,9 @@ func (r *records) swap(ctx context.Context, key string, old, new *Token) error {
 // compareAndWrite is swap for a store of three methods, below the write lock.
 func (r *records) compareAndWrite(ctx context.Context, key string, old, new *Token) error {
 	return r.bounded(ctx, "change token", func(ctx context.Context) error {
+		if own, ok := r.store.(comparer); ok {
+			return own.compareAndWrite(ctx, key, old, new)
+		}
 		cur, err := r.load(ctx, key)
 		switch {
 		case err != nil:
@@ -83,6 +92,26 @@ func (r *records) compareAndWrite(ctx context.Context, key string, old, new *Tok
 		copied := *new // the store keeps what it is given
 		return r.store.Save(ctx, key, &copied)
 	})
+}
+
+// probe proves that a store of three methods takes writes, and looks whether t is still there.
+// Without a Locker it must not write t itself: another process may have replaced t between the
+// look and the write, and t would be back. So it writes a mark beside it.
+func (r *records) probe(ctx context.Context, key string, t *Token) error {
+	beside := key + "//probe"
+	mark := &Token{Epoch: t.Epoch, IssuedAt: seconds(time.Now()), ExpiresAt: seconds(time.Now().Add(time.Minute))}
+	err := r.bounded(ctx, "probe the store", func(ctx context.Context) error { return r.store.Save(ctx, beside, mark) })
+	if err != nil {
+		return err
+	}
+	if _, ends := r.store.(comparer); !ends {
+		_ = r.delete(ctx, beside) // it was not needed for the proof
+	}
+	cur, err := r.load(ctx, key)
+	if err == nil && cur.Fingerprint() != t.Fingerprint() {
+		return ErrSuperseded
+	}
+	return err
 }
 
 // lockWrites takes the lock that is held for one look and one write: in this process, then
@@ -132,8 +161,10 @@ func (r *records) claim(ctx context.Context, key string, t *Token) (unlock func(
 		if unlock, err = r.lock(ctx, key); err == nil {
 			err = r.swap(ctx, key, t, t)
 		}
+	case r.swapper != nil:
+		err = r.swap(ctx, key, t, t)
 	default:
-		unlock, err = func() {}, r.swap(ctx, key, t, t)
+		err = r.probe(ctx, key, t)
 	}
 	if err != nil && unlock != nil {
 		unlock()

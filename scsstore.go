@@ -100,7 +100,31 @@ func (s *scsStore) find(ctx context.Context, key string) (*Token, time.Time, err
 }
 
 func (s *scsStore) Save(ctx context.Context, key string, token *Token) error {
-	deadline, err := s.deadline(ctx, key, token)
+	stored, deadline, err := s.find(ctx, key)
+	if err != nil && !errors.Is(err, ErrTokenNotFound) {
+		return err
+	}
+	return s.write(ctx, key, token, stored, deadline)
+}
+
+// compareAndWrite replaces old by new with one look. It is not atomic: the kit calls it below
+// its write lock.
+func (s *scsStore) compareAndWrite(ctx context.Context, key string, old, new *Token) error {
+	stored, deadline, err := s.find(ctx, key)
+	switch {
+	case err != nil && !errors.Is(err, ErrTokenNotFound):
+		return err
+	case stored.Fingerprint() != old.Fingerprint():
+		return ErrSuperseded
+	case new == nil:
+		return s.Delete(ctx, key)
+	}
+	return s.write(ctx, key, new, stored, deadline)
+}
+
+// write puts token in the place of stored, which ends at that deadline. A nil stored is none.
+func (s *scsStore) write(ctx context.Context, key string, token, stored *Token, deadline time.Time) error {
+	deadline, err := s.deadline(ctx, key, token, stored, deadline)
 	if err != nil {
 		return err
 	}
@@ -133,9 +157,9 @@ func (s *scsStore) Delete(ctx context.Context, key string) error {
 }
 
 // deadline returns when key's record will end: with the session in ctx if that is the one
-// that holds key, else when the record of the same login ends that is there, else after the
-// sessions' lifetime. The mark of a login under way ends by itself.
-func (s *scsStore) deadline(ctx context.Context, key string, token *Token) (time.Time, error) {
+// that holds key, else before, if the record that is stored comes from the same login, else
+// after the sessions' lifetime. The mark of a login under way ends by itself.
+func (s *scsStore) deadline(ctx context.Context, key string, token, stored *Token, before time.Time) (time.Time, error) {
 	if token.AccessToken == "" && token.Judged == "" && token.ExpiresAt.After(time.Now()) {
 		return token.ExpiresAt.UTC(), nil
 	}
@@ -153,14 +177,10 @@ func (s *scsStore) deadline(ctx context.Context, key string, token *Token) (time
 			return s.sessions.Deadline(session), nil
 		}
 	}
-	stored, deadline, err := s.find(ctx, key)
-	switch {
-	case errors.Is(err, ErrTokenNotFound), err == nil && stored.Epoch != token.Epoch:
+	if stored == nil || stored.Epoch != token.Epoch {
 		return time.Now().Add(s.sessions.Lifetime).UTC(), nil
-	case err != nil:
-		return time.Time{}, err
 	}
-	return deadline, nil
+	return before, nil
 }
 
 // encode makes a record that sessions.Codec can read, because sessions.Iterate hands it

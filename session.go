@@ -61,6 +61,11 @@ func (o *owners) whose(r *http.Request) (owner, error) {
 	if err != nil {
 		return owner{}, err
 	}
+	return o.whoseConnection(r, connection)
+}
+
+// whoseConnection is whose for a connection that r need not name.
+func (o *owners) whoseConnection(r *http.Request, connection string) (owner, error) {
 	if o.keyOf == nil {
 		s, err := o.session(r)
 		if err != nil {
@@ -142,11 +147,7 @@ var keyUnescaper = strings.NewReplacer("%25", "%", "%2F", "/")
 // it may have other connections under the one that it has.
 func (o *owners) loginOwner(r *http.Request, connection string) (owner, error) {
 	if o.keyOf != nil {
-		who, err := o.whose(r)
-		if err != nil {
-			return owner{}, err
-		}
-		return o.named(who.key, connection)
+		return o.whoseConnection(r, connection)
 	}
 	s, err := o.session(r)
 	if err != nil {
@@ -176,7 +177,7 @@ func splitHandle(value string) (held, ancestor string) {
 // which stands for anyone in this browser.
 func (o *owners) beginner(r *http.Request) (string, error) {
 	if o.keyOf != nil {
-		who, err := o.whose(r)
+		who, err := o.whoseConnection(r, "")
 		return hash(who.key), err
 	}
 	s, err := o.session(r)

@@ -1,0 +1,166 @@
+package ganbauth_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+)
+
+// byClient is the Connection of an application whose routes name the client.
+func byClient(r *http.Request) (string, error) { return r.URL.Query().Get("client"), nil }
+
+// office is an application whose users connect several accounts each: of the user that a
+// header names, or of the session.
+func office(keyed bool) setup {
+	s := setup{options: ganbauth.Options{Connection: byClient}}
+	if keyed {
+		s.options.Key = func(r *http.Request) (string, error) { return r.Header.Get("X-User"), nil }
+	}
+	return s
+}
+
+func TestConnections(t *testing.T) {
+	for name, keyed := range map[string]bool{"of a session": false, "of a user": true} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, office(keyed), func(t *testing.T, a *app) {
+				b := a.browser()
+				as := func(user string, h http.Header) http.Header { return with(h, "X-User", user) }
+				open := func(user, path string) *http.Response { return b.do("GET", path, as(user, navigate)) }
+				subject := func(user, client string) string {
+					resp := b.do("GET", "/p?client="+client, as(user, program))
+					if resp.StatusCode != 200 {
+						return resp.Status
+					}
+					return strings.TrimPrefix(body(resp), "served ")
+				}
+
+				// Two tabs connect two accounts at once, each to its own.
+				one, two := open("u", "/p?client=a"), open("u", "/p?client=b%2F%25")
+				require.Equal(t, 303, one.StatusCode)
+				require.Equal(t, 303, two.StatusCode)
+				second := open("u", a.bank.Approve(two.Header.Get("Location")))
+				require.Equal(t, "/p?client=b%2F%25", second.Header.Get("Location"))
+				first := open("u", a.bank.Approve(one.Header.Get("Location")))
+				require.Equal(t, "/p?client=a", first.Header.Get("Location"))
+				subjects := []string{subject("u", "a"), subject("u", "b%2F%25")}
+				require.NotEqual(t, subjects[0], subjects[1])
+				require.NotContains(t, subjects[0]+subjects[1], "401")
+				require.Equal(t, "401 Unauthorized", subject("u", "c"))
+				require.Equal(t, 2, tokens(t, a))
+
+				// The guard against loops knows connections apart: a third is begun at once.
+				require.Equal(t, 303, open("u", "/p?client=c").StatusCode)
+
+				// The status is the connection's.
+				require.Contains(t, body(b.do("GET", "/bank/status?client=a", as("u", program))), `"connected":true`)
+				require.Contains(t, body(b.do("GET", "/bank/status?client=c", as("u", program))), `"connected":false`)
+
+				// A logout ends one of them.
+				post := with(navigate, "Sec-Fetch-Site", "same-origin", "X-User", "u")
+				require.Equal(t, 303, b.do("POST", "/bank/logout?client=a", post).StatusCode)
+				require.Equal(t, "401 Unauthorized", subject("u", "a"))
+				require.Equal(t, subjects[1], subject("u", "b%2F%25"))
+
+				if !keyed {
+					return
+				}
+				// Another user's callback is refused, whatever it is for.
+				third := open("u", "/p?client=d")
+				stranger := open("v", a.bank.Approve(third.Header.Get("Location")))
+				for range 3 { // it is asked for again first
+					if next := stranger.Header.Get("Refresh"); next != "" {
+						_, target, _ := strings.Cut(next, "url=")
+						stranger = open("v", target)
+					}
+				}
+				require.Equal(t, 400, stranger.StatusCode)
+				require.Equal(t, "401 Unauthorized", subject("v", "d"))
+				require.Equal(t, "401 Unauthorized", subject("u", "d"))
+				require.Equal(t, "401 Unauthorized", subject("v", "b%2F%25"), "another user's connection of the same name")
+
+				// Jobs name the same parts.
+				token, err := a.kit.Token(t.Context(), "u", "b/%")
+				require.NoError(t, err)
+				require.Equal(t, subjects[1], token.Subject)
+				resp, err := a.kit.ClientFor("u", "b/%").Get(a.bank.APIBase() + "/accounts")
+				require.NoError(t, err)
+				require.Equal(t, 200, resp.StatusCode)
+				resp.Body.Close()
+				_, err = a.kit.Token(t.Context(), "u/b", "%")
+				require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+				_, err = a.kit.Token(t.Context(), "u", "a", "b")
+				require.ErrorContains(t, err, "more than one connection")
+				require.NoError(t, a.kit.Disconnect(t.Context(), "u", "b/%"))
+				require.Equal(t, "401 Unauthorized", subject("u", "b%2F%25"))
+			})
+		})
+	}
+}
+
+func TestConnectionIsRefused(t *testing.T) {
+	a := newApp(t, office(true))
+	b := a.browser()
+	h := with(program, "X-User", "u")
+	require.Equal(t, 500, b.do("GET", "/p?client="+strings.Repeat("c", 256), h).StatusCode)
+	require.Equal(t, 401, b.do("GET", "/p?client="+strings.Repeat("c", 255), h).StatusCode)
+	require.Contains(t, a.log.String(), "Connection: longer than 255 bytes")
+}
+
+// H3: Observe and OnError hear whose connection it is about.
+func TestKeyFromContext(t *testing.T) {
+	var mu sync.Mutex
+	var heard []string
+	hear := func(what string, ctx context.Context) {
+		mu.Lock()
+		defer mu.Unlock()
+		key, connection, ok := ganbauth.KeyFromContext(ctx)
+		if _, token := ganbauth.TokenFromContext(ctx); token {
+			what += " with a token"
+		}
+		if !ok {
+			key = "nobody"
+		}
+		heard = append(heard, what+" "+key+" "+connection)
+	}
+	s := office(true)
+	s.options.Observe = func(ctx context.Context, e ganbauth.Event) { hear(string(e.Type), ctx) }
+	s.options.OnError = func(w http.ResponseWriter, r *http.Request, err error) {
+		hear("error", r.Context())
+		w.WriteHeader(ganbauth.StatusCode(err))
+	}
+	a := newApp(t, s)
+	a.next.serve = func(_ http.ResponseWriter, r *http.Request) { hear("handler", r.Context()) }
+	b := a.browser()
+	h := with(navigate, "X-User", "u")
+	begun := b.do("GET", "/p?client=a", h)
+	require.Equal(t, 303, b.do("GET", a.bank.Approve(begun.Header.Get("Location")), h).StatusCode)
+	require.Equal(t, 200, b.do("GET", "/p?client=a", h).StatusCode)
+	b.do("GET", "/p?client=b", with(program, "X-User", "u"))
+	b.do("GET", "/p?client=b", program)
+	a.bank.RevokeGrants()
+	a.bank.ExpireAccessTokens()
+	expire(t, a, "u", "a")
+	_, err := a.kit.Token(t.Context(), "u", "a")
+	require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+	require.Equal(t, []string{
+		"login_started u a", "login_succeeded u a", "handler with a token u a", "error u b", "error nobody ", "token_lost u a",
+	}, heard)
+	_, _, ok := ganbauth.KeyFromContext(t.Context())
+	require.False(t, ok)
+}
+
+// expire has the access token of a connection be past its end.
+func expire(t *testing.T, a *app, key, connection string) {
+	t.Helper()
+	token := *a.bank.Token()
+	token.IssuedAt, token.ExpiresAt = token.IssuedAt.Add(-2*time.Hour), token.ExpiresAt.Add(-2*time.Hour)
+	require.NoError(t, a.kit.SetToken(t.Context(), key, &token, connection))
+	a.bank.RevokeGrants()
+}
