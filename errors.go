@@ -366,11 +366,6 @@ type kind struct {
 	match  func(error) bool
 }
 
-// operatorFault reports whether an operator has to act, because the registration at the
-// bank and this client's settings do not agree. A browser cannot cause it with a forged
-// code.
-func (k kind) operatorFault() bool { return k.topic == topicSetup }
-
 // kinds is the table of errors. An error is of the first kind that matches. Whatever a
 // browser, a program, a metric or a log is told about an error is looked up here.
 var kinds = []kind{
@@ -430,6 +425,11 @@ var kinds = []kind{
 	{"network", 503, topicUnavailable, isNetwork},
 	{"internal", 500, topicInternal, func(error) bool { return true }},
 }
+
+// operatorFault reports whether an operator has to act, because the registration at the
+// bank and this client's settings do not agree. A browser cannot cause it with a forged
+// code.
+func (k kind) operatorFault() bool { return k.topic == topicSetup }
 
 // kindOf looks err up in the table. An unavailableError has the class of its cause.
 func kindOf(err error) kind {
@@ -562,8 +562,8 @@ func isNetwork(err error) bool {
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &e)
 }
 
-// resumableError ends a callback that may be delivered again: its code has not been sent, or
-// what came of it is not known yet.
+// resumableError ends a callback that may be delivered again: its code has not been sent,
+// or what came of it is not known yet.
 type resumableError struct{ err error }
 
 func (e *resumableError) Error() string { return e.err.Error() }

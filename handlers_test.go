@@ -1004,3 +1004,18 @@ func TestNothingSecretLeaves(t *testing.T) {
 		}
 	})
 }
+
+// The longest state and code that a callback may have.
+func TestI12LimitsOfCallbacks(t *testing.T) {
+	_, err := ganbauth.ParseCallback("code=c&state=" + strings.Repeat("s", 128))
+	require.NoError(t, err)
+	_, err = ganbauth.ParseCallback("code=c&state=" + strings.Repeat("s", 129))
+	require.ErrorIs(t, err, ganbauth.ErrInvalidState)
+	for length, sent := range map[int]int{1: 1, 4096: 1, 4097: 0} {
+		a := newApp(t, setup{})
+		b := a.browser()
+		state := mustParse(b.authorizationURL("/bank/login")).Query().Get("state")
+		resp := b.get("/bank/callback?state=" + state + "&code=" + strings.Repeat("x", length))
+		require.Equal(t, sent, a.bank.Count(ganbtest.TokenEndpoint), "a code of %d bytes: %d", length, resp.StatusCode)
+	}
+}

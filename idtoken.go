@@ -45,7 +45,7 @@ type idTokenVerifier struct {
 
 // verify checks what every ID token must hold, from a login or a refresh: OpenID Connect
 // Core section 3.1.3.7 and RFC 8725, with HS256 only, keyed with the client secret.
-// accessToken is the one that it came with.
+// accessToken came in the same answer.
 func (v idTokenVerifier) verify(raw, accessToken string, now time.Time) (*idClaims, error) {
 	if raw == "" {
 		return nil, fmt.Errorf("%w: id_token is missing", ErrTokenFormat)
