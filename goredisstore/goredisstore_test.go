@@ -1,6 +1,9 @@
 package goredisstore_test
 
 import (
+	"context"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,4 +147,56 @@ func TestB1Emptied(t *testing.T) {
 	addr := testenv.Redis(t).Addr
 	c := client(t, addr)
 	storetest.Emptied(t, stores(t, addr), func(t *testing.T) { require.NoError(t, c.FlushAll(t.Context()).Err()) })
+}
+
+// The client has no timeouts and repeats what fails.
+func TestF5SilentRedis(t *testing.T) {
+	c := redis.NewClient(&redis.Options{Addr: storetest.NewProxy(t, "").Addr, ReadTimeout: -1, WriteTimeout: -1, DialTimeout: time.Hour})
+	storetest.F5(t, goredisstore.New(c, goredisstore.Options{}))
+}
+
+func TestF6LockAnswerLost(t *testing.T) {
+	addr := testenv.Redis(t).Addr
+	script := func(string) string { return "evalsha" }
+	for _, retries := range []int{-1, 3} {
+		p := storetest.NewProxy(t, addr)
+		c := redis.NewClient(&redis.Options{Addr: p.Addr, MaxRetries: retries})
+		t.Cleanup(func() { c.Close() })
+		storetest.F6(t, p, goredisstore.New(c, goredisstore.Options{Prefix: fmt.Sprint(retries)}),
+			goredisstore.New(client(t, addr), goredisstore.Options{Prefix: fmt.Sprint(retries)}), script)
+	}
+}
+
+func TestF7CallersThatLeave(t *testing.T) {
+	p := storetest.NewProxy(t, testenv.Redis(t).Addr)
+	c := redis.NewClient(&redis.Options{Addr: p.Addr, PoolSize: 4})
+	t.Cleanup(func() { c.Close() })
+	storetest.F7(t, p, goredisstore.New(c, goredisstore.Options{}), 4)
+}
+
+// The application's only connection waits for a list that nobody fills.
+func TestF8StarvedClient(t *testing.T) {
+	addr := testenv.Redis(t).Addr
+	c := redis.NewClient(&redis.Options{Addr: addr, PoolSize: 1, ReadTimeout: 300 * time.Millisecond})
+	t.Cleanup(func() { c.Close() })
+	watch := client(t, addr)
+	starve := func(t *testing.T) (feed func()) {
+		waiting := make(chan error)
+		go func() { waiting <- c.BLPop(context.Background(), time.Minute, "starving").Err() }()
+		return func() {
+			require.NoError(t, watch.LPush(t.Context(), "starving", "x").Err())
+			require.NoError(t, <-waiting)
+		}
+	}
+	connections := func() int {
+		list, err := watch.ClientList(t.Context()).Result()
+		require.NoError(t, err)
+		return strings.Count(list, "addr=")
+	}
+	one, other := goredisstore.New(c, goredisstore.Options{Lease: time.Second}), stores(t, addr)()
+	for _, s := range []storetest.Store{one, other} { // both are connected
+		_, err := s.Load(t.Context(), "starved")
+		require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	}
+	storetest.F8(t, one, other, starve, connections)
 }

@@ -170,3 +170,63 @@ func TestPgBouncer(t *testing.T) {
 	s := stores(t, server.PgBouncer(t)+"&default_query_exec_mode=exec")()
 	ganbtest.TestStore(t, func() ganbauth.TokenStore { return s })
 }
+
+func TestF5SilentPostgres(t *testing.T) {
+	p := pool(t, "postgres://postgres@"+storetest.NewProxy(t, "").Addr+"/postgres?sslmode=disable")
+	storetest.F5(t, pgxstore.New(p, pgxstore.Options{}))
+}
+
+// It is silent on connections that have been made.
+func TestF5PostgresFallsSilent(t *testing.T) {
+	server, _ := testenv.Postgres(t)
+	proxy := storetest.NewProxy(t, server.Addr)
+	s := stores(t, dsn(proxy.Addr)+"&pool_max_conns=50")()
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() { _, _ = s.Load(t.Context(), "k") })
+	}
+	wg.Wait()
+	t.Cleanup(proxy.Silence())
+	storetest.F5(t, s)
+}
+
+func dsn(addr string) string { return "postgres://postgres@" + addr + "/postgres?sslmode=disable" }
+
+func TestF6LockAnswerLost(t *testing.T) {
+	server, direct := testenv.Postgres(t)
+	p := storetest.NewProxy(t, server.Addr)
+	here, there := storeWithLease(t, dsn(p.Addr), 0), storeWithLease(t, direct, 0)
+	storetest.F6(t, p, here, there, func(key string) string { return key })
+}
+
+func TestF7CallersThatLeave(t *testing.T) {
+	server, _ := testenv.Postgres(t)
+	p := storetest.NewProxy(t, server.Addr)
+	storetest.F7(t, p, stores(t, dsn(p.Addr)+"&pool_max_conns=4")(), 4)
+}
+
+// The application uses all of its connections.
+func TestF8StarvedPool(t *testing.T) {
+	_, direct := testenv.Postgres(t)
+	starved, watch := pool(t, direct+"&pool_max_conns=2"), pool(t, direct+"&pool_max_conns=1")
+	one, other := pgxstore.New(starved, pgxstore.Options{Lease: time.Second}), stores(t, direct)()
+	starve := func(t *testing.T) (feed func()) {
+		var conns []*pgxpool.Conn
+		for range 2 {
+			conn, err := starved.Acquire(t.Context())
+			require.NoError(t, err)
+			conns = append(conns, conn)
+		}
+		return func() {
+			for _, conn := range conns {
+				conn.Release()
+			}
+		}
+	}
+	starve(t)() // both are connected
+	connections := func() (n int) {
+		require.NoError(t, watch.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'").Scan(&n))
+		return n
+	}
+	storetest.F8(t, one, other, starve, connections)
+}
