@@ -218,10 +218,12 @@ func F6(t *testing.T, p *Proxy, here, there Store, mark func(key string) string)
 	}
 	for i := range 3 {
 		key := fmt.Sprint("lost ", i)
+		require.NoError(t, there.Save(t.Context(), key, Token("a")))
 		p.Lose(mark(key))
-		unlock, err := here.Lock(t.Context(), key)
+		fingerprint, unlock, err := here.LockRecord(t.Context(), key)
 		require.True(t, p.Lost())
 		if err == nil {
+			require.Equal(t, Token("a").Fingerprint(), fingerprint)
 			requireLocked(t, there, key, 100*time.Millisecond)
 			unlock()
 		}

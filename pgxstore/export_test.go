@@ -1,0 +1,3 @@
+package pgxstore
+
+const PageSQL = pageSQL
