@@ -36,6 +36,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,8 @@ type Options struct {
 	// Lease is how long a lock outlives a process that has died; a living one extends it. One to
 	// 20 seconds. Default: 10 seconds.
 	Lease time.Duration
+	// Logger gets a warning if tokens are not safe in Redis: see [Store.Check]. Default: [slog.Default].
+	Logger *slog.Logger
 }
 
 // Store keeps tokens in Redis and locks them there. It is safe for concurrent use.
@@ -69,10 +72,13 @@ type Store struct {
 	prefix string
 	ttl    time.Duration
 	locker *lease.Locker
+	log    *slog.Logger
 
 	// Whether a script may not touch a record and the index together, as in Cluster, where they
 	// are in different slots.
 	split atomic.Bool
+
+	checked sync.Once
 
 	mu    sync.Mutex
 	beats redis.UniversalClient // for beats alone, while this process holds locks; or nil
@@ -92,7 +98,10 @@ func New(client redis.UniversalClient, opts Options) *Store {
 	if opts.Prefix == "" {
 		opts.Prefix = "ganbauth:"
 	}
-	s := &Store{client: client, prefix: opts.Prefix, ttl: opts.TTL}
+	if opts.Logger == nil {
+		opts.Logger = slog.Default()
+	}
+	s := &Store{client: client, prefix: opts.Prefix, ttl: opts.TTL, log: opts.Logger}
 	if _, single := client.(*redis.Client); !single {
 		s.split.Store(true)
 	}

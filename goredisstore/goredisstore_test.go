@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
-	"github.com/ganbauth/ganbauth/ganbtest"
 	"github.com/ganbauth/ganbauth/goredisstore"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
@@ -33,11 +32,6 @@ func storeWithLease(t *testing.T, addr string, lease time.Duration) storetest.St
 // stores makes stores with a connection of their own each, as processes have, and leases of a second.
 func stores(t *testing.T, addr string) func() storetest.Store {
 	return func() storetest.Store { return storeWithLease(t, addr, time.Second) }
-}
-
-func TestStore(t *testing.T) {
-	c := client(t, testenv.Redis(t).Addr)
-	ganbtest.TestStore(t, func() ganbauth.TokenStore { return goredisstore.New(c, goredisstore.Options{}) })
 }
 
 func TestLostLease(t *testing.T) {

@@ -49,6 +49,7 @@ func (s *Store) Lock(ctx context.Context, key string) (unlock func(), err error)
 
 // LockRecord implements [ganbauth.RecordLocker]. It is [Store.Lock], and costs no more.
 func (s *Store) LockRecord(ctx context.Context, key string) (fingerprint string, unlock func(), err error) {
+	s.warn(ctx)
 	unlock, err = s.locker.LockWith(ctx, key, func(ctx context.Context, holder string, dead lease.Hold) (lease.Hold, error) {
 		held, found, err := s.tryLock(ctx, key, holder, dead)
 		fingerprint = found

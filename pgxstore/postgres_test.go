@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -230,4 +232,28 @@ func TestPagesUseTheIndex(t *testing.T) {
 			require.NotContains(t, plan, "Seq Scan", mode)
 		}
 	}
+}
+
+// statementCounter counts the statements that a pool sends.
+type statementCounter struct{ n atomic.Int32 }
+
+func (c *statementCounter) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	c.n.Add(1)
+	return ctx
+}
+
+func (c *statementCounter) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func TestRoundTrips(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	config, err := pgxpool.ParseConfig(dsn)
+	require.NoError(t, err)
+	counter := &statementCounter{}
+	config.ConnConfig.Tracer = counter
+	p, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(p.Close)
+	s := pgxstore.New(p, pgxstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	storetest.RoundTrips(t, s, func() int { return int(counter.n.Load()) })
 }

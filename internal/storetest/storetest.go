@@ -306,3 +306,31 @@ func Sessions(t *testing.T, newEngine func() scs.Store, newLocker func() ganbaut
 		require.Equal(t, http.StatusUnauthorized, request(i, "GET", "/p", "").StatusCode)
 	}
 }
+
+// RoundTrips tests that each step of a refresh is one round trip, of which count returns how many
+// there have been.
+func RoundTrips(t *testing.T, s Store, count func() int) {
+	ctx := t.Context()
+	var unlock func()
+	step := func(name string, do func() error) {
+		t.Helper()
+		before := count()
+		require.NoError(t, do())
+		require.Equal(t, 1, count()-before, name)
+	}
+	for i := range 3 {
+		old, next := Token(fmt.Sprint(i)), Token(fmt.Sprint(i+1))
+		if i == 0 {
+			require.NoError(t, s.Save(ctx, "k", old))
+			unlock, err := s.Lock(ctx, "k")
+			require.NoError(t, err)
+			unlock() // scripts and statements are prepared
+		}
+		step("Load", func() error { _, err := s.Load(ctx, "k"); return err })
+		step("LockRecord", func() (err error) { _, unlock, err = s.LockRecord(ctx, "k"); return err })
+		step("Swap", func() error { return s.Swap(ctx, "k", old, next) })
+		step("unlock", func() error { unlock(); return nil })
+		step("Save", func() error { return s.Save(ctx, "k", next) })
+	}
+	step("Delete", func() error { return s.Delete(ctx, "k") })
+}

@@ -115,15 +115,16 @@ func (p *Process) signal(s syscall.Signal) {
 	}
 }
 
-// Redis starts a redis-server that keeps its data over a Stop.
-func Redis(t testing.TB) *Process {
+// Redis starts a redis-server that keeps its data over a Stop. The arguments are added to its
+// command line.
+func Redis(t testing.TB, args ...string) *Process {
 	t.Helper()
 	program, dir, port := Needs(t, "redis-server"), t.TempDir(), strconv.Itoa(FreePort(t))
 	p := &Process{
 		Addr: net.JoinHostPort("127.0.0.1", port),
 		command: func() *exec.Cmd {
-			return exec.Command(program, "--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "",
-				"--appendonly", "yes", "--appendfsync", "always")
+			return exec.Command(program, append([]string{"--bind", "127.0.0.1", "--port", port, "--dir", dir, "--save", "",
+				"--appendonly", "yes", "--appendfsync", "always"}, args...)...)
 		},
 	}
 	p.ready = p.listens
