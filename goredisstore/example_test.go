@@ -1,6 +1,8 @@
 package goredisstore_test
 
 import (
+	"context"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -14,6 +16,9 @@ import (
 func ExampleNew() {
 	client := redis.NewClient(&redis.Options{Addr: "redis.internal:6379"})
 	store := goredisstore.New(client, goredisstore.Options{})
+	if err := store.Check(context.Background()); err != nil {
+		slog.Warn("tokens are not safe", "error", err)
+	}
 
 	connector, err := ganbauth.NewConnector("id", "secret", ganbauth.AuthBasic, ganbauth.Production("salt"))
 	if err != nil {

@@ -194,3 +194,7 @@ func TestF8StarvedClient(t *testing.T) {
 	}
 	storetest.F8(t, one, other, starve, connections)
 }
+
+func TestREADME(t *testing.T) {
+	storetest.README(t, []string{"github.com/redis/go-redis/v9", "github.com/ganbauth/ganbauth/goredisstore"})
+}

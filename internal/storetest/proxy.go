@@ -166,14 +166,17 @@ func (p *Proxy) Cut() {
 // each call ends with its context, and without one it ends all the same.
 func F5(t *testing.T, s Store) {
 	calls := map[string]func(context.Context) error{
-		"Load":          func(ctx context.Context) error { _, err := s.Load(ctx, "k"); return err },
-		"Save":          func(ctx context.Context) error { return s.Save(ctx, "k", Token("S3CRET")) },
-		"Delete":        func(ctx context.Context) error { return s.Delete(ctx, "k") },
-		"Swap":          func(ctx context.Context) error { return s.Swap(ctx, "k", Token("S3CRET"), nil) },
-		"Lock":          func(ctx context.Context) error { _, err := s.Lock(ctx, "k"); return err },
-		"LockRecord":    func(ctx context.Context) error { _, _, err := s.LockRecord(ctx, "k"); return err },
-		"Expiring":      func(ctx context.Context) error { _, err := s.Expiring(ctx, time.Now()); return err },
-		"ExpiringAfter": func(ctx context.Context) error { _, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, time.Now(), 9); return err },
+		"Load":       func(ctx context.Context) error { _, err := s.Load(ctx, "k"); return err },
+		"Save":       func(ctx context.Context) error { return s.Save(ctx, "k", Token("S3CRET")) },
+		"Delete":     func(ctx context.Context) error { return s.Delete(ctx, "k") },
+		"Swap":       func(ctx context.Context) error { return s.Swap(ctx, "k", Token("S3CRET"), nil) },
+		"Lock":       func(ctx context.Context) error { _, err := s.Lock(ctx, "k"); return err },
+		"LockRecord": func(ctx context.Context) error { _, _, err := s.LockRecord(ctx, "k"); return err },
+		"Expiring":   func(ctx context.Context) error { _, err := s.Expiring(ctx, time.Now()); return err },
+		"ExpiringAfter": func(ctx context.Context) error {
+			_, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, time.Now(), 9)
+			return err
+		},
 	}
 	contexts := map[string]func() (context.Context, context.CancelFunc){
 		"no deadline": func() (context.Context, context.CancelFunc) { return context.WithCancel(context.Background()) },
