@@ -28,7 +28,7 @@ const (
 // This file decides who gets which token; protocol.go has the steps that change a record.
 type keeper struct {
 	connector *Connector
-	records   records
+	records   *records
 	leeway    time.Duration
 	observer
 

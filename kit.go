@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
-	"log/slog"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -49,102 +47,43 @@ func (k *Kit) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "ganbauth.Kit(%q)", k.owners.kit)
 }
 
-// New makes a Kit. It reports every mistake that can be seen now at once, and warns in the log of session cookie
-// settings that do not fit an https RedirectURI. The sessions may be nil when opts has both Store and Key.
+// New makes a Kit. It reports every mistake that can be seen now at once, and warns in the log
+// of what works and should not go to production. The sessions may be nil when opts has both
+// Store and Key.
 //
-// Two kits of one application need different Names; with the same one they would take each other's sessions and
-// callbacks.
+// Two kits of one application need different Names; with the same one they would take each
+// other's sessions and callbacks.
 func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error) {
-	var errs []error
-	fault := func(format string, args ...any) {
-		errs = append(errs, fmt.Errorf("ganbauth: options: "+format, args...))
-	}
 	if c == nil || c.http == nil {
 		return nil, errors.New("ganbauth: New needs a Connector from NewConnector")
 	}
-	if opts.Name == "" {
-		opts.Name = defaultName
+	s, err := opts.check(c, sessions)
+	if err != nil {
+		return nil, err
 	}
+	o := observer{kit: s.Name, log: s.Logger, hook: s.Observe}
 	k := &Kit{
 		connector:     c,
-		owners:        owners{kit: opts.Name, handleName: sessionPrefix + opts.Name, sessions: sessions, keyOf: opts.Key, connectionOf: opts.Connection},
-		redirectURI:   opts.RedirectURI,
-		defaultReturn: opts.DefaultReturn,
-		pkce:          opts.PKCE,
-		onError:       opts.OnError,
-		errorPage:     opts.ErrorPage,
-		observer:      observer{kit: opts.Name, log: opts.Logger, hook: opts.Observe},
+		redirectURI:   s.RedirectURI,
+		callback:      s.callback,
+		https:         s.https,
+		defaultReturn: s.DefaultReturn,
+		scopes:        s.Scopes,
+		pkce:          s.PKCE,
+		onError:       s.OnError,
+		errorPage:     s.ErrorPage,
+		lister:        s.lister,
+		attempts:      s.attempts,
+		observer:      o,
+		owners: owners{
+			kit: s.Name, handleName: sessionPrefix + s.Name, sessions: sessions, keyOf: s.Key, connectionOf: s.Connection,
+		},
 	}
-	if k.observer.log == nil {
-		k.observer.log = slog.Default()
-	}
-	if !kitName.MatchString(opts.Name) {
-		fault("Name may have up to 32 letters, digits, hyphens and underscores")
-	}
-
-	u, err := url.Parse(opts.RedirectURI)
-	switch {
-	case err != nil || u.Host == "" || u.Fragment != "" || strings.Contains(opts.RedirectURI, "#"):
-		fault("RedirectURI must be an absolute URL without a fragment")
-	case u.User != nil:
-		fault("RedirectURI must not contain userinfo")
-	case !secureURL(u):
-		fault("RedirectURI must be https (http only on a loopback address)")
-	case len(opts.RedirectURI) > maxRedirectURI:
-		fault("RedirectURI is longer than %d characters", maxRedirectURI)
-	default:
-		k.callback, k.https = u.Path, u.Scheme == "https"
-	}
-
-	k.scopes = union(opts.Scopes)
-	errs = append(errs, checkScopes("options: Scopes", k.scopes, c)...)
-
-	if k.defaultReturn == "" {
-		k.defaultReturn = "/"
-	}
-	if p, ok := localPath(k.defaultReturn); !ok || p != k.defaultReturn {
-		fault("DefaultReturn must be a path of this site, percent-encoded")
-	}
-	if opts.RefreshLeeway < 0 {
-		fault("RefreshLeeway must not be negative")
-	}
-
-	hosts := []string{hostPort(c.authURL)}
-	for _, host := range opts.APIHosts {
-		u, err := url.Parse("https://" + host)
-		if err != nil || u.Host != host || u.Hostname() == "" {
-			fault("APIHosts: %q is not a host", host)
-			continue
-		}
-		hosts = append(hosts, hostPort(u))
-		if isLoopback(u.Hostname()) {
-			u.Scheme = "http"
-			hosts = append(hosts, hostPort(u))
-		}
-	}
-
-	store, locker, both, err := opts.stores(sessions)
-	if err != nil {
-		errs = append(errs, err)
-	}
-	k.lister, _ = opts.Store.(ExpiryLister)
-	if k.attempts, err = newAttempts(c, opts.Name, opts.RedirectURI, strings.Join(k.scopes, " ")); err != nil {
-		errs = append(errs, err)
-	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
-	}
-
-	k.keeper = &keeper{
-		connector: c,
-		records:   records{store: store, locker: locker, both: both, sealed: len(opts.EncryptionKeys) > 0, observer: k.observer},
-		leeway:    orDefault(opts.RefreshLeeway, time.Minute),
-		observer:  k.observer,
-	}
-	k.keeper.records.swapper, _ = store.(Swapper)
+	k.keeper = &keeper{connector: c, records: s.records, leeway: s.RefreshLeeway, observer: o}
+	k.keeper.records.observer = o
 	k.exchanges = &flights[*connection]{keep: rememberLogin, forgotten: k.forgetLogin}
-	k.api = &bankAPI{k.keeper, c.http.Transport, hosts}
-	k.warn(opts)
+	k.api = &bankAPI{k.keeper, c.http.Transport, s.hosts}
+	s.warn(c, sessions)
 	return k, nil
 }
 

@@ -1,6 +1,7 @@
 package ganbauth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,62 +16,91 @@ import (
 	"time"
 
 	"github.com/alexedwards/scs/v2"
+	"github.com/alexedwards/scs/v2/memstore"
 )
 
-// Options configure a [Kit]. RedirectURI and Scopes are required; the zero value of every other field is the right
-// default. [New] copies them.
+// Options configure a [Kit]. RedirectURI and Scopes are required; the zero value of every
+// other field is the right default. [New] copies them.
 type Options struct {
-	// RedirectURI is where CallbackHandler is mounted, as registered with the bank, which compares it exactly: https
-	// (http only on a loopback address), at most 256 characters, without a fragment.
+	// Required.
+
+	// RedirectURI is where CallbackHandler is mounted, as registered with the bank, which
+	// compares it exactly: https (http only on a loopback address), at most 256 characters,
+	// without a fragment.
 	RedirectURI string
-	// Scopes to ask for, at most 256 characters together. With openid among them the login is OpenID Connect, and
-	// the ID token is required. The bank grants a refresh token for offline_access only.
+	// Scopes to ask for, at most 256 characters together. With openid among them the login is
+	// OpenID Connect, and the ID token is required. The bank grants a refresh token for
+	// offline_access only.
 	Scopes []string
+
+	// Whose token a request uses.
+
+	// Key names the user, by the application's user id for example; it need not be secret.
+	// Default: tokens belong to sessions. If Key returns "" or an error that wraps
+	// [ErrLoginRequired], the application knows no user: the request is answered 401 and no
+	// login is begun. Any other error is answered 500. It is called for each request, several
+	// times at a callback.
+	Key func(*http.Request) (string, error)
+	// Connection names one of the user's several connections, by a path value for example: at
+	// most 255 bytes of any content. A login carries it to its callback, so two tabs can
+	// connect two accounts at once. An error is answered 500. Default: a user has one
+	// connection, whose name is "".
+	Connection func(*http.Request) (string, error)
+	// Name tells several kits of one application apart: up to 32 letters, digits, hyphens and
+	// underscores. Give each its own RedirectURI, too. It begins every key that the Store sees:
+	// Name/Key, or Name/Key/Connection, with % and / in Key and Connection escaped as %25 and
+	// %2F, at most 1,024 bytes in all. Default: "bank".
+	Name string
+
+	// Where tokens are kept.
 
 	// Store keeps the tokens. Default: [NewSCSStore].
 	Store TokenStore
-	// Key says whose token a request uses, the application's user id for example: at most 1,024 bytes, not secret.
-	// Default: a random value in the session. Where Key fails, or returns "", the request is refused with 401 if the
-	// error wraps [ErrLoginRequired] or is nil, else with 500; no login is begun, as there is nobody to connect.
-	// The Store sees the key as it is, after "Name/" if Name is set.
-	Key func(*http.Request) (string, error)
-	// Connection says which of the user's several connections a request is about, a path value
-	// for example: at most 255 bytes of any content. A login carries it to its callback, so
-	// that two tabs can connect two accounts at once. Default: a user has one connection.
-	Connection func(*http.Request) (string, error)
-	// Locker makes a refresh exclusive across processes. Default: Store, if it is a Locker, else none.
+	// Locker makes a refresh exclusive across processes. Default: Store, if it is a Locker,
+	// else none, which is right for a single process.
 	Locker Locker
-	// Name tells several kits in one application apart: up to 32 letters, digits, hyphens and underscores. Give each
-	// its own RedirectURI too. Kits that share a Store all need one.
-	Name string
-	// DefaultReturn is the path to go to when a login or a logout does not say. Default: "/".
-	DefaultReturn string
-	// RefreshLeeway is how long before its expiry a token is refreshed, at most a quarter of the token's life.
-	// Default: 60 seconds.
+	// EncryptionKeys, 32 bytes each, seal the tokens before Store sees them (AES-256-GCM): the
+	// first seals, all open. To rotate them, first add the new key at the end everywhere, then
+	// move it to the front. A token that no key opens is answered 503 and logged as an error;
+	// it is not deleted, except by a logout. A Store of your own gets the whole token as
+	// AccessToken, "sealed." and base64url, at most 40 KiB, with TokenType, Scope, Epoch and
+	// the times beside it in clear, and RefreshToken "sealed" if there is one.
+	EncryptionKeys [][]byte
+
+	// The bank.
+
+	// RefreshLeeway is how long before its expiry a token is refreshed, at most a quarter of
+	// the token's life. Default: 60 seconds.
 	RefreshLeeway time.Duration
-	// APIHosts are hosts, with a port if it is not the scheme's own, that [Kit.Client] sends the token to besides
-	// the connector's.
+	// APIHosts are hosts, with a port if it is not the scheme's own, that [Kit.Client] sends
+	// the token to besides the connector's.
 	APIHosts []string
 	// PKCE sends a code challenge (RFC 7636, S256). The bank does not document it.
 	PKCE bool
-	// EncryptionKeys, 32 bytes each, seal the tokens before Store sees them (AES-256-GCM): the first seals, all
-	// open. A token that none opens counts as none. What a Store of your own gets as AccessToken is then the whole token
-	// in base64url, at most 40 KiB, with TokenType, Scope and the times beside it in clear, and RefreshToken "sealed" if
-	// there is one.
-	EncryptionKeys [][]byte
+
+	// What users see.
+
+	// DefaultReturn is the path to go to when a login or a logout does not say. Default: "/".
+	DefaultReturn string
 	// ErrorPage is the application's own page for a person whose request is not served. It is
 	// executed with an [*ErrorPage]. Programs and HTMX get problem details as before. If it
 	// fails, the error is logged and the kit's own page is shown. Default: the kit's own page.
 	ErrorPage *template.Template
 	// OnError answers every refusal, to persons and programs, in place of pages and problem
-	// details; [StatusCode] has the status for the error. What a refusal needs is set already:
-	// Cache-Control: no-store, Referrer-Policy, X-Content-Type-Options, WWW-Authenticate,
-	// Retry-After, Allow and HX-Redirect. A redirect to the bank is no refusal.
+	// details; [StatusCode] has the status for the error, and [KeyFromContext] says whose
+	// connection it is about. What a refusal needs is set already: Cache-Control: no-store,
+	// Referrer-Policy, X-Content-Type-Options, WWW-Authenticate, Retry-After, Allow and
+	// HX-Redirect. A redirect to the bank is no refusal.
 	OnError func(http.ResponseWriter, *http.Request, error)
-	// Logger gets one record for each [Event] and for what an operator must see. Default: [slog.Default].
+
+	// What operators see.
+
+	// Logger gets one record for each [Event] and for what an operator must see. Default:
+	// [slog.Default].
 	Logger *slog.Logger
-	// Observe is told what happens, for metrics. It is called concurrently, with the values of the request's
-	// context where there is one, and should return soon.
+	// Observe is told what happens, for metrics. It is called concurrently, in a goroutine of
+	// its own, with the values of the request's context where there is one; [KeyFromContext]
+	// says whose connection it is about. An answer waits for it for a tenth of a second at most.
 	Observe func(context.Context, Event)
 }
 
@@ -103,43 +133,190 @@ func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
 	return errs
 }
 
+const defaultName = "bank"
+
+// settings are Options that have been checked, with their defaults, and what was found on the
+// way.
+type settings struct {
+	Options
+	callback string // the path of RedirectURI
+	https    bool   // the scheme of RedirectURI
+	hosts    []string
+	attempts attempts
+	records  *records
+	lister   ExpiryLister // nil if the store is none
+}
+
+// check returns the settings, or all that is wrong with o.
+func (o Options) check(c *Connector, sessions *scs.SessionManager) (*settings, error) {
+	s := &settings{Options: o, records: &records{}}
+	s.Name = cmp.Or(o.Name, defaultName)
+	s.DefaultReturn = cmp.Or(o.DefaultReturn, "/")
+	s.RefreshLeeway = cmp.Or(o.RefreshLeeway, time.Minute)
+	s.Scopes = union(o.Scopes)
+	s.Logger = cmp.Or(o.Logger, slog.Default())
+	err := errors.Join(
+		s.checkName(),
+		s.checkRedirectURI(),
+		errors.Join(checkScopes("options: Scopes", s.Scopes, c)...),
+		s.checkDefaultReturn(),
+		s.checkRefreshLeeway(),
+		s.checkAPIHosts(c),
+		s.checkStore(sessions),
+		s.makeAttempts(c),
+	)
+	return s, err
+}
+
+var errOptions = errors.New("ganbauth: options")
+
+func fault(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{errOptions}, args...)...)
+}
+
+func (s *settings) checkName() error {
+	if !kitName.MatchString(s.Name) {
+		return fault("Name may have up to 32 letters, digits, hyphens and underscores")
+	}
+	return nil
+}
+
+func (s *settings) checkRedirectURI() error {
+	u, err := url.Parse(s.RedirectURI)
+	switch {
+	case err != nil || u.Host == "" || u.Fragment != "" || strings.Contains(s.RedirectURI, "#"):
+		return fault("RedirectURI must be an absolute URL without a fragment")
+	case u.User != nil:
+		return fault("RedirectURI must not contain userinfo")
+	case !secureURL(u):
+		return fault("RedirectURI must be https (http only on a loopback address)")
+	case len(s.RedirectURI) > maxRedirectURI:
+		return fault("RedirectURI is longer than %d characters", maxRedirectURI)
+	}
+	s.callback, s.https = u.Path, u.Scheme == "https"
+	return nil
+}
+
+func (s *settings) checkDefaultReturn() error {
+	if p, ok := localPath(s.DefaultReturn); !ok || p != s.DefaultReturn {
+		return fault("DefaultReturn must be a path of this site, percent-encoded")
+	}
+	return nil
+}
+
+func (s *settings) checkRefreshLeeway() error {
+	if s.RefreshLeeway < 0 {
+		return fault("RefreshLeeway must not be negative")
+	}
+	return nil
+}
+
+// checkAPIHosts lists the hosts that get the token: the connector's, and APIHosts over https,
+// or http on a loopback address.
+func (s *settings) checkAPIHosts(c *Connector) error {
+	var errs []error
+	s.hosts = []string{hostPort(c.authURL)}
+	for _, host := range s.APIHosts {
+		u, err := url.Parse("https://" + host)
+		if err != nil || u.Host != host || u.Hostname() == "" {
+			errs = append(errs, fault("APIHosts: %q is not a host", host))
+			continue
+		}
+		s.hosts = append(s.hosts, hostPort(u))
+		if isLoopback(u.Hostname()) {
+			u.Scheme = "http"
+			s.hosts = append(s.hosts, hostPort(u))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkStore finds out what the store can do, and seals it if there are keys.
+func (s *settings) checkStore(sessions *scs.SessionManager) error {
+	seal, err := newSealer("token", s.EncryptionKeys...)
+	switch {
+	case sessions == nil && (s.Store == nil || s.Key == nil):
+		return errors.Join(err, fault("without sessions, Store and Key are needed"))
+	case s.Store == nil && (sessions.Store == nil || sessions.Codec == nil):
+		return errors.Join(err, fault("the session manager has no Store or no Codec: make it with scs.New"))
+	case err != nil:
+		return err
+	}
+	s.lister, _ = s.Store.(ExpiryLister)
+	s.records.locker = s.Locker
+	if own, ok := s.Store.(Locker); ok && s.Locker == nil {
+		s.records.locker = own
+		s.records.both, _ = s.Store.(RecordLocker)
+	}
+	s.records.sealed = len(s.EncryptionKeys) > 0
+	s.records.store = s.Store
+	switch {
+	case s.Store == nil && s.records.sealed:
+		s.records.store = newSCSStore(sessions, sealedCodec{seal})
+	case s.Store == nil:
+		s.records.store = newSCSStore(sessions, plainCodec{})
+	case s.records.sealed:
+		s.records.store = newSealedStore(s.Store, sealedCodec{seal})
+	}
+	s.records.swapper, _ = s.records.store.(Swapper)
+	return nil
+}
+
+func (s *settings) makeAttempts(c *Connector) (err error) {
+	s.attempts, err = newAttempts(c, s.Name, s.RedirectURI, strings.Join(s.Scopes, " "))
+	return err
+}
+
 // warn logs what works and should not go to production, as far as it can be seen now.
-func (k *Kit) warn(opts Options) {
-	if len(k.connector.clientSecret.reveal()) < 32 && slices.Contains(k.scopes, "openid") {
-		k.log.Warn("ganbauth: the client secret is shorter than the 32 bytes that HS256 asks for (RFC 7518 section 3.2)")
+func (s *settings) warn(c *Connector, sessions *scs.SessionManager) {
+	if len(c.clientSecret.reveal()) < 32 && slices.Contains(s.Scopes, "openid") {
+		s.Logger.Warn("ganbauth: the client secret is shorter than the 32 bytes that HS256 asks for (RFC 7518 section 3.2)")
 	}
-	switch salt := k.connector.salt.reveal(); {
+	switch salt := c.salt.reveal(); {
 	case salt == "PleaseDefineYourself":
-		k.log.Warn("ganbauth: Salt is the placeholder of the bank's SDKs: define your own")
+		s.Logger.Warn("ganbauth: Salt is the placeholder of the bank's SDKs: define your own")
 	case len(salt) < minSalt:
-		k.log.Warn("ganbauth: Salt is shorter than 16 bytes: define one that cannot be guessed")
+		s.Logger.Warn("ganbauth: Salt is shorter than 16 bytes: define one that cannot be guessed")
 	}
-	if opts.Key != nil && opts.Store == nil {
-		k.log.Warn("ganbauth: Key is set and Store is not: the users' tokens are kept no longer than a session lives",
-			"lifetime", k.sessions.Lifetime)
+	if s.Key != nil && s.Store == nil {
+		s.Logger.Warn("ganbauth: Key is set and Store is not: the users' tokens are kept no longer than a session lives",
+			"lifetime", sessions.Lifetime)
 	}
-	if k.sessions != nil {
-		k.warnOfCookie(k.sessions.Cookie)
+	if s.records.swapper == nil && s.records.locker == nil && !inMemory(s.Store, sessions) {
+		s.Logger.Warn("ganbauth: the store cannot compare and swap, and there is no Locker: several processes that share it " +
+			"would lose tokens. Set Options.Locker, or use a Store that is a Swapper")
+	}
+	if sessions != nil {
+		s.warnOfCookie(sessions.Cookie)
 	}
 }
 
+// inMemory reports whether the default store is used in the memory of one process.
+func inMemory(store TokenStore, sessions *scs.SessionManager) bool {
+	if store != nil {
+		return false
+	}
+	_, ok := sessions.Store.(*memstore.MemStore)
+	return ok
+}
+
 // warnOfCookie logs what is wrong with the session's cookie.
-func (k *Kit) warnOfCookie(c scs.SessionCookie) {
-	if !cookieReaches(c.Path, k.callback) {
-		k.log.Warn("ganbauth: the session cookie does not reach the path of RedirectURI: set sessions.Cookie.Path to \"/\"",
+func (s *settings) warnOfCookie(c scs.SessionCookie) {
+	if !cookieReaches(c.Path, s.callback) {
+		s.Logger.Warn("ganbauth: the session cookie does not reach the path of RedirectURI: set sessions.Cookie.Path to \"/\"",
 			"path", c.Path)
 	}
-	if !k.https {
+	if !s.https {
 		if c.Secure {
-			k.log.Warn("ganbauth: the session cookie is Secure and RedirectURI is http: Safari drops the cookie")
+			s.Logger.Warn("ganbauth: the session cookie is Secure and RedirectURI is http: Safari drops the cookie")
 		}
 		return
 	}
 	if !c.Secure {
-		k.log.Warn("ganbauth: RedirectURI is https and the session cookie is not Secure: set sessions.Cookie.Secure")
+		s.Logger.Warn("ganbauth: RedirectURI is https and the session cookie is not Secure: set sessions.Cookie.Secure")
 	}
 	if !c.HttpOnly || c.SameSite == http.SameSiteNoneMode || c.Domain != "" {
-		k.log.Warn("ganbauth: the session cookie should be HttpOnly, SameSite=Lax or Strict, and without a Domain")
+		s.Logger.Warn("ganbauth: the session cookie should be HttpOnly, SameSite=Lax or Strict, and without a Domain")
 	}
 }
 
@@ -148,13 +325,6 @@ func (k *Kit) warnOfCookie(c scs.SessionCookie) {
 func cookieReaches(path, target string) bool {
 	rest, ok := strings.CutPrefix(target, path)
 	return ok && path != "" && (rest == "" || strings.HasSuffix(path, "/") || rest[0] == '/')
-}
-
-func orDefault(d, otherwise time.Duration) time.Duration {
-	if d == 0 {
-		return otherwise
-	}
-	return d
 }
 
 // union lists the scopes of all lists once, in their order.
@@ -177,33 +347,4 @@ func hostPort(u *url.URL) string {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
-}
-
-const defaultName = "bank"
-
-// stores returns the store of all kits' records, sealed if there are keys, and the Locker. If
-// the store's lock brings the record, it is returned once more as both.
-func (o Options) stores(sessions *scs.SessionManager) (store TokenStore, locker Locker, both RecordLocker, err error) {
-	locker = o.Locker
-	if own, ok := o.Store.(Locker); ok && locker == nil {
-		locker = own
-		both, _ = o.Store.(RecordLocker)
-	}
-	seal, sealErr := newSealer("token", o.EncryptionKeys...)
-	sealed := len(o.EncryptionKeys) > 0
-	switch {
-	case sessions == nil && (o.Store == nil || o.Key == nil):
-		err = errors.New("ganbauth: options: without sessions, Store and Key are needed")
-	case o.Store == nil && (sessions.Store == nil || sessions.Codec == nil):
-		err = errors.New("ganbauth: options: the session manager has no Store or no Codec: make it with scs.New")
-	case o.Store == nil && sealed:
-		store = newSCSStore(sessions, sealedCodec{seal})
-	case o.Store == nil:
-		store = NewSCSStore(sessions)
-	case sealed:
-		store = newSealedStore(o.Store, sealedCodec{seal})
-	default:
-		store = o.Store
-	}
-	return store, locker, both, errors.Join(err, sealErr)
 }

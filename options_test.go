@@ -129,6 +129,39 @@ func TestNewWarns(t *testing.T) {
 	}
 }
 
+// B4: a store that cannot compare, several processes and no Locker lose tokens.
+func TestNewWarnsOfAStoreThatCannotCompare(t *testing.T) {
+	c, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: "i", Salt: ownSalt})
+	require.NoError(t, err)
+	for name, test := range map[string]struct {
+		change func(*scs.SessionManager, *ganbauth.Options)
+		warns  bool
+	}{
+		"sessions in memory":          {func(*scs.SessionManager, *ganbauth.Options) {}, false},
+		"sessions on a shared engine": {func(s *scs.SessionManager, _ *ganbauth.Options) { s.Store = failingEngine{} }, true},
+		"a shared engine, a Locker": {func(s *scs.SessionManager, o *ganbauth.Options) {
+			s.Store, o.Locker = failingEngine{}, &keyLocker{}
+		}, false},
+		"a store of three methods": {func(_ *scs.SessionManager, o *ganbauth.Options) {
+			o.Store = &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+		}, true},
+		"a store that compares": {func(_ *scs.SessionManager, o *ganbauth.Options) { o.Store = ganbauth.NewMemoryStore() }, false},
+		"a sealed store that compares": {func(_ *scs.SessionManager, o *ganbauth.Options) {
+			o.Store, o.EncryptionKeys = ganbauth.NewMemoryStore(), [][]byte{key(1)}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sessions, log := scs.New(), &lockedBuffer{}
+			sessions.Cookie.Secure = true
+			options := ganbauth.Options{RedirectURI: "https://app.example/cb", Scopes: []string{"openid"}, Logger: textLogger(log)}
+			test.change(sessions, &options)
+			_, err := ganbauth.New(c, sessions, options)
+			require.NoError(t, err)
+			require.Equal(t, test.warns, strings.Contains(log.String(), "cannot compare and swap"), log.String())
+		})
+	}
+}
+
 // What else New, or the first login, can see.
 func TestE7Warns(t *testing.T) {
 	c, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: "i", Salt: ownSalt})
