@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -26,7 +27,7 @@ func account(bank *ganbauth.Kit, api string) http.Handler {
 			err = ganbauth.CheckResponse(resp)
 		}
 		if err != nil {
-			http.Error(w, "the bank could not be asked", ganbauth.StatusCode(err))
+			bank.Refuse(w, r, err)
 			return
 		}
 		var answer struct {
@@ -57,14 +58,18 @@ func newApp(connector *ganbauth.Connector, api string) http.Handler {
 	return sessions.LoadAndSave(mux)
 }
 
-// show prints what a request was answered.
+// show prints the status of an answer, and the handler's own text.
 func show(resp *http.Response, err error) {
 	if err != nil {
 		panic(err)
 	}
 	defer resp.Body.Close()
-	body, _ := io.ReadAll(resp.Body)
-	fmt.Print(resp.StatusCode, " ", string(body))
+	fmt.Print(resp.StatusCode, " ")
+	if resp.StatusCode != http.StatusOK {
+		fmt.Println(http.StatusText(resp.StatusCode))
+		return
+	}
+	_, _ = io.Copy(os.Stdout, resp.Body)
 }
 
 // The test of an application: a user connects an account, the token ends, and the bank is
@@ -91,7 +96,7 @@ func Example() {
 	// 200 account 101-4360603
 	// 200 account 101-4360603
 	// refreshes: 1
-	// 503 the bank could not be asked
+	// 503 Service Unavailable
 	// 200 account 101-4360603
 }
 
@@ -138,7 +143,7 @@ func ExampleServer_Fail() {
 	end()
 
 	// Output:
-	// 503 the bank could not be asked
+	// 503 Service Unavailable
 	// 200 account 101-4360603
 }
 
@@ -158,6 +163,6 @@ func ExampleOptions_api() {
 	}
 
 	// Output:
-	// 401 {"errorCode":"WG_ERR_105","errorMessage":"The access token is not valid."}
+	// 401 Unauthorized
 	// 200 /accounts/visa-transactions of user-1
 }

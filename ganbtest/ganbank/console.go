@@ -42,8 +42,9 @@ type fault struct {
 
 var faults = []fault{
 	{ID: "maintenance", Words: "The bank is under maintenance", begin: func(c *console) func() {
-		now := time.Now()
-		c.bank.SetMaintenance(ganbtest.Window{Start: now, End: now.Add(2 * time.Hour)})
+		// One window follows the other, so that Retry-After says two minutes at most.
+		now, length := time.Now(), 2*time.Minute
+		c.bank.SetMaintenance(ganbtest.Window{Start: now, End: now.Add(length), Every: length})
 		return func() { c.bank.SetMaintenance(c.opts.Maintenance...) }
 	}},
 	{ID: "rate", Words: "One request a second, and 429 for the others", begin: func(c *console) func() {

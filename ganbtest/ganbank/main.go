@@ -6,10 +6,10 @@
 //
 // It prints where it is, and the conf.json that the bank's SDKs and [ganbauth.LoadConfig]
 // read; the same file is at /conf.json. The client's ID and secret are those of
-// -client-id and -client-secret, or else "ganbank" and "ganbank-secret". The page at /
-// shows what the bank has seen, has a switch for each fault that can be rehearsed, and
-// buttons that expire tokens and end grants. Scripts post the same forms and read
-// /state.json:
+// -client-id and -client-secret (or GANB_CLIENT_SECRET in the environment), or else
+// "ganbank" and "ganbank-secret". The page at / shows what the bank has seen, has a
+// switch for each fault that can be rehearsed, and buttons that expire tokens and end
+// grants. Scripts post the same forms and read /state.json:
 //
 //	curl -d fault=maintenance -d on=true http://127.0.0.1:9999/faults
 //	curl -d action=expire http://127.0.0.1:9999/actions
@@ -200,8 +200,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "The bank in a box is at %s/ and ends with Ctrl-C. Its conf.json, for the client %q:\n%s\n",
-		s.bank.URL, s.bank.ClientID, conf)
+	fmt.Fprintf(stdout, "The bank in a box is at %[1]s/ and ends with Ctrl-C. Its conf.json, for the client %[2]q:\n%[3]s\n"+
+		"To get the file: curl -o conf.json %[1]s/conf.json\n", s.bank.URL, s.bank.ClientID, conf)
+	if tcp, ok := listener.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
+		fmt.Fprintln(stderr, "ganbank: other machines may reach this address, and nobody has to log in here")
+	}
 	select {
 	case err := <-served:
 		return err

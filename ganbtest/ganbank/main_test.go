@@ -390,6 +390,8 @@ func TestFlags(t *testing.T) {
 
 func TestExitCodes(t *testing.T) {
 	p := start(t)
+	_, page := p.do("GET", "/", nil)
+	require.Contains(t, page, "Nobody has connected an account yet")
 	for _, c := range []struct {
 		args []string
 		code int
