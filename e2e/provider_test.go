@@ -238,10 +238,10 @@ func oneUser(store ganbauth.TokenStore) ganbauth.Options {
 
 // expire has the application think that the token is at its end.
 func expire(t *testing.T, store ganbauth.TokenStore) (refreshToken string) {
-	token, err := store.Load(t.Context(), "alice")
+	token, err := store.Load(t.Context(), "bank/alice")
 	require.NoError(t, err)
 	token.ExpiresAt = time.Now()
-	require.NoError(t, store.Save(t.Context(), "alice", token))
+	require.NoError(t, store.Save(t.Context(), "bank/alice", token))
 	return token.RefreshToken
 }
 

@@ -257,8 +257,8 @@ const user = "the user"
 // expire ends the life of the user's access token.
 func (w *world) expire() {
 	w.Helper()
-	token, err := w.store.Load(w.Context(), user)
+	token, err := w.store.Load(w.Context(), "bank/"+user)
 	require.NoError(w, err)
 	token.ExpiresAt = time.Now()
-	require.NoError(w, w.store.Save(w.Context(), user, token))
+	require.NoError(w, w.store.Save(w.Context(), "bank/"+user, token))
 }
