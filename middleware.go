@@ -205,7 +205,7 @@ func (k *Kit) remedyFor(r *http.Request, err error, kind requestKind, straightBa
 	switch {
 	case canReload && reloads == 0 && k.cookieStayedBehind(r):
 		return askAgain
-	case canReload && reloads < maxReloads && straightBack && k.sessionIsGone(r):
+	case canReload && reloads < maxReloads && straightBack && (k.sessionIsGone(r) || k.tokenIsGone(r)):
 		return askAgainSoon
 	case about != topicConnect && about != topicScope, kind != navigation && kind != htmxRequest:
 		return noRemedy
@@ -213,6 +213,20 @@ func (k *Kit) remedyFor(r *http.Request, err error, kind requestKind, straightBa
 		return stopLoop
 	}
 	return connectFirst
+}
+
+// tokenIsGone reports whether the session of r names a token that is not in the store. Another
+// tab's login may have put one under a new name after r's session was loaded.
+func (k *Kit) tokenIsGone(r *http.Request) bool {
+	if k.keyOf != nil || k.connectionOf != nil {
+		return false // a login keeps the name
+	}
+	who, err := k.whoseConnection(r, "")
+	if err != nil || who.storeKey == "" {
+		return false
+	}
+	t, err := k.peek(r, "")
+	return err == nil && t == nil
 }
 
 // scopesToAsk returns the scopes of a login that err makes necessary: what is granted already is

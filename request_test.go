@@ -235,6 +235,20 @@ func TestE12TabsAtOnce(t *testing.T) {
 		require.Equal(t, 401, resp.StatusCode)
 		require.Contains(t, body(resp), "Connect your bank account")
 	})
+	t.Run("a page whose session is loaded", func(t *testing.T) {
+		a, b, callbacks := begin(t)
+		b.get(callbacks[0])
+		renewed := b.cookie("session")
+		a.mux.HandleFunc("/late", func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.RawQuery == "" {
+				b.get(callbacks[1]) // deletes the token that the loaded session names
+			}
+			a.kit.RequireToken(http.NotFoundHandler()).ServeHTTP(w, r)
+		})
+		resp := a.browser().do("GET", "/late", withCookie(b, renewed))
+		require.Equal(t, "1; url=/late?ganb.corp.reloaded=1x", resp.Header.Get("Refresh"))
+		require.Equal(t, 404, b.follow(resp).StatusCode, "the page itself")
+	})
 	t.Run("a callback", func(t *testing.T) {
 		a, b, callbacks := begin(t)
 		before := b.cookie("session")
