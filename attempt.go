@@ -17,28 +17,31 @@ import (
 )
 
 const (
-	// A login can be finished for attemptLifetime. Its cookie outlives it, so that a late callback is
-	// told that the login has expired.
+	// A login can be finished for attemptLifetime. Its cookie outlives it, so that a late
+	// callback is told that the login has expired.
 	attemptLifetime  = 10 * time.Minute
 	attemptCookieAge = 3 * attemptLifetime
 
-	// justReturned is how soon after a callback another login for the same scopes would be a loop.
+	// justReturned is how soon after a callback another login for the same scopes would
+	// be a loop.
 	justReturned = 30 * time.Second
 
-	// The bounds on what one browser holds of one kit, in bytes of the Cookie header, names included.
-	// The newest attempt is always kept. When an answer has no room to remove enough of the others,
-	// the next one does the rest; until then there are at most maxCookiesEver bytes.
+	// The bounds on what one browser holds of one kit, in bytes of the Cookie header,
+	// names included. The newest attempt is always kept. When an answer has no room to
+	// remove enough of the others, the next one does the rest; until then there are at
+	// most maxCookiesEver bytes.
 	maxOwnCookies  = 2 << 10 // of attempts that the user or a page of this site began
 	maxCookies     = 3 << 10 // of all
 	maxCookiesEver = maxCookies + 512
 
-	// The bound on the header of an answer that begins or finishes a login, and the part of it that is
-	// neither a Location nor an attempt's cookie: a session cookie, the kit's headers, the server's.
+	// The bound on the header of an answer that begins or finishes a login, and the part
+	// of it that is neither a Location nor an attempt's cookie: a session cookie, the
+	// kit's headers, the server's.
 	maxAnswerHeader = 3 << 10
 	otherHeaders    = 700
 
-	// maxOpened is how many attempt cookies of one request are opened, and spareOpened how many more
-	// of the one name that a callback asks for.
+	// maxOpened is how many attempt cookies of one request are opened, and spareOpened
+	// how many more of the one name that a callback asks for.
 	maxOpened   = 32
 	spareOpened = 8
 
@@ -49,15 +52,16 @@ const (
 	attemptVersion = 2
 )
 
-// attempt is one login that this browser has begun. It travels in a sealed cookie of its own: the
-// server keeps nothing, and tabs that begin logins at the same time do not overwrite each other's.
+// attempt is one login that this browser has begun. It travels in a sealed cookie of its
+// own: the server keeps nothing, and tabs that begin logins at the same time do not
+// overwrite each other's.
 type attempt struct {
 	begun time.Time
 	done  time.Time // when its callback was answered; zero before
 	// foreign says that another site may have sent the browser here.
 	foreign bool
-	// openID and pkce say whether the login has a nonce and a verifier. Both are derived from seed,
-	// 32 random bytes, which is shorter than they are.
+	// openID and pkce say whether the login has a nonce and a verifier. Both are derived
+	// from seed, 32 random bytes, which is shorter than they are.
 	openID, pkce bool
 	seed         string
 	owner        string // who began it: a hash of the key or of the session's token; "" is anybody
@@ -140,8 +144,9 @@ func (a *attempt) shorten(limit int) {
 
 func (a *attempt) expired() bool { return time.Since(a.begun) > attemptLifetime }
 
-// finished returns what stays of an attempt after its callback: enough to recognize a second delivery
-// and, if the login succeeded, the scopes, by which one that comes straight back is recognized.
+// finished returns what stays of an attempt after its callback: enough to recognize a
+// second delivery and, if the login succeeded, the scopes, by which one that comes
+// straight back is recognized.
 func (a *attempt) finished(err error) *attempt {
 	f := &attempt{begun: a.begun, done: time.Now(), returnTo: a.returnTo, login: a.login, connection: a.connection}
 	f.shorten(maxOtherPath)
@@ -171,8 +176,8 @@ type attempts struct {
 	sealer sealer
 }
 
-// newAttempts makes the attempts of the kit with this name. Cookies know neither ports nor paths, so
-// their names differ between applications, by client and redirect URI.
+// newAttempts makes the attempts of the kit with this name. Cookies know neither ports
+// nor paths, so their names differ between applications, by client and redirect URI.
 func newAttempts(c *Connector, name, redirectURI, scope string) (attempts, error) {
 	key, err := c.deriveKey("ganbauth attempt cookie")
 	if err != nil {
@@ -190,7 +195,8 @@ func newAttempts(c *Connector, name, redirectURI, scope string) (attempts, error
 // cookieName derives an attempt's cookie name from its state without revealing the state.
 func (as attempts) cookieName(state string) string { return as.prefix + hash(state)[:16] }
 
-// marshal makes a's record: the version, the flags, two times in milliseconds, and the strings.
+// marshal makes a's record: the version, the flags, two times in milliseconds, and the
+// strings.
 func (as attempts) marshal(a *attempt) []byte {
 	short := *a
 	var flags byte
@@ -226,7 +232,8 @@ func (as attempts) scopePrint() string {
 	return string(sum[:4])
 }
 
-// unmarshal reads what marshal made. If the kit's scopes are others by now, the scope is "": unknown.
+// unmarshal reads what marshal made. If the kit's scopes are others by now, the scope is
+// "": unknown.
 func (as attempts) unmarshal(data string) (*attempt, error) {
 	r := recordReader{rest: data}
 	if v := r.uvarint(); v != attemptVersion && r.err == nil {
@@ -293,7 +300,8 @@ func (as attempts) setCookie(name, value string) string {
 	}).String()
 }
 
-// jar is what the Cookie header of one request has of a kit's attempts. Each handler reads it once.
+// jar is what the Cookie header of one request has of a kit's attempts. Each handler
+// reads it once.
 type jar struct {
 	attempts
 	cookies []attemptCookie // in the header's order, which is oldest first in browsers
@@ -309,9 +317,10 @@ type attemptCookie struct {
 // cookieSize is what a cookie takes of the Cookie header.
 func cookieSize(name, value string) int { return len(name) + len("=") + len(value) + len("; ") }
 
-// read makes one pass over the Cookie header and opens a bounded number of cookies, among them the one
-// named want, "" for none. What cannot be opened belongs to somebody else: it counts, and it stays. If
-// several cookies have one name, planted ones are skipped because they do not decrypt.
+// read makes one pass over the Cookie header and opens a bounded number of cookies, among
+// them the one named want, "" for none. What cannot be opened belongs to somebody else:
+// it counts, and it stays. If several cookies have one name, planted ones are skipped
+// because they do not decrypt.
 func (as attempts) read(r *http.Request, want string) *jar {
 	j := &jar{attempts: as}
 	opened := 0
@@ -345,24 +354,51 @@ func (j *jar) find(name string) *attempt {
 	return nil
 }
 
-// put sets a's cookie and removes others, so that the bounds hold for what the browser has then. The
-// answer's Location has the given length. If the paths of a do not fit, a forgets them.
-func (j *jar) put(w http.ResponseWriter, name string, a *attempt, location int) {
-	room := answerRoom(location)
-	value := j.seal(name, a)
-	gone := j.surplus(name, a, cookieSize(name, value))
-	cost := headerLine(j.setCookie(name, value)) + len(gone)*headerLine(j.setCookie(name, ""))
-	if cost > room || a.foreign && cookieSize(name, value) > maxCookies-maxOwnCookies {
-		a.returnTo, a.login = "", ""
-		value = j.seal(name, a)
-		gone = j.surplus(name, a, cookieSize(name, value))
+// size is what all cookies with the kit's prefix take of the Cookie header.
+func (j *jar) size() int {
+	size := j.others
+	for _, c := range j.cookies {
+		size += c.size
 	}
-	set := j.setCookie(name, value)
-	j.remove(w, gone, room-headerLine(set))
-	w.Header().Add("Set-Cookie", set)
+	return size
 }
 
-// surplus returns the cookies that have to go when a takes size bytes, the least needed one first.
+// put sets a's cookie and removes others, so that the bounds hold for what the browser has
+// then. The answer's Location has the given length. If a does not fit, it forgets its
+// paths.
+func (j *jar) put(w http.ResponseWriter, name string, a *attempt, location int) {
+	room := answerRoom(location)
+	lines, fits := j.plan(name, a, room)
+	if !fits {
+		a.returnTo, a.login = "", ""
+		lines, _ = j.plan(name, a, room)
+	}
+	for _, line := range lines {
+		w.Header().Add("Set-Cookie", line)
+	}
+}
+
+// plan returns the lines with which an answer sets a's cookie and removes others, as many
+// as it has room for. fits reports whether that keeps the bounds. Tabs that open at the
+// same moment do not see each other's cookies and can exceed them together: then a page to
+// return to is worth more than the bounds, which the next answers restore.
+func (j *jar) plan(name string, a *attempt, room int) (lines []string, fits bool) {
+	value := j.seal(name, a)
+	size := cookieSize(name, value)
+	set := j.setCookie(name, value)
+	room -= headerLine(set)
+	gone := j.surplus(name, a, size)
+	lines = j.removals(gone, room)
+	switch exceeded := j.size() > maxCookiesEver; {
+	case room < 0, a.foreign && size > maxCookies-maxOwnCookies:
+	case len(lines) == len(gone), exceeded && len(a.returnTo)+len(a.login) <= maxOtherPath:
+		fits = true
+	}
+	return append(lines, set), fits
+}
+
+// surplus returns the cookies that have to go when a takes size bytes, the least needed
+// one first.
 func (j *jar) surplus(name string, a *attempt, size int) (gone []attemptCookie) {
 	all, own := j.others+size, size
 	if a.foreign {
@@ -384,10 +420,10 @@ func (j *jar) surplus(name string, a *attempt, size int) (gone []attemptCookie) 
 	return gone
 }
 
-// ranked returns the cookies by how likely they are to be needed, the likeliest first: those of
-// unfinished logins, of this site before others. Of this site's logins the newest is the likeliest.
-// Of the others it is the oldest: another site can begin many, but not before the one that the user
-// is looking at.
+// ranked returns the cookies by how likely they are to be needed, the likeliest first:
+// those of unfinished logins, of this site before others. Of this site's logins the
+// newest is the likeliest. Of the others it is the oldest: another site can begin many,
+// but not before the one that the user is looking at.
 func (j *jar) ranked() []attemptCookie {
 	oldest := slices.Clone(j.cookies)
 	slices.SortStableFunc(oldest, func(a, b attemptCookie) int { return a.begun.Compare(b.begun) })
@@ -412,24 +448,30 @@ func (j *jar) forget(w http.ResponseWriter, name string) {
 	w.Header().Add("Set-Cookie", j.setCookie(name, ""))
 }
 
-// removeAll removes every attempt, as far as an answer with a Location of that length has room.
-func (j *jar) removeAll(w http.ResponseWriter, location int) {
-	j.remove(w, j.ranked(), answerRoom(location))
-}
+// removeAll removes every attempt.
+func (j *jar) removeAll(w http.ResponseWriter) { j.remove(w, j.ranked()) }
 
-// remove removes cookies as long as the answer's header has room bytes for it.
-func (j *jar) remove(w http.ResponseWriter, gone []attemptCookie, room int) {
-	for _, c := range gone {
-		line := j.setCookie(c.name, "")
-		if room -= headerLine(line); room < 0 {
-			return
-		}
+// remove removes cookies, as many as an answer has room for.
+func (j *jar) remove(w http.ResponseWriter, gone []attemptCookie) {
+	for _, line := range j.removals(gone, answerRoom(0)) {
 		w.Header().Add("Set-Cookie", line)
 	}
 }
 
-// justReturned returns the logins for all these scopes of this connection that have only just
-// succeeded: another one would be a loop.
+// removals returns the lines that remove cookies, as many as fit into room bytes.
+func (j *jar) removals(gone []attemptCookie, room int) (lines []string) {
+	for _, c := range gone {
+		line := j.setCookie(c.name, "")
+		if room -= headerLine(line); room < 0 {
+			break
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// justReturned returns the logins for all these scopes of this connection that have only
+// just succeeded: another one would be a loop.
 func (j *jar) justReturned(connection string, scopes []string) (back []attemptCookie) {
 	for _, c := range j.cookies {
 		asked := strings.Fields(c.scope)

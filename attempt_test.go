@@ -273,9 +273,11 @@ func TestD2TabsAtOnce(t *testing.T) {
 			b := a.browser()
 			targets := b.tabs(at(site), ordinaryPaths(30)...)
 			require.Less(t, len(b.cookieHeader()), 8<<10)
-			resp := b.do("GET", "/p", at(site))
+			page := "/p/" + strings.Repeat("x", 200)
+			resp := b.do("GET", page, at(site))
 			require.LessOrEqual(t, headerBytes(resp), ganbauth.MaxAnswerHeader)
-			require.Less(t, len(b.cookieHeader()), 4<<10)
+			require.Less(t, len(b.cookieHeader()), 4<<10+512)
+			last := resp.Header.Get("Location")
 			if site == "same-origin" {
 				refused(t, b.get(a.bank.Approve(targets[0]))) // the oldest goes first
 			}
@@ -283,6 +285,9 @@ func TestD2TabsAtOnce(t *testing.T) {
 			require.Less(t, len(b.cookieHeader()), ganbauth.MaxCookies)
 			if site == "same-origin" {
 				require.Equal(t, 303, b.get(a.bank.Approve(targets[29])).StatusCode)
+			}
+			if site == "same-origin" || site == "none" { // of other sites' the oldest stay
+				require.Equal(t, page, b.get(a.bank.Approve(last)).Header.Get("Location"), "it is not forgotten for want of room")
 			}
 
 			b = a.browser()
@@ -573,6 +578,21 @@ func TestE5UnreadableAttempts(t *testing.T) {
 			require.Equal(t, 303, resp.StatusCode)
 			require.Empty(t, resp.Header["Set-Cookie"])
 		})
+	}
+}
+
+// A log-out ends all attempts, wherever it leads.
+func TestLogoutEndsAllAttempts(t *testing.T) {
+	a := newApp(t, setup{})
+	a.mux.HandleFunc("/forget", func(w http.ResponseWriter, r *http.Request) { require.NoError(t, a.kit.Forget(w, r)) })
+	for _, path := range []string{"/bank/logout", "/bank/logout?return_to=/" + strings.Repeat("x", 2000), "/forget"} {
+		b := a.browser()
+		for _, page := range ordinaryPaths(20) {
+			b.get(page)
+		}
+		require.Greater(t, len(b.cookies()), 5)
+		b.post(path)
+		require.Empty(t, b.cookies(), path)
 	}
 }
 

@@ -227,7 +227,7 @@ func (k *Kit) LogoutHandler() http.Handler {
 			return err
 		}
 		returnTo := k.returnPath(r)
-		if err := k.forget(w, r, len(returnTo)); err != nil {
+		if err := k.Forget(w, r); err != nil {
 			return err
 		}
 		redirect(w, returnTo, kindOfRequest(r) == htmxRequest)
@@ -243,17 +243,11 @@ func (k *Kit) LogoutHandler() http.Handler {
 // An application that ends a login of its own by RenewToken and Remove must call it:
 // otherwise the next user of that session has the former user's bank account.
 func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
-	return k.forget(w, r, maxReturnPath)
-}
-
-// forget is Forget before a redirect to a path of that length, as the answer's headers have a
-// bound.
-func (k *Kit) forget(w http.ResponseWriter, r *http.Request, location int) error {
 	if err := k.usable(); err != nil {
 		return err
 	}
 	start := time.Now()
-	k.attempts.read(r, "").removeAll(w, location)
+	k.attempts.read(r, "").removeAll(w)
 	who, err := k.whose(r)
 	if err != nil && !errors.Is(err, ErrNoUser) {
 		return err

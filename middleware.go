@@ -188,7 +188,7 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 			redirect(w, target, true) // with the status of the refusal
 		}
 	case stopLoop:
-		j.remove(w, returned, answerRoom(0)) // the next try is the user's own
+		j.remove(w, returned) // the next try is the user's own
 	}
 	k.refuse(w, r, err, to, k.loginURL(r, err))
 }
