@@ -337,6 +337,53 @@ func TestD2TabsAtOnce(t *testing.T) {
 	})
 }
 
+// What a login forgets where there is little room.
+func TestD2LittleRoom(t *testing.T) {
+	const kitScope = "openid offline_access private:account"
+	fill := func(t *testing.T, size int) (*app, *browser, func(l ganbauth.Login, location int) int) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		put := func(l ganbauth.Login, location int) (lines int) {
+			w := httptest.NewRecorder()
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set("Cookie", b.cookieHeader())
+			ganbauth.PutAttempt(a.kit, w, r, fmt.Sprint(len(b.cookieHeader()), l), l, location)
+			for _, line := range w.Header()["Set-Cookie"] {
+				lines += len("Set-Cookie: \r\n") + len(line)
+			}
+			b.take(w.Result())
+			return lines
+		}
+		for i := 0; len(b.cookieHeader()) < size; i++ {
+			put(ganbauth.Login{Foreign: i > 8, Scope: kitScope}, 0)
+		}
+		return a, b, put
+	}
+	newest := func(a *app, b *browser) ganbauth.Login {
+		held := a.held(b)
+		return held[len(held)-1].Login
+	}
+	t.Run("both paths, and nothing else", func(t *testing.T) {
+		a, b, put := fill(t, 0)
+		l := ganbauth.Login{ReturnTo: "/" + strings.Repeat("r", 400), Path: "/" + strings.Repeat("l", 400), Scope: kitScope, Connection: "5"}
+		require.LessOrEqual(t, put(l, 1900), ganbauth.MaxAnswerHeader-700-1900)
+		require.Equal(t, ganbauth.Login{Scope: kitScope, Connection: "5"}, newest(a, b))
+	})
+	t.Run("a short path before the bound is passed", func(t *testing.T) {
+		_, b, put := fill(t, ganbauth.MaxCookies-170)
+		put(ganbauth.Login{ReturnTo: "/" + strings.Repeat("r", 255), Scope: strings.Repeat("s", 255), Connection: strings.Repeat("c", 255)}, 1000)
+		require.LessOrEqual(t, len(b.cookieHeader()), ganbauth.MaxCookiesEver)
+	})
+	t.Run("a long path after it", func(t *testing.T) {
+		a, b, _ := fill(t, 0)
+		b.tabs(at("same-origin"), ordinaryPaths(30)...)
+		before := len(b.cookieHeader())
+		target := b.do("GET", "/p/"+strings.Repeat("x", 1000), at("same-origin")).Header.Get("Location")
+		require.Less(t, len(b.cookieHeader()), before)
+		require.Equal(t, "/home", b.get(a.bank.Approve(target)).Header.Get("Location"))
+	})
+}
+
 // The numbers in the documents are the code's, and every number in that section is held.
 func TestD2NumbersInTheDocuments(t *testing.T) {
 	comma := func(n int) string {
