@@ -12,16 +12,18 @@ import (
 	"time"
 )
 
-// LoginHandler sends the browser to the bank's consent page (303). It asks for Options.Scopes and for
-// scopes: mount one for a link such as "Allow transfers, too".
+// LoginHandler sends the browser to the bank's consent page (303). It asks for Options.Scopes
+// and for scopes, so a second one can serve a link such as "Allow transfers, too". The token
+// that the login brings has these scopes and no others, whatever was granted before.
 //
-// The query parameter return_to names the path to come back to, otherwise it is DefaultReturn. The path
-// is remembered up to 1,024 characters if a page of this site led here, and up to 256 if anybody else
-// did; the browser's cookie holds it. The request has no other influence on the login.
+// The query parameter return_to names the path to come back to; the default is DefaultReturn.
+// The path is remembered up to 1,024 characters if a page of this site led here, and up to 256
+// if the user or another site did. Nothing else in the request changes what is asked for.
 //
-// GET only. HTMX gets HX-Redirect. A prefetch, and what the browser says is no top-level navigation, is
-// refused with 403. If the scopes are not well formed or, together with Options.Scopes, longer than 256
-// characters, that is logged as an error when the handler is made, and every request is answered 500.
+// It allows GET only. HTMX gets HX-Redirect. A prefetch, or what the browser says is no
+// top-level navigation, is refused with 403. If a scope is malformed, or all of them are
+// longer than 256 characters together, LoginHandler logs an error, once, and the handler
+// answers every request with 500.
 func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 	var wanted []string
 	var fault error

@@ -16,10 +16,11 @@ import (
 	"time"
 )
 
-// begin starts a login: it sets the attempt's cookie and returns the bank's URL. The error says that
-// the application does not know its user, or that the configuration is wrong.
+// begin starts a login: it sets the attempt's cookie and returns the bank's URL. It fails if
+// the application does not know its user, or if its configuration is wrong.
 //
-// The login returns to returnTo. If it was begun at a LoginHandler, login is that handler's path.
+// The login comes back to returnTo. If it was begun at a LoginHandler, login is that handler's
+// path, without return_to.
 func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, login string, scopes []string) (string, error) {
 	owner, err := k.beginner(r)
 	if err != nil {
