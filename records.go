@@ -40,12 +40,21 @@ type comparer interface {
 
 var errNotLocked = errors.New("ganbauth: the Locker failed")
 
+// local is a store in this process's memory, which keeps nobody waiting.
+type local interface{ isLocal() bool }
+
 // load returns the record under key, or nil if there is none.
 func (r *records) load(ctx context.Context, key string) (t *Token, err error) {
-	err = r.safely(ctx, func() (err error) {
-		t, err = r.store.Load(ctx, key)
-		return err
-	})
+	if near, ok := r.store.(local); ok && near.isLocal() {
+		err = r.safely(ctx, func() (err error) {
+			t, err = r.store.Load(ctx, key)
+			return err
+		})
+	} else {
+		t, err = await(ctx, r, callTimeout, func(ctx context.Context) (*Token, error) {
+			return r.store.Load(ctx, key)
+		}, nil)
+	}
 	switch {
 	case errors.Is(err, ErrTokenNotFound):
 		return nil, nil
@@ -60,38 +69,50 @@ func (r *records) load(ctx context.Context, key string) (t *Token, err error) {
 // swap replaces old by new under key, where nil is no record. Its errors are ErrSuperseded
 // and those after which nobody knows whether it happened.
 func (r *records) swap(ctx context.Context, key string, old, new *Token) error {
-	ctx = context.WithoutCancel(ctx)
 	if r.swapper != nil {
-		return r.bounded(ctx, "change token", func(ctx context.Context) error {
+		return r.change(ctx, "change token", func(ctx context.Context) error {
 			return r.swapper.Swap(ctx, key, old, new)
 		})
 	}
-	unlock, err := r.lockWrites(ctx, key)
-	if err != nil {
-		return err
+	release := func(unlock func()) {
+		if unlock != nil {
+			unlock()
+		}
 	}
-	defer unlock()
-	return r.compareAndWrite(ctx, key, old, new)
+	unlock, err := await(ctx, r, writeLockTimeout+callTimeout, func(ctx context.Context) (func(), error) {
+		unlock, err := r.lockWrites(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		err = r.safely(ctx, func() error { return r.compareAndWrite(ctx, key, old, new) })
+		return unlock, err
+	}, release)
+	release(unlock)
+	return unlessSuperseded("change token", err)
 }
 
 // compareAndWrite is swap for a store of three methods, below the write lock.
 func (r *records) compareAndWrite(ctx context.Context, key string, old, new *Token) error {
-	return r.bounded(ctx, "change token", func(ctx context.Context) error {
-		if own, ok := r.store.(comparer); ok {
-			return own.compareAndWrite(ctx, key, old, new)
-		}
-		cur, err := r.load(ctx, key)
-		switch {
-		case err != nil:
-			return err
-		case cur.Fingerprint() != old.Fingerprint():
-			return ErrSuperseded
-		case new == nil:
-			return r.store.Delete(ctx, key)
-		}
-		copied := *new // the store keeps what it is given
-		return r.store.Save(ctx, key, &copied)
-	})
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if own, ok := r.store.(comparer); ok {
+		return own.compareAndWrite(ctx, key, old, new)
+	}
+	cur, err := r.store.Load(ctx, key)
+	switch {
+	case errors.Is(err, ErrTokenNotFound):
+		cur = nil
+	case err != nil:
+		return err
+	}
+	switch {
+	case cur.Fingerprint() != old.Fingerprint():
+		return ErrSuperseded
+	case new == nil:
+		return r.store.Delete(ctx, key)
+	}
+	copied := *new // the store keeps what it is given
+	return r.store.Save(ctx, key, &copied)
 }
 
 // probe proves that a store of three methods takes writes, and looks whether t is still there.
@@ -100,7 +121,7 @@ func (r *records) compareAndWrite(ctx context.Context, key string, old, new *Tok
 func (r *records) probe(ctx context.Context, key string, t *Token) error {
 	beside := key + "//probe"
 	mark := &Token{Epoch: t.Epoch, IssuedAt: seconds(time.Now()), ExpiresAt: seconds(time.Now().Add(time.Minute))}
-	err := r.bounded(ctx, "probe the store", func(ctx context.Context) error { return r.store.Save(ctx, beside, mark) })
+	err := r.change(ctx, "probe the store", func(ctx context.Context) error { return r.store.Save(ctx, beside, mark) })
 	if err != nil {
 		return err
 	}
@@ -137,7 +158,7 @@ func (r *records) lockWrites(ctx context.Context, key string) (func(), error) {
 // delete removes whatever is under key. It is for a record that cannot be read, and so not
 // be compared, and for a logout while the Locker is away.
 func (r *records) delete(ctx context.Context, key string) error {
-	return r.bounded(context.WithoutCancel(ctx), "delete token", func(ctx context.Context) error {
+	return r.change(ctx, "delete token", func(ctx context.Context) error {
 		return r.store.Delete(ctx, key)
 	})
 }
@@ -150,9 +171,8 @@ func (r *records) claim(ctx context.Context, key string, t *Token) (unlock func(
 	switch {
 	case r.both != nil:
 		var found string
-		unlock, err = r.hold(ctx, func() (unlock func(), err error) {
-			found, unlock, err = r.both.LockRecord(ctx, key)
-			return unlock, err
+		found, unlock, err = r.hold(ctx, func(ctx context.Context) (string, func(), error) {
+			return r.both.LockRecord(ctx, key)
 		})
 		if err == nil && found != t.Fingerprint() {
 			err = ErrSuperseded
@@ -174,33 +194,89 @@ func (r *records) claim(ctx context.Context, key string, t *Token) (unlock func(
 
 // lock takes the Locker's lock on name.
 func (r *records) lock(ctx context.Context, name string) (unlock func(), err error) {
-	return r.hold(ctx, func() (func(), error) { return r.locker.Lock(ctx, name) })
-}
-
-// hold returns an unlock that cannot panic.
-func (r *records) hold(ctx context.Context, take func() (func(), error)) (func(), error) {
-	var unlock func()
-	err := r.safely(ctx, func() (err error) {
-		unlock, err = take()
-		return err
+	_, unlock, err = r.hold(ctx, func(ctx context.Context) (string, func(), error) {
+		unlock, err := r.locker.Lock(ctx, name)
+		return "", unlock, err
 	})
-	if err != nil {
-		return nil, unavailable("%w: %w", errNotLocked, err)
-	}
-	return func() {
-		_ = r.safely(ctx, func() error { unlock(); return nil })
-	}, nil
+	return unlock, err
 }
 
-// bounded calls a store, for callTimeout at most.
-func (r *records) bounded(ctx context.Context, what string, call func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	err := r.safely(ctx, func() error { return call(ctx) })
+// hold takes a lock, and returns what came with it. The unlock that it returns cannot panic.
+func (r *records) hold(ctx context.Context, take func(context.Context) (string, func(), error)) (found string, unlock func(), err error) {
+	type lock struct {
+		found  string
+		unlock func()
+	}
+	release := func(l lock) {
+		if l.unlock != nil {
+			_ = r.safely(ctx, func() error { l.unlock(); return nil })
+		}
+	}
+	l, err := await(ctx, r, lockTimeout, func(ctx context.Context) (l lock, err error) {
+		l.found, l.unlock, err = take(ctx)
+		return l, err
+	}, release)
+	if err != nil {
+		return "", nil, unavailable("%w: %w", errNotLocked, err)
+	}
+	return l.found, func() { release(l) }, nil
+}
+
+// change makes a call of the Store that writes.
+func (r *records) change(ctx context.Context, what string, call func(context.Context) error) error {
+	_, err := await(ctx, r, callTimeout, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, call(ctx)
+	}, nil)
+	return unlessSuperseded(what, err)
+}
+
+func unlessSuperseded(what string, err error) error {
 	if err == nil || errors.Is(err, ErrSuperseded) {
 		return err
 	}
 	return unavailable("ganbauth: %s: %w", what, err)
+}
+
+// await makes a call of the Store or the Locker and waits for it: until ctx ends, and for
+// limit at most, whatever the call does. The call itself is not cut off when a request leaves,
+// which would cost some drivers their connection. Its context ends after limit, or with the
+// deadline of ctx. What it returns when nobody waits any more goes to late, unless that is nil.
+func await[V any](ctx context.Context, r *records, limit time.Duration, call func(context.Context) (V, error), late func(V)) (V, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline))
+	}
+	inner, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	type outcome struct {
+		value V
+		err   error
+	}
+	done, left := make(chan outcome), make(chan struct{})
+	go func() {
+		defer cancel()
+		var o outcome
+		o.err = r.safely(inner, func() (err error) {
+			o.value, err = call(inner)
+			return err
+		})
+		select {
+		case done <- o:
+		case <-left:
+			if late != nil {
+				late(o.value)
+			}
+		}
+	}()
+	var zero V
+	select {
+	case o := <-done:
+		return o.value, o.err
+	case <-ctx.Done():
+		close(left)
+		return zero, ctx.Err()
+	case <-inner.Done():
+		close(left)
+		return zero, inner.Err()
+	}
 }
 
 // safely calls the application's Store or Locker, whose panic becomes an error and a line

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/alexedwards/scs/v2"
+	"github.com/alexedwards/scs/v2/memstore"
 )
 
 // NewSCSStore returns the default TokenStore: records of its own in sessions.Store, beside
@@ -65,6 +66,11 @@ func newHandle() string { return ";" + rand.Text() }
 func isHandle(s string) bool {
 	return strings.HasPrefix(s, ";") &&
 		!strings.ContainsFunc(s[1:], func(c rune) bool { return (c < 'A' || c > 'Z') && (c < '2' || c > '7') })
+}
+
+func (s *scsStore) isLocal() bool {
+	_, ok := s.sessions.Store.(*memstore.MemStore)
+	return ok
 }
 
 func (s *scsStore) Load(ctx context.Context, key string) (*Token, error) {

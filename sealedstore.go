@@ -76,6 +76,11 @@ type sealedStore struct {
 	codec sealedCodec
 }
 
+func (s sealedStore) isLocal() bool {
+	near, ok := s.TokenStore.(local)
+	return ok && near.isLocal()
+}
+
 // Load returns a mark in place of a record that is not sealed: nobody is connected, and the
 // next login replaces it.
 func (s sealedStore) Load(ctx context.Context, key string) (*Token, error) {

@@ -87,6 +87,8 @@ type memoryStore struct {
 	tokens map[string]Token
 }
 
+func (*memoryStore) isLocal() bool { return true }
+
 func (s *memoryStore) Load(_ context.Context, key string) (*Token, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
