@@ -331,15 +331,16 @@ func (k *keeper) dropOnce(ctx context.Context, key string, force bool) error {
 	return err
 }
 
-// set stores a token that came from elsewhere. It counts as a login.
+// set stores a token that came from elsewhere. It counts as a login: a mark goes before it
+// where nothing is, or a write that arrives late would connect a user who has logged out.
 func (k *keeper) set(ctx context.Context, key string, t *Token) error {
 	t.Epoch = rand.Text()
 	for range 10 {
-		cur, err := k.records.load(ctx, key)
+		base, err := k.beginLogin(ctx, key)
 		if err != nil {
 			return err
 		}
-		if err := k.records.swap(ctx, key, cur, t); !errors.Is(err, ErrSuperseded) {
+		if err := k.records.swap(ctx, key, base, t); !errors.Is(err, ErrSuperseded) {
 			if err == nil {
 				k.unsaved.drop(key)
 				k.coolDowns.clear(key)
