@@ -31,7 +31,7 @@ func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int,
 	if k.keeper.records.locker != nil {
 		soon, cancel := context.WithTimeout(ctx, refreshPace)
 		defer cancel()
-		unlock, err := k.keeper.records.locker.Lock(soon, k.owners.kit+"//"+expiringLock)
+		unlock, err := k.keeper.records.lock(soon, k.owners.kit+"//"+expiringLock)
 		switch {
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 			return 0, nil
@@ -41,7 +41,11 @@ func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int,
 		defer unlock()
 	}
 	before := time.Now().Add(within)
-	keys, err := k.lister.Expiring(ctx, before)
+	var keys []string
+	err = k.keeper.records.safely(ctx, func() (err error) {
+		keys, err = k.lister.Expiring(ctx, before)
+		return err
+	})
 	if err != nil {
 		return 0, fmt.Errorf("ganbauth: list tokens: %w", err)
 	}

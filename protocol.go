@@ -88,7 +88,7 @@ func (r refresh) run(ctx context.Context) (next *Token, rest func(), err error) 
 	case err != nil: // nothing is spent
 		return r.fail(ctx, err, nil)
 	}
-	next, err = r.connector.renew(ctx, r.old)
+	next, err = r.ask(ctx, func() (*Token, error) { return r.connector.renew(ctx, r.old) })
 	var salvaged *salvagedError
 	switch {
 	case err == nil:
@@ -195,6 +195,20 @@ func (r refresh) awaitWinner(ctx context.Context) {
 	}
 }
 
+// ask makes a token request. A panic on the way, of the application's HTTPClient for one, is
+// as good as no answer: the lock must be given back.
+func (k *keeper) ask(ctx context.Context, request func() (*Token, error)) (t *Token, err error) {
+	err = safely(func() (err error) {
+		t, err = request()
+		return err
+	})
+	if p, ok := err.(*panicError); ok {
+		k.say(ctx, slog.LevelError, "ganbauth: a token request panicked", "panic", p.value, "stack", string(p.stack))
+		return nil, &TokenError{err: p}
+	}
+	return t, err
+}
+
 // tell returns a function that tells of an event.
 func (r refresh) tell(ctx context.Context, typ EventType, err error) func() {
 	took := time.Since(r.begun)
@@ -224,7 +238,7 @@ func (k *keeper) connect(ctx context.Context, key string, exchange func(context.
 		return &resumableError{err}
 	}
 	begun := time.Now()
-	mine, err := exchange(ctx)
+	mine, err := k.ask(ctx, func() (*Token, error) { return exchange(ctx) })
 	if err != nil {
 		return k.exchangeFailed(ctx, key, base, err)
 	}
