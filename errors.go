@@ -111,9 +111,6 @@ func (e *TokenError) grantDead() bool { return e.StatusCode < 500 && e.Code == "
 // the token. The grant may have ended, or the gateway may be in trouble.
 func (e *TokenError) gatewayRefused() bool { return e.StatusCode < 500 && e.Code == codeExpired }
 
-// grantLost is grantDead or gatewayRefused.
-func (e *TokenError) grantLost() bool { return e.grantDead() || e.gatewayRefused() }
-
 // AuthorizationError is a refusal that the consent page sends back by way of the browser
 // (RFC 6749 section 4.1.2.1), access_denied for example. A browser may have made it up.
 type AuthorizationError struct {
