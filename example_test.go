@@ -287,6 +287,33 @@ func ExampleKit_SetToken() {
 	// 1 refresh
 }
 
+// An application that stores tokens by itself, with a Connector alone, keeps the refresh
+// token of an answer that cannot be used.
+func ExampleSalvagedRefreshToken() {
+	ctx := context.Background()
+	bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, RevokeOnReuse: true})
+	defer bank.Close()
+	connector, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+	if err != nil {
+		panic(err)
+	}
+	token := bank.Token("offline_access", "private:account")
+
+	incomplete := ganbtest.Fault{Change: func(answer map[string]any) { delete(answer, "token_type") }}
+	bank.Fail(ganbtest.TokenEndpoint, incomplete, 1)
+	_, err = connector.RefreshSession(ctx, token, nil)
+	fmt.Println(err)
+	if next := ganbauth.SalvagedRefreshToken(err); next != "" {
+		token.RefreshToken = next // save it before anything else
+	}
+
+	token, err = connector.RefreshSession(ctx, token, nil)
+	fmt.Println(token.Valid(), err)
+	// Output:
+	// ganbauth: token format error: token_type is not Bearer
+	// true <nil>
+}
+
 // A handler that meets an error answers as RequireToken does: here the bank is under
 // maintenance, and a program is told when to come back.
 func ExampleKit_Refuse() {
