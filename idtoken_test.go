@@ -268,6 +268,12 @@ func TestIDTokenRefused(t *testing.T) {
 		err := verify(t, claim("iss", "https://api.gmo-aozora.com"))
 		require.ErrorContains(t, err, `iss is "https://api.gmo-aozora.com", want "https://api.gmo-aozora.com/"`)
 	})
+	t.Run("without a JWTIssuer no iss is right", func(t *testing.T) {
+		c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s"})
+		for _, iss := range []any{"", nil, issuer} {
+			require.ErrorIs(t, ganbauth.VerifyIDToken(c, claim("iss", iss), "AT-1", "n-1", judged), ganbauth.ErrInvalidIDToken)
+		}
+	})
 	t.Run("B-91 D-15 subjects compare by bytes", func(t *testing.T) {
 		o := newOP(t, answersJSON(`{"sub":"U-1"}`))
 		_, err := o.connector(t).UserInfo(t.Context(), &ganbauth.Token{AccessToken: "a", Subject: "u-1"})

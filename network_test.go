@@ -259,6 +259,19 @@ func TestDeadline(t *testing.T) {
 			})
 		}
 	})
+	t.Run("a longer timeout of the caller's client does not", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",
+				HTTPClient: &http.Client{Timeout: time.Hour, Transport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
+					<-r.Context().Done()
+					return nil, r.Context().Err()
+				})}})
+			start := time.Now()
+			_, err := c.RefreshTokens(context.Background(), "RT-1")
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.Equal(t, 30*time.Second, time.Since(start))
+		})
+	})
 	t.Run("a shorter timeout of the caller's client counts", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",
