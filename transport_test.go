@@ -3,6 +3,8 @@ package ganbauth_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -605,4 +607,63 @@ func clientOfAPI(t *testing.T, api string, lent *http.Client) *http.Client {
 	require.NoError(t, err)
 	require.NoError(t, kit.SetToken(t.Context(), "u", bank.Token("offline_access")))
 	return kit.ClientFor("u")
+}
+
+// What the bank has said that it has not processed is still repeated: a stream of HTTP/2 that it
+// refuses.
+func TestF2RefusedStreamIsRepeated(t *testing.T) {
+	server := httptest.NewUnstartedServer(nil) // for its certificate
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", server.TLS)
+	require.NoError(t, err)
+	defer l.Close()
+	served := make(chan int)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			served <- -1
+			return
+		}
+		defer conn.Close()
+		served <- refuseFirstStream(conn)
+	}()
+	req, err := http.NewRequest("POST", "https://"+l.Addr().String(), strings.NewReader(`{"amount":"1"}`))
+	require.NoError(t, err)
+	req.Header.Set("Idempotency-Key", "k-1")
+	resp, err := clientOfAPI(t, req.URL.String(), server.Client()).Do(req)
+	require.NoError(t, err)
+	require.Equal(t, 200, resp.StatusCode)
+	require.Equal(t, 2, <-served, "streams")
+}
+
+// refuseFirstStream serves HTTP/2 frames (RFC 9113 section 4.1). It refuses the first stream and
+// answers the second one, and returns how many there were.
+func refuseFirstStream(conn net.Conn) (streams int) {
+	const data, headers, reset, settings, endStream, endHeaders, refused = 0, 1, 3, 4, 1, 4, 7
+	write := func(kind, flags byte, stream uint32, payload ...byte) {
+		frame := append([]byte{0, 0, byte(len(payload)), kind, flags}, 0, 0, 0, byte(stream))
+		_, _ = conn.Write(append(frame, payload...))
+	}
+	_, _ = io.CopyN(io.Discard, conn, int64(len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")))
+	write(settings, 0, 0)
+	for {
+		head := make([]byte, 9)
+		if _, err := io.ReadFull(conn, head); err != nil {
+			return streams
+		}
+		_, _ = io.CopyN(io.Discard, conn, int64(head[0])<<16|int64(head[1])<<8|int64(head[2]))
+		stream := binary.BigEndian.Uint32(head[5:])
+		switch kind, ended := head[3], head[4]&endStream != 0; {
+		case kind == headers:
+			streams++
+		case kind != data || !ended: // the body, to its end
+		case streams == 1:
+			write(reset, 0, stream, 0, 0, 0, refused)
+		default:
+			write(headers, endStream|endHeaders, stream, 0x88) // :status: 200
+			return streams
+		}
+	}
 }
