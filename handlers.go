@@ -45,7 +45,7 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 		again := k.ownPath(r)
 		target, err := k.begin(w, r, k.attempts.read(r, ""), k.returnPath(r), withoutReturn(again), wanted)
 		switch {
-		case errors.Is(err, ErrNoUser) && k.cookieStayedBehind(r) && k.marksOf(r).reloads == 0 && again != "":
+		case errors.Is(err, ErrNoUser) && k.cookieStayedBehind(r) && again != "":
 			k.reload(w, r, again, 0)
 		case err != nil:
 			return &loginError{err: err, again: again}

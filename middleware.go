@@ -196,14 +196,13 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 // remedyFor decides what deny does about err. straightBack says that a login for all that is
 // needed has only just ended.
 //
-// No request is reloaded without end: each reload is counted in the URL, and none is
-// reloaded for a cookie that stayed behind if it has been reloaded before.
+// No request is reloaded without end: each reload is counted in the URL.
 func (k *Kit) remedyFor(r *http.Request, err error, kind requestKind, straightBack bool) remedy {
 	about, reloads := kindOf(err).topic, k.marksOf(r).reloads
 	noSession := about == topicConnect || about == topicNoUser
 	canReload := kind == navigation && noSession && k.ownPath(r) != ""
 	switch {
-	case canReload && reloads == 0 && k.cookieStayedBehind(r):
+	case canReload && k.cookieStayedBehind(r):
 		return askAgain
 	case canReload && reloads < maxReloads && straightBack && (k.sessionIsGone(r) || k.tokenIsGone(r)):
 		return askAgainSoon

@@ -207,8 +207,15 @@ func (k *Kit) strictSession() bool {
 // this site may bring. Only the missing cookie tells: Sec-Fetch-Site is "none" or "same-origin"
 // for arrivals from other sites that went through a redirect, the back button or a service
 // worker.
+//
+// The kit's own reload says "same-origin", and is not repeated. With another answer the mark of a
+// reload is part of an address that the user has copied or gone back to.
 func (k *Kit) cookieStayedBehind(r *http.Request) bool {
-	return k.strictSession() && !k.sendsSession(r)
+	if !k.strictSession() || k.sendsSession(r) {
+		return false
+	}
+	reloads, site := k.marksOf(r).reloads, r.Header.Get("Sec-Fetch-Site")
+	return reloads == 0 || reloads < maxReloads && site != "" && site != "same-origin"
 }
 
 // sessionIsGone reports whether r has the cookie of a session that is not in the store. Another

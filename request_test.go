@@ -157,6 +157,31 @@ func TestE10ArrivalsWithoutTheSessionCookie(t *testing.T) {
 		require.Equal(t, 303, resp.StatusCode)
 		refused(t, b.follow(b.get(a.bank.Approve(resp.Header.Get("Location")))))
 	})
+	t.Run("by an address that has the mark of a reload", func(t *testing.T) {
+		a := newApp(t, setup{sessions: strict, options: corp})
+		b := a.browser()
+		b.login()
+		for _, site := range []string{"none", "cross-site"} {
+			h := with(navigate, "Sec-Fetch-Site", site)
+			resp := b.follow(b.arrive("/p?ganb.corp.reloaded=1", h))
+			require.Equal(t, 200, resp.StatusCode)
+			resp = b.follow(b.arrive("/bank/login?ganb.corp.reloaded=1", h))
+			require.Equal(t, 303, resp.StatusCode)
+		}
+
+		// A browser without cookies whose every request says that the user came by himself.
+		b = a.browser()
+		b.client.Jar = nil
+		target, reloads := "/p", 0
+		for {
+			_, next, ok := strings.Cut(b.get(target).Header.Get("Refresh"), "url=")
+			if !ok {
+				break
+			}
+			target, reloads = next, reloads+1
+		}
+		require.Equal(t, 3, reloads, "it is not asked for ever")
+	})
 	t.Run("the login comes back to the page without the mark", func(t *testing.T) {
 		a := newApp(t, setup{sessions: strict, options: corp})
 		b := a.browser()
@@ -194,7 +219,7 @@ func TestE10ArrivalsWithoutTheSessionCookie(t *testing.T) {
 		resp = b.follow(b.arrive(a.bank.Approve(resp.Header.Get("Location")), navigate))
 		require.Equal(t, "/p", resp.Header.Get("Location"))
 		require.Equal(t, 200, b.follow(b.arrive("/p", navigate)).StatusCode)
-		require.Equal(t, 401, a.browser().get("/bank/login?ganb.corp.reloaded=1").StatusCode)
+		require.Equal(t, 401, a.browser().do("GET", "/bank/login?ganb.corp.reloaded=1", with(navigate, "Sec-Fetch-Site", "same-origin")).StatusCode)
 	})
 }
 
@@ -266,7 +291,7 @@ func TestE12TabsAtOnce(t *testing.T) {
 func TestMarks(t *testing.T) {
 	a := newApp(t, setup{sessions: strict, options: corp})
 	for _, value := range []string{"1", "3", "99", "-1", "0", "x", "", "99999999999999999999"} {
-		resp := a.browser().get("/p?ganb.corp.reloaded=" + value)
+		resp := a.browser().do("GET", "/p?ganb.corp.reloaded="+value, with(navigate, "Sec-Fetch-Site", "same-origin"))
 		require.Equal(t, 303, resp.StatusCode, value)
 	}
 	for target, want := range map[string]string{
