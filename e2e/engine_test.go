@@ -101,9 +101,9 @@ func startDisplay(t *testing.T) string {
 // startFirefox runs Debian's firefox-esr, which has WebDriver BiDi built in.
 func startFirefox(t *testing.T, cookies bool) browser {
 	program, dir := testenv.Needs(t, "firefox-esr", "firefox"), t.TempDir()
-	prefs := "user_pref(\"browser.shell.checkDefaultBrowser\", false);\n"
+	prefs := `user_pref("dom.ipc.processPrelaunch.enabled", false);` + "\n"
 	if !cookies {
-		prefs += "user_pref(\"network.cookie.cookieBehavior\", 2);\n"
+		prefs += `user_pref("network.cookie.cookieBehavior", 2);`
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "user.js"), []byte(prefs), 0o600))
 	cmd := exec.Command(program, "--headless", "--no-remote", "--profile", dir, "--remote-debugging-port=0")
@@ -196,7 +196,7 @@ func (v *view) reload() {
 func (v *view) see(want string) (text string) {
 	v.t.Helper()
 	var err error
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(40 * time.Millisecond) {
 		// While a page gives way to the next there is none to ask.
 		text, err = v.text()
 		if err == nil && strings.Contains(text, want) {
