@@ -145,8 +145,9 @@ func TestB1Emptied(t *testing.T) {
 
 // The client has no timeouts and repeats what fails.
 func TestF5SilentRedis(t *testing.T) {
-	c := redis.NewClient(&redis.Options{Addr: storetest.NewProxy(t, "").Addr, ReadTimeout: -1, WriteTimeout: -1, DialTimeout: time.Hour})
-	storetest.F5(t, goredisstore.New(c, goredisstore.Options{}))
+	p := storetest.NewProxy(t, "")
+	c := redis.NewClient(&redis.Options{Addr: p.Addr, ReadTimeout: -1, WriteTimeout: -1, DialTimeout: time.Hour})
+	storetest.F5(t, p, goredisstore.New(c, goredisstore.Options{}))
 }
 
 func TestF6LockAnswerLost(t *testing.T) {

@@ -172,8 +172,8 @@ func TestPgBouncer(t *testing.T) {
 }
 
 func TestF5SilentPostgres(t *testing.T) {
-	p := pool(t, "postgres://postgres@"+storetest.NewProxy(t, "").Addr+"/postgres?sslmode=disable")
-	storetest.F5(t, pgxstore.New(p, pgxstore.Options{}))
+	p := storetest.NewProxy(t, "")
+	storetest.F5(t, p, pgxstore.New(pool(t, dsn(p.Addr)), pgxstore.Options{}))
 }
 
 // It is silent on connections that have been made.
@@ -187,7 +187,7 @@ func TestF5PostgresFallsSilent(t *testing.T) {
 	}
 	wg.Wait()
 	t.Cleanup(proxy.Silence())
-	storetest.F5(t, s)
+	storetest.F5(t, proxy, s)
 }
 
 func dsn(addr string) string { return "postgres://postgres@" + addr + "/postgres?sslmode=disable" }

@@ -74,15 +74,18 @@ func serve(t *testing.T, newStore func(engine string) Store) {
 // The kit's own code and the stores', not the tests'.
 var ganbauthFrame = regexp.MustCompile(`ganbauth/ganbauth(/lease|/goredisstore|/pgxstore|/mysqlstore)?\.`)
 
-func ganbauthGoroutines() (n int) {
+func ganbauthGoroutines() (n int) { return len(ganbauthStacks()) }
+
+// ganbauthStacks returns the stacks of the goroutines that are at work in ganbauth's code.
+func ganbauthStacks() (found []string) {
 	stacks := make([]byte, 64<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]
 	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
 		if ganbauthFrame.MatchString(stack) {
-			n++
+			found = append(found, stack)
 		}
 	}
-	return n
+	return found
 }
 
 // fleet is an application in several processes, and its bank.
@@ -170,8 +173,7 @@ func (f *fleet) connect(users ...string) {
 	var wg sync.WaitGroup
 	for _, user := range users {
 		wg.Go(func() {
-			token := f.bank.Token()
-			token.IssuedAt, token.ExpiresAt = token.IssuedAt.Add(-time.Hour), token.IssuedAt
+			token := past(f.bank.Token())
 			if err := f.kit.SetToken(f.t.Context(), user, token); err != nil {
 				f.t.Error(err)
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,7 +21,10 @@ import (
 type Proxy struct {
 	Addr string
 
+	listener net.Listener
+
 	mu     sync.Mutex
+	closed bool
 	conns  []net.Conn
 	opened int
 	silent chan struct{}             // answers wait until it is closed
@@ -33,11 +37,8 @@ func NewProxy(t *testing.T, engine string) *Proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	p := &Proxy{Addr: l.Addr().String()}
-	t.Cleanup(func() {
-		l.Close()
-		p.Cut()
-	})
+	p := &Proxy{Addr: l.Addr().String(), listener: l}
+	t.Cleanup(p.Close)
 	go func() {
 		for {
 			client, err := l.Accept()
@@ -64,6 +65,9 @@ func NewProxy(t *testing.T, engine string) *Proxy {
 func (p *Proxy) add(conn net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.closed {
+		conn.Close()
+	}
 	p.conns = append(p.conns, conn)
 	p.opened++
 }
@@ -153,18 +157,21 @@ func (p *Proxy) Lost() bool {
 	return p.lose == nil
 }
 
-// Cut closes all connections.
-func (p *Proxy) Cut() {
+// Close ends all connections, and takes no more.
+func (p *Proxy) Close() {
+	p.listener.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.closed = true
 	for _, conn := range p.conns {
 		conn.Close()
 	}
 }
 
 // F5 tests a store whose engine takes requests and is silent, and whose client has no timeouts:
-// each call ends with its context, and without one it ends all the same.
-func F5(t *testing.T, s Store) {
+// each call ends with its context, and without one it ends all the same. When the connections
+// are cut, nothing is left of them.
+func F5(t *testing.T, p *Proxy, s Store) {
 	calls := map[string]func(context.Context) error{
 		"Load":       func(ctx context.Context) error { _, err := s.Load(ctx, "k"); return err },
 		"Save":       func(ctx context.Context) error { return s.Save(ctx, "k", Token("S3CRET")) },
@@ -189,24 +196,43 @@ func F5(t *testing.T, s Store) {
 			return ctx, cancel
 		},
 	}
-	for name, call := range calls {
-		for kind, limited := range contexts {
-			t.Run(name+", "+kind, func(t *testing.T) {
-				t.Parallel()
-				ctx, cancel := limited()
-				defer cancel()
-				returned := make(chan error)
-				go func() { returned <- call(ctx) }()
-				select {
-				case err := <-returned:
-					require.Error(t, err)
-					require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
-					require.NotErrorIs(t, err, ganbauth.ErrSuperseded)
-					require.NotContains(t, err.Error(), "S3CRET")
-				case <-time.After(30 * time.Second):
-					t.Error("it does not return")
-				}
-			})
+	t.Run("calls", func(t *testing.T) {
+		for name, call := range calls {
+			for kind, limited := range contexts {
+				t.Run(name+", "+kind, func(t *testing.T) {
+					t.Parallel()
+					ctx, cancel := limited()
+					defer cancel()
+					f5Call(t, ctx, call)
+				})
+			}
+		}
+	})
+	p.Close()
+	requireQuiet(t)
+}
+
+// f5Call wants an error of call, soon.
+func f5Call(t *testing.T, ctx context.Context, call func(context.Context) error) {
+	returned := make(chan error)
+	go func() { returned <- call(ctx) }()
+	select {
+	case err := <-returned:
+		require.Error(t, err)
+		require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
+		require.NotErrorIs(t, err, ganbauth.ErrSuperseded)
+		require.NotContains(t, err.Error(), "S3CRET")
+	case <-time.After(30 * time.Second):
+		t.Error("it does not return")
+	}
+}
+
+// requireQuiet waits until no goroutine of ganbauth's is left.
+func requireQuiet(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(40 * time.Second); ganbauthGoroutines() > 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(strings.Join(ganbauthStacks(), "\n\n"))
 		}
 	}
 }
@@ -278,5 +304,6 @@ func F8(t *testing.T, s, other Store, starve func(t *testing.T) (feed func()), l
 	unlock, err = other.Lock(t.Context(), "starved")
 	require.NoError(t, err)
 	unlock()
-	require.Eventually(t, func() bool { return left() <= before && ganbauthGoroutines() == 0 }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return left() <= before }, 20*time.Second, 20*time.Millisecond, "connections are left")
+	requireQuiet(t)
 }

@@ -31,6 +31,12 @@ type Store interface {
 	ganbauth.ExpiryPager
 }
 
+// past is token as if it had expired.
+func past(token *ganbauth.Token) *ganbauth.Token {
+	token.IssuedAt, token.ExpiresAt = token.IssuedAt.Add(-time.Hour), token.IssuedAt
+	return token
+}
+
 // Token is some token.
 func Token(access string) *ganbauth.Token {
 	issued := time.Date(2026, 4, 1, 0, 0, 0, 0, time.UTC)
@@ -220,12 +226,11 @@ func Kits(t *testing.T, newStore func() Store) {
 		require.NoError(t, err)
 	}
 	const users = 20
-	for u := range users {
-		require.NoError(t, kits[0].SetToken(t.Context(), fmt.Sprint(u), bank.Token()))
-	}
 	for range 3 {
+		for u := range users {
+			require.NoError(t, kits[0].SetToken(t.Context(), fmt.Sprint(u), past(bank.Token())))
+		}
 		before := bank.Refreshes()
-		bank.ExpireAccessTokens()
 		var wg sync.WaitGroup
 		for i := range 10 * users {
 			wg.Go(func() {
