@@ -440,6 +440,7 @@ func TestABeatThatHangs(t *testing.T) {
 		require.NoError(t, err)
 		for range 100 {
 			time.Sleep(time.Second)
+			synctest.Wait()
 			require.LessOrEqual(t, e.pending.Load(), int32(1))
 		}
 		require.InDelta(t, 100/2.5, e.hold().Beats, 2)
