@@ -14,8 +14,8 @@ const (
 	suspicion = 24 * time.Hour
 )
 
-// coolDowns keep a sick bank or store from being hammered: after a failed refresh of a key
-// the next one waits, longer each time.
+// coolDowns keep a sick bank or store from being hammered: after a failed refresh of a
+// key the next one waits, longer each time.
 type coolDowns struct {
 	mu sync.Mutex
 	m  map[string]*coolDown
@@ -23,9 +23,11 @@ type coolDowns struct {
 
 type coolDown struct {
 	failures int
-	suspect  bool // the bank's gateway has refused the refresh token once
+	since    time.Time // when the first of the failures was
+	suspect  bool      // the bank's gateway has refused the refresh token once
 	until    time.Time
 	err      error
+	end      *time.Timer
 }
 
 // check returns the last failure, with the time to wait, while key cools down.
@@ -43,7 +45,8 @@ func (c *coolDowns) check(key string) error {
 	return &unavailableError{err: d.err, retryAfter: wait}
 }
 
-// begin starts or prolongs key's cool-down, to at least hint, and returns what check will.
+// begin starts or prolongs key's cool-down, to at least hint, and returns what check
+// will.
 func (c *coolDowns) begin(key string, err error, hint time.Duration) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -51,22 +54,41 @@ func (c *coolDowns) begin(key string, err error, hint time.Duration) error {
 	wait := min(minCoolDown<<min(d.failures, 10), maxCoolDown)
 	wait += time.Duration(rand.Int64N(int64(wait) / 4)) // machines that failed together come back apart
 	wait = max(wait, hint)
-	d.failures++
-	d.until = time.Now().Add(wait)
+	now := time.Now()
+	if d.failures++; d.failures == 1 {
+		d.since = now
+	}
+	d.until = now.Add(wait)
 	d.err = err
 	keep := wait + maxCoolDown
 	if d.suspect {
 		keep = max(keep, suspicion)
 	}
-	failures := d.failures
-	time.AfterFunc(keep, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.m[key] == d && d.failures == failures {
-			c.remove(key)
-		}
-	})
+	if d.end == nil {
+		d.end = time.AfterFunc(keep, func() { c.forget(key, d) })
+	} else {
+		d.end.Reset(keep)
+	}
 	return &unavailableError{err: err, retryAfter: wait}
+}
+
+// forget ends a row of failures that is over.
+func (c *coolDowns) forget(key string, d *coolDown) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m[key] == d && time.Since(d.until) >= 0 {
+		c.remove(key)
+	}
+}
+
+// since returns when the first failure of key in a row was, or zero if there is none.
+func (c *coolDowns) since(key string) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d := c.m[key]; d != nil {
+		return d.since
+	}
+	return time.Time{}
 }
 
 // suspect remembers that the bank's gateway has refused key's refresh token, and reports
@@ -99,6 +121,9 @@ func (c *coolDowns) entry(key string) *coolDown {
 }
 
 func (c *coolDowns) remove(key string) {
+	if d := c.m[key]; d != nil && d.end != nil {
+		d.end.Stop()
+	}
 	delete(c.m, key)
 	if len(c.m) == 0 {
 		c.m = nil // a map does not shrink

@@ -54,6 +54,8 @@ var (
 
 	// errAttemptExpired is the ErrInvalidState of a login that took too long.
 	errAttemptExpired = fmt.Errorf("%w: the login was begun too long ago", ErrInvalidState)
+	// errBusy means that more token requests wait than the bank takes.
+	errBusy = errors.New("ganbauth: too many token requests at once")
 	// errOtherSubject means that the bank answered a refresh with the verified ID token
 	// of another user. It ends the connection.
 	errOtherSubject = fmt.Errorf("%w: sub is not the login's", ErrInvalidIDToken)
@@ -401,6 +403,7 @@ var kinds = []kind{
 	{codeExpired, 401, topicConnect, apiExpired},
 	{codeMaintenance, 503, topicBankAway, maintenance},
 	{"rate_limited", 503, topicBankAway, answered(429, 429)},
+	{"rate_limited", 503, topicBankAway, is(errBusy)},
 	{"status_5xx", 503, topicBankAway, answered(500, 999)},
 	{"server_error", 503, topicBankAway, tokenCode("server_error")},
 	{"temporarily_unavailable", 503, topicBankAway, tokenCode("temporarily_unavailable")},

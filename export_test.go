@@ -2,6 +2,7 @@ package ganbauth
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"time"
 )
@@ -188,8 +189,60 @@ func KeysHeld(k *Kit) int {
 	defer k.keeper.refusals.mu.Unlock()
 	k.keeper.unsaved.mu.Lock()
 	defer k.keeper.unsaved.mu.Unlock()
-	return len(k.keeper.refreshes.m) + len(k.keeper.refreshes.active) + len(k.keeper.records.writing.m) +
+	return k.keeper.guard.held() + len(k.keeper.refreshes.m) + len(k.keeper.refreshes.active) + len(k.keeper.records.writing.m) +
 		len(k.keeper.coolDowns.m) + len(k.keeper.refusals.m) + len(k.keeper.unsaved.m)
+}
+
+// Guard is a guard as tests use it.
+type Guard struct {
+	*guard
+	Begun time.Time
+	last  **turn
+}
+
+func NewGuard(rate float64) Guard {
+	return Guard{newGuard(rate, observer{log: slog.New(slog.DiscardHandler)}), time.Now(), new(*turn)}
+}
+
+// Enter waits for the turn of a user (u), a login (l) or a job (j). The function leave sends
+// the request, with that outcome.
+func (g Guard) Enter(ctx context.Context, key string, kind rune) (leave func(error), err error) {
+	t, err := g.enter(ctx, key, map[rune]class{'u': forUser, 'l': forLogin, 'j': forJob}[kind], true)
+	*g.last = t
+	return func(err error) { t.finish(err, time.Time{}) }, err
+}
+
+func (t *turn) finish(err error, failingSince time.Time) {
+	t.sent()
+	t.answered(err, failingSince)
+	t.leave()
+}
+
+// LeaveUnused gives the last turn back.
+func (g Guard) LeaveUnused() { (*g.last).leave() }
+
+// Send is a request of a user's who has been failing since that time.
+func (g Guard) Send(key string, outcome error, failingSince time.Time) {
+	t, err := g.enter(context.Background(), key, forUser, true)
+	if err == nil {
+		t.finish(outcome, failingSince)
+	}
+}
+
+// Away returns what users are told if the bank is away.
+func (g Guard) Away() error { return g.check() }
+
+// held counts what the guard remembers.
+func (g *guard) held() (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for c := range classes {
+		n += g.waiting[c].Len() + g.out[c]
+	}
+	if g.timer != nil || g.breaker.probe != nil {
+		n++
+	}
+	return n
 }
 
 func Replace(k *Kit, ctx context.Context, key, refused string) (*Token, error) {

@@ -29,7 +29,9 @@ type flights[V any] struct {
 }
 
 type flight[V any] struct {
-	done   chan struct{} // closed when value and err are there
+	begun  time.Time     // zero while its first request waits to be admitted
+	over   bool          // that request was not admitted, or has left: another may begin it
+	done   chan struct{} // closed when value and err are there, or over
 	rested chan struct{} // closed when the rest has been done, too
 	value  V
 	err    error
@@ -41,26 +43,37 @@ type call[V any] func(ctx context.Context) (value V, rest func(), err error)
 
 // do joins the flight of key or begins one with run, and waits for its outcome or for ctx.
 // A new flight is begun only when admit lets it; the leave that admit returns is called
-// when the flight has landed. A nil admit admits everybody.
+// when the flight has landed. While a request waits to be admitted, others of the same key
+// wait with it. A nil admit admits everybody.
 func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Context) (leave func(), err error), run call[V]) (V, error) {
-	c := f.find(key)
-	if c == nil {
-		leave := func() {}
-		if admit != nil {
-			var err error
-			if leave, err = admit(ctx); err != nil {
-				var zero V
-				return zero, err
+	var zero V
+	for {
+		c, mine := f.join(key)
+		if mine {
+			leave := func() {}
+			if admit != nil {
+				var err error
+				if leave, err = admit(ctx); err != nil {
+					f.cancel(key, c)
+					return zero, err
+				}
 			}
+			f.begin(ctx, key, c, leave, run)
 		}
-		c = f.begin(ctx, key, leave, run)
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			return zero, unavailable("ganbauth: %w", ctx.Err())
+		}
+		if !c.over {
+			c.awaitRest(ctx)
+			return c.value, c.err
+		}
 	}
-	select {
-	case <-c.done:
-	case <-ctx.Done():
-		var zero V
-		return zero, unavailable("ganbauth: %w", ctx.Err())
-	}
+}
+
+// awaitRest waits for what belongs to the answer, for a moment.
+func (c *flight[V]) awaitRest(ctx context.Context) {
 	pause := time.NewTimer(grace)
 	defer pause.Stop()
 	select {
@@ -68,34 +81,53 @@ func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Cont
 	case <-pause.C:
 	case <-ctx.Done():
 	}
-	return c.value, c.err
 }
 
-func (f *flights[V]) find(key string) *flight[V] {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.m[key]
-}
-
-// begin starts a flight, unless another has begun meanwhile.
-func (f *flights[V]) begin(ctx context.Context, key string, leave func(), run call[V]) *flight[V] {
+// join returns the flight of key. If there is none, it makes one, and it is the caller's to
+// begin or to cancel.
+func (f *flights[V]) join(key string) (c *flight[V], mine bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if c := f.m[key]; c != nil {
-		leave()
-		return c
+		return c, false
 	}
 	if f.m == nil {
 		f.m = map[string]*flight[V]{}
 	}
-	c := &flight[V]{done: make(chan struct{}), rested: make(chan struct{})}
+	c = &flight[V]{done: make(chan struct{}), rested: make(chan struct{})}
 	f.m[key] = c
+	return c, true
+}
+
+// age returns for how long the flight of key has been under way, or 0 if there is none.
+func (f *flights[V]) age(key string) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c := f.m[key]; c != nil && !c.begun.IsZero() {
+		return time.Since(c.begun)
+	}
+	return 0
+}
+
+// cancel gives up a flight that has not begun. Those who have joined it try for themselves.
+func (f *flights[V]) cancel(key string, c *flight[V]) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.remove(key, c)
+	c.over = true
+	close(c.done)
+}
+
+// begin starts the flight.
+func (f *flights[V]) begin(ctx context.Context, key string, c *flight[V], leave func(), run call[V]) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c.begun = time.Now()
 	if f.active == nil {
 		f.active = map[*flight[V]]struct{}{}
 	}
 	f.active[c] = struct{}{}
 	go f.fly(context.WithoutCancel(ctx), key, c, leave, run)
-	return c
 }
 
 // fly runs a flight in its own goroutine.
@@ -144,15 +176,20 @@ func guarded[V any](ctx context.Context, run call[V]) (value V, rest func(), err
 
 func (f *flights[V]) forget(key string, c *flight[V]) {
 	f.mu.Lock()
+	f.remove(key, c)
+	f.mu.Unlock()
+	if f.forgotten != nil {
+		f.forgotten(c.value, c.err)
+	}
+}
+
+// remove takes c out of the flights to join. The caller holds f.mu.
+func (f *flights[V]) remove(key string, c *flight[V]) {
 	if f.m[key] == c {
 		delete(f.m, key)
 	}
 	if len(f.m) == 0 {
 		f.m = nil
-	}
-	f.mu.Unlock()
-	if f.forgotten != nil {
-		f.forgotten(c.value, c.err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package ganbauth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type keeper struct {
 	connector *Connector
 	records   *records
 	leeway    time.Duration
+	guard     *guard
 	observer
 
 	refreshes   flights[*Token]
@@ -85,9 +87,8 @@ func (k *keeper) ahead(ctx context.Context, key string, before time.Time) (refre
 	if err := k.coolDowns.check(key); err != nil {
 		return false, err
 	}
-	next, err := k.refreshes.do(ctx, key, nil, k.refreshing(key, t, func(t *Token) bool {
-		return t.ExpiresAt.Before(before)
-	}))
+	needed := func(t *Token) bool { return t.ExpiresAt.Before(before) }
+	next, err := k.fly(ctx, key, t, needed, forJob, true)
 	return err == nil && next.AccessToken != t.AccessToken, err
 }
 
@@ -141,6 +142,7 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 	if serves() {
 		wait = patience
 	}
+	wait -= k.refreshes.age(key) // of a flight that hangs, not every request waits as long
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	next, err := k.refreshOrJoin(ctx, key, t, refused, needed)
@@ -154,10 +156,10 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 // the caller knows is not believed.
 func (k *keeper) refreshOrJoin(ctx context.Context, key string, t *Token, refused string, needed func(*Token) bool) (*Token, error) {
 	for range 3 {
-		if err := k.coolDowns.check(key); err != nil {
+		if err := cmp.Or(k.coolDowns.check(key), k.guard.check()); err != nil {
 			return nil, err
 		}
-		next, err := k.refreshes.do(ctx, key, nil, k.refreshing(key, t, needed))
+		next, err := k.fly(ctx, key, t, needed, forUser, !t.Valid() || t.AccessToken == refused)
 		switch {
 		case err == nil && next.AccessToken != refused:
 			own := *next // the flight's is everybody's
@@ -181,11 +183,34 @@ func (k *keeper) refreshOrJoin(ctx context.Context, key string, t *Token, refuse
 	return nil, unavailable("%w", errRefused)
 }
 
+// fly joins or begins the flight that refreshes t. Unless it is patient it does not wait for
+// its turn at the bank. No user waits for a probe.
+func (k *keeper) fly(ctx context.Context, key string, t *Token, needed func(*Token) bool, c class, patient bool) (*Token, error) {
+	var turn *turn
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (leave func(), err error) {
+		if turn, err = k.guard.enter(ctx, key, c, patient); err != nil {
+			return nil, err
+		}
+		if turn.probe && c == forUser {
+			stop()
+		}
+		return turn.leave, nil
+	}, func(ctx context.Context) (*Token, func(), error) {
+		return k.refreshing(key, t, needed, turn)(ctx)
+	})
+	if err != nil && turn != nil && turn.probe {
+		return nil, cmp.Or(k.guard.check(), err)
+	}
+	return next, err
+}
+
 // end ends a connection that has no refresh token and whose access token the bank's API has
 // refused.
 func (k *keeper) end(ctx context.Context, key string, t *Token) (*Token, error) {
 	return k.refreshes.do(ctx, key, nil, func(ctx context.Context) (*Token, func(), error) {
-		next, rest, err := refresh{k, key, t, time.Now()}.lose(ctx, errRefused, nil)
+		next, rest, err := refresh{k, key, t, nil, time.Now()}.lose(ctx, errRefused, nil)
 		if errors.Is(err, ErrSuperseded) {
 			next, err = k.load(ctx, key)
 		}

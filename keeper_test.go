@@ -1041,13 +1041,13 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			_, err := kit.Token(t.Context(), fmt.Sprint(i))
 			require.NoError(t, err)
 		}
-		bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 25)
-		for i := range 25 {
+		bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 10)
+		for i := range 10 { // not so many that the bank counts as away
 			_, err := kit.Token(t.Context(), fmt.Sprint(25+i))
 			require.Error(t, err)
 		}
 		synctest.Wait()
-		require.Equal(t, 25, ganbauth.KeysHeld(kit), "the cool-downs")
+		require.Equal(t, 10, ganbauth.KeysHeld(kit), "the cool-downs")
 		time.Sleep(time.Hour)
 		require.Zero(t, ganbauth.KeysHeld(kit))
 	})

@@ -79,7 +79,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 			kit: s.Name, handleName: sessionPrefix + s.Name, sessions: sessions, keyOf: s.Key, connectionOf: s.Connection,
 		},
 	}
-	k.keeper = &keeper{connector: c, records: s.records, leeway: s.RefreshLeeway, observer: o}
+	k.keeper = &keeper{connector: c, records: s.records, leeway: s.RefreshLeeway, guard: newGuard(s.TokenRate, o), observer: o}
 	k.keeper.records.observer = o
 	k.exchanges = &flights[*connection]{keep: rememberLogin, forgotten: k.forgetLogin}
 	k.api = &bankAPI{k.keeper, c.http.Transport, s.hosts}

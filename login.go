@@ -143,7 +143,7 @@ func (k *Kit) judge(a *attempt, q callbackQuery, mine bool) error {
 }
 
 // connect exchanges the code of a callback, once per attempt, and stores the token. It waits
-// for ten seconds at most; the exchange goes on, and a second delivery of the callback gets
+// for ten seconds at most, its turn at the bank included; the exchange goes on, and a second delivery of the callback gets
 // its outcome.
 func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string) (*connection, error) {
 	who, err := k.loginOwner(r, a.connection)
@@ -153,12 +153,18 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 	ctx, cancel := context.WithTimeout(k.about(r.Context(), who), maxWait)
 	defer cancel()
 	began := false
-	c, err := k.exchanges.do(ctx, name, nil, func(ctx context.Context) (*connection, func(), error) {
+	var turn *turn
+	c, err := k.exchanges.do(ctx, name, func(ctx context.Context) (leave func(), err error) {
+		if turn, err = k.keeper.guard.enter(ctx, name, forLogin, true); err != nil {
+			return nil, &resumableError{err}
+		}
+		return turn.leave, nil
+	}, func(ctx context.Context) (*connection, func(), error) {
 		began = true
 		c := &connection{owner: who}
 		c.attached.Store(k.keyOf != nil)
 		return c, nil, k.keeper.connect(ctx, who.storeKey, func(ctx context.Context) (*Token, error) {
-			return k.exchange(ctx, a, q.code)
+			return k.exchange(ctx, a, q.code, turn)
 		})
 	})
 	switch {
@@ -175,8 +181,10 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 }
 
 // exchange spends the code of a callback.
-func (k *Kit) exchange(ctx context.Context, a *attempt, code string) (*Token, error) {
+func (k *Kit) exchange(ctx context.Context, a *attempt, code string, turn *turn) (*Token, error) {
+	turn.sent()
 	answer, err := k.connector.exchange(ctx, k.redirectURI, code, a.verifier(), assumed{scope: a.scope})
+	turn.answered(err, time.Time{})
 	if err == nil && a.openID {
 		return k.connector.identify(answer, a.nonce())
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html/template"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -72,6 +73,11 @@ type Options struct {
 	// RefreshLeeway is how long before its expiry a token is refreshed, at most a quarter of
 	// the token's life. Default: 60 seconds.
 	RefreshLeeway time.Duration
+	// TokenRate is how many token requests a second the bank allows this process: refreshes
+	// and logins. Users go before [Kit.KeepAlive]. Default: no limit for users, and one
+	// request a second for KeepAlive. A bank that answers 429 is sent only as many as it
+	// takes.
+	TokenRate float64
 	// APIHosts are hosts, with a port if it is not the scheme's own, that [Kit.Client] sends
 	// the token to besides the connector's.
 	APIHosts []string
@@ -161,6 +167,7 @@ func (o Options) check(c *Connector, sessions *scs.SessionManager) (*settings, e
 		errors.Join(checkScopes("options: Scopes", s.Scopes, c)...),
 		s.checkDefaultReturn(),
 		s.checkRefreshLeeway(),
+		s.checkTokenRate(),
 		s.checkAPIHosts(c),
 		s.checkStore(sessions),
 		s.makeAttempts(c),
@@ -207,6 +214,13 @@ func (s *settings) checkDefaultReturn() error {
 func (s *settings) checkRefreshLeeway() error {
 	if s.RefreshLeeway < 0 {
 		return fault("RefreshLeeway must not be negative")
+	}
+	return nil
+}
+
+func (s *settings) checkTokenRate() error {
+	if !(s.TokenRate >= 0) || math.IsInf(s.TokenRate, 1) {
+		return fault("TokenRate must be a number of requests a second, or 0")
 	}
 	return nil
 }

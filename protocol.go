@@ -41,13 +41,14 @@ const (
 	minPause, maxPause = 50 * time.Millisecond, 5 * time.Second // between two tries
 )
 
-// refreshing is the flight of one refresh of t, which needed has judged necessary.
-func (k *keeper) refreshing(key string, t *Token, needed func(*Token) bool) call[*Token] {
+// refreshing is the flight of one refresh of t, which needed has judged necessary. It has its
+// turn at the bank.
+func (k *keeper) refreshing(key string, t *Token, needed func(*Token) bool, turn *turn) call[*Token] {
 	own := *t // t is served meanwhile, and changed by whoever has it
 	t = &own
 	return func(ctx context.Context) (*Token, func(), error) {
 		for range 3 {
-			next, rest, err := refresh{k, key, t, time.Now()}.run(ctx)
+			next, rest, err := refresh{k, key, t, turn, time.Now()}.run(ctx)
 			if !errors.Is(err, ErrSuperseded) {
 				return next, rest, err
 			}
@@ -71,6 +72,7 @@ type refresh struct {
 	*keeper
 	key   string
 	old   *Token
+	turn  *turn
 	begun time.Time
 }
 
@@ -88,7 +90,9 @@ func (r refresh) run(ctx context.Context) (next *Token, rest func(), err error) 
 	case err != nil: // nothing is spent
 		return r.fail(ctx, err, nil)
 	}
+	r.turn.sent()
 	next, err = r.ask(ctx, func() (*Token, error) { return r.connector.renew(ctx, r.old) })
+	r.turn.answered(err, r.coolDowns.since(r.key))
 	var salvaged *salvagedError
 	switch {
 	case err == nil:

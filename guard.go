@@ -1,0 +1,648 @@
+package ganbauth
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// maxRefreshes may be at the bank while it does not answer. Each answer of the last
+	// second allows one more, so that a bank that is well is as quick as it can be.
+	maxRefreshes = 64
+	// mostRefreshes and maxLogins are, together, the connections that a Connector opens.
+	mostRefreshes = 960
+	maxLogins     = 64
+	// maxJobs of the refreshes may be nobody's who waits.
+	maxJobs = 16
+
+	// maxQueue is how much of maxWait a request may spend in the queue. What is left is for
+	// the lock and the bank.
+	maxQueue = 8 * time.Second
+
+	// The bank is away when this many users in a row have failed: fewAway of them in a way
+	// that says so, or manyUnclear in any way.
+	fewAway     = 3
+	manyUnclear = 16
+
+	// The pause between two probes grows with the time for which the bank has been away.
+	minProbePause, maxProbePause = time.Second, time.Minute
+
+	// firstRate is how many token requests a second are sent when the bank is back.
+	firstRate = 10
+	minRate   = 1.0 / 60
+	// rateKept is for how long a rate is kept that nobody has had to wait for.
+	rateKept = time.Minute
+)
+
+// guard stands between this process and the bank's token endpoint. It decides which token
+// requests may be sent, and when. What one of them learns about the bank holds for all:
+//
+//   - While the bank is well, only the number of requests under way is bounded.
+//   - A bank that limits the rate is sent as many requests a second as it takes.
+//   - While the bank is away, one request at a time finds out whether it is back, and all
+//     others are refused at once.
+//
+// Requests wait for their turn in their callers' goroutines, before they hold a lock.
+// They leave nothing behind. docs/reliability.md has a table of the states.
+type guard struct {
+	observer
+
+	mu         sync.Mutex
+	waiting    [classes]list.List // of *turn
+	out        [classes]int       // those that have their turn
+	sinceLogin int                // refreshes that went before a login that waits
+	nextJob    time.Time          // when the next job may go, without a TokenRate
+	timer      *time.Timer        // for the first that waits for its time
+	answers    meter              // of the bank, in the last second
+	turnedAway meter              // requests that got no turn, in the last ten
+	pace       pace
+	breaker    breaker
+}
+
+// newGuard returns a guard that lets at most rate requests a second pass, or any number
+// if rate is 0.
+func newGuard(rate float64, o observer) *guard {
+	return &guard{
+		observer:   o,
+		answers:    meter{tenth: time.Second / 10},
+		turnedAway: meter{tenth: time.Second},
+		pace:       pace{limit: rate},
+	}
+}
+
+// class says on whose behalf a token request is. Where not all can go, users go before
+// jobs, and refreshes before logins but for one turn in four.
+type class int
+
+const (
+	forUser  class = iota // a refresh that a request needs
+	forLogin              // the exchange of a code
+	forJob                // a refresh ahead, for which nobody waits
+	classes
+)
+
+// turn is the right to send one token request. Its holder calls leave at the end.
+type turn struct {
+	guard *guard
+	key   string
+	class class
+	probe bool // it finds out whether the bank is back; its caller should not wait for that
+
+	// Guarded by the guard's mu.
+	place   *list.Element // in the queue
+	ready   chan struct{} // closed when it is the turn's time, or it is refused
+	refused error
+	sentAt  time.Time
+	late    *time.Timer
+	heard   bool // an outcome is known, or there has been none for too long
+	left    bool
+}
+
+// enter waits for the turn of key. The error is an ErrUnavailable if the bank is away, if
+// ctx ends, or if the turn would not come within maxQueue. Without patience the turn
+// comes at once or not at all. A job waits for as long as ctx lasts.
+func (g *guard) enter(ctx context.Context, key string, c class, patient bool) (*turn, error) {
+	t := &turn{guard: g, key: key, class: c, ready: make(chan struct{})}
+	g.mu.Lock()
+	err := g.queue(time.Now(), t, patient)
+	g.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-t.ready:
+	case <-ctx.Done():
+		if err := g.withdraw(t); err != nil {
+			return nil, err
+		}
+	}
+	if t.refused != nil {
+		return nil, t.refused
+	}
+	return t, nil
+}
+
+// check returns why no request of a user's can be sent, if it is because the bank is
+// away.
+func (g *guard) check() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now := time.Now(); g.breaker.away && !g.breaker.mayProbe(now) {
+		return g.breaker.refusal(now)
+	}
+	return nil
+}
+
+// queue gives t its turn, a place in the queue, or an error. The caller holds g.mu.
+func (g *guard) queue(now time.Time, t *turn, patient bool) error {
+	switch {
+	case g.breaker.away && !g.breaker.mayProbe(now):
+		return g.breaker.refusal(now)
+	case g.breaker.away:
+		t.probe, g.breaker.probe = true, t
+		g.grant(now, t)
+		return nil
+	}
+	t.place = g.waiting[t.class].PushBack(t)
+	g.dispatch(now)
+	if t.place == nil || patient {
+		return nil
+	}
+	err := g.turnAway(now, t)
+	g.dispatch(now) // the timer may have been for this one
+	return err
+}
+
+// turnAway takes t out of the queue, and returns what its request is told.
+func (g *guard) turnAway(now time.Time, t *turn) error {
+	g.unqueue(t)
+	g.turnedAway.add(now)
+	return &unavailableError{errBusy, g.busyFor(now)}
+}
+
+// busyFor returns when to come again: spread over the time that it takes to serve those
+// who were turned away lately, once those who wait have been served; in a minute at most.
+func (g *guard) busyFor(now time.Time) time.Duration {
+	rate := g.pace.perSecond()
+	if rate == 0 {
+		rate = float64(max(g.answers.sum(now), 1))
+	}
+	timeFor := func(n int) time.Duration {
+		return min(time.Duration(float64(n)/rate*float64(time.Second)), time.Minute)
+	}
+	wait := g.waiting[forUser].Len()
+	return max(timeFor(wait)+jitter(timeFor(g.turnedAway.sum(now))), retrySoon)
+}
+
+func (g *guard) unqueue(t *turn) {
+	g.waiting[t.class].Remove(t.place)
+	t.place = nil
+}
+
+// withdraw takes a request that has gone out of the queue. It returns nil if the turn has
+// come just then.
+func (g *guard) withdraw(t *turn) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if t.place == nil {
+		return nil
+	}
+	now := time.Now()
+	err := g.turnAway(now, t)
+	g.dispatch(now)
+	return err
+}
+
+// dispatch gives turns to those who can go now. The caller holds g.mu.
+func (g *guard) dispatch(now time.Time) {
+	if g.pace.learn(now) {
+		g.tell(slog.LevelWarn, "ganbauth: the bank limits the rate of token requests", "per_second", g.pace.rate)
+	}
+	g.trim(now)
+	for {
+		t, at := g.next(now)
+		if t == nil || at.After(now) {
+			g.wakeAt(now, at)
+			return
+		}
+		g.grant(now, t)
+	}
+}
+
+// next returns who goes next, and when, or nil if nobody waits for whom there is room.
+func (g *guard) next(now time.Time) (t *turn, at time.Time) {
+	order := [...]class{forUser, forLogin, forJob}
+	if g.sinceLogin >= 3 {
+		order = [...]class{forLogin, forUser, forJob}
+	}
+	for _, c := range order {
+		front := g.waiting[c].Front()
+		if front == nil || !g.room(now, c) {
+			continue
+		}
+		at = g.pace.next
+		if c == forJob && g.pace.limit == 0 && g.nextJob.After(at) {
+			at = g.nextJob
+		}
+		return front.Value.(*turn), at
+	}
+	return nil, time.Time{}
+}
+
+// room reports whether one more of the class may be under way.
+func (g *guard) room(now time.Time, c class) bool {
+	if c == forLogin {
+		return g.out[c] < maxLogins
+	}
+	most := min(maxRefreshes+g.answers.sum(now), mostRefreshes)
+	return g.out[forUser]+g.out[forJob] < most && (c == forUser || g.out[c] < maxJobs)
+}
+
+// trim turns those away whose turn would not come in time.
+func (g *guard) trim(now time.Time) {
+	q := &g.waiting[forUser]
+	for q.Len() > 0 && g.pace.timeFor(now, q.Len()) > maxQueue {
+		t := q.Back().Value.(*turn)
+		t.refuse(g.turnAway(now, t))
+	}
+}
+
+// grant gives t its turn.
+func (g *guard) grant(now time.Time, t *turn) {
+	if t.place != nil {
+		g.unqueue(t)
+	}
+	switch {
+	case t.class == forLogin:
+		g.sinceLogin = 0
+	case g.waiting[forLogin].Len() > 0:
+		g.sinceLogin++
+	}
+	if t.class == forJob {
+		g.nextJob = now.Add(time.Second)
+	}
+	g.pace.take(now)
+	g.out[t.class]++
+	close(t.ready)
+}
+
+func (t *turn) refuse(err error) {
+	t.refused = err
+	close(t.ready)
+}
+
+// wakeAt has dispatch called at that time, if there is one.
+func (g *guard) wakeAt(now, at time.Time) {
+	if g.timer != nil {
+		g.timer.Stop()
+		g.timer = nil
+	}
+	if at.IsZero() {
+		return
+	}
+	if g.pace.next.After(now) {
+		g.pace.waited = now
+	}
+	g.timer = time.AfterFunc(at.Sub(now), func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.dispatch(time.Now())
+	})
+}
+
+// sent is called when the request goes out.
+func (t *turn) sent() {
+	g := t.guard
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t.sentAt, t.heard = time.Now(), false
+	t.late = time.AfterFunc(maxWait, func() { t.answered(&TokenError{err: errOverdue}, time.Time{}) })
+}
+
+// errOverdue stands for the answer of a bank that has not answered within maxWait.
+var errOverdue = context.DeadlineExceeded
+
+// answered is called with what came of the request. The user of a refresh has been
+// failing since that time, which is zero if the last refresh was well.
+func (t *turn) answered(err error, failingSince time.Time) {
+	g, now := t.guard, time.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t.late.Stop()
+	sign := signOf(err)
+	if t.left || t.heard && sign != signAlive {
+		return
+	}
+	t.heard = true
+	// What a browser sends to the callback must not decide for others: a login counts only
+	// as a probe.
+	counts := t.class != forLogin || t.probe
+	switch {
+	case sign == signAlive:
+		g.answers.add(now)
+		g.pace.answered()
+		since := g.breaker.since
+		if counts && g.breaker.answered(now) {
+			g.pace.restart(now)
+			g.tell(slog.LevelInfo, "ganbauth: the bank is back", "away", now.Sub(since))
+		}
+	case sign == signTooMany && !g.pace.tooMany(now, t.sentAt, hintOf(err), g.answers.sum(now)):
+		// It was sent before the bank's last word on that.
+	case counts && g.breaker.failed(now, t, sign, err, failingSince):
+		g.tell(slog.LevelWarn, "ganbauth: the bank is away; one token request at a time looks for it", "error", err)
+		g.refuseAll(now)
+	}
+	g.dispatch(now)
+}
+
+// refuseAll tells everybody who waits that the bank is away.
+func (g *guard) refuseAll(now time.Time) {
+	for c := range g.waiting {
+		for e := g.waiting[c].Front(); e != nil; e = g.waiting[c].Front() {
+			t := e.Value.(*turn)
+			g.unqueue(t)
+			t.refuse(g.breaker.refusal(now))
+		}
+	}
+}
+
+// leave ends the turn. One that was not used is not lost.
+func (t *turn) leave() {
+	g, now := t.guard, time.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if t.left {
+		return
+	}
+	t.left = true
+	g.out[t.class]--
+	if t.late != nil {
+		t.late.Stop()
+	}
+	if t.sentAt.IsZero() {
+		g.pace.giveBack(now)
+		if t.class == forJob {
+			g.nextJob = now
+		}
+	}
+	if g.breaker.probe == t {
+		g.breaker.probe = nil
+	}
+	g.dispatch(now)
+}
+
+// tell logs apart from whoever holds g.mu.
+func (g *guard) tell(level slog.Level, message string, args ...any) {
+	go g.say(context.Background(), level, message, args...)
+}
+
+// sign is what the outcome of a token request says about the bank.
+type sign int
+
+const (
+	signAlive   sign = iota // the bank deals with this user
+	signTooMany             // 429
+	signUnclear             // this user's trouble, or the bank's
+	signAway                // no answer, or one that says that the bank is away
+)
+
+// signOf reads the outcome of a token request.
+func signOf(err error) sign {
+	var (
+		salvaged *salvagedError
+		e        *TokenError
+		dialed   *net.OpError
+	)
+	switch {
+	case err == nil, errors.As(err, &salvaged), errors.Is(err, errOtherSubject):
+		return signAlive
+	case !errors.As(err, &e):
+		return signUnclear
+	case e.grantDead(), e.gatewayRefused():
+		return signAlive
+	case e.StatusCode == http.StatusTooManyRequests:
+		return signTooMany
+	case e.StatusCode == 0 && isTimeout(e.err), errors.As(e.err, &dialed) && dialed.Op == "dial":
+		return signAway
+	case e.Code == codeMaintenance, e.Code == "temporarily_unavailable", e.StatusCode > http.StatusInternalServerError:
+		return signAway
+	}
+	return signUnclear
+}
+
+// hintOf returns the Retry-After of the bank's answer, or 0.
+func hintOf(err error) time.Duration {
+	var e *TokenError
+	if errors.As(err, &e) {
+		return e.RetryAfter
+	}
+	return 0
+}
+
+// breaker knows whether the bank is away. Time is its caller's, as is the lock.
+type breaker struct {
+	failing  map[string]sign // the users who have failed since the last answer
+	answerAt time.Time       // when the bank has last dealt with a user
+	since    time.Time       // when the first of the failing has failed
+	notUntil time.Time       // what the bank has asked for, by Retry-After
+
+	away  bool
+	cause error     // the last failure
+	until time.Time // when the next probe may be sent
+	probe *turn     // the one that is under way
+}
+
+// failed counts a failure, and reports whether it means that the bank is away from now
+// on. A user who was already failing while the bank dealt with others says nothing about
+// the bank.
+func (b *breaker) failed(now time.Time, t *turn, s sign, err error, failingSince time.Time) (opened bool) {
+	if b.away && b.probe != t || !failingSince.IsZero() && failingSince.Before(b.answerAt) {
+		return false
+	}
+	if at := now.Add(hintOf(err)); at.After(b.notUntil) {
+		b.notUntil = at
+	}
+	b.cause = err
+	if b.away {
+		b.pause(now)
+		return false
+	}
+	if b.failing == nil {
+		b.failing, b.since = map[string]sign{}, now
+	}
+	b.failing[t.key] = max(b.failing[t.key], s)
+	away := 0
+	for _, s := range b.failing {
+		if s != signUnclear {
+			away++
+		}
+	}
+	if away < fewAway && len(b.failing) < manyUnclear {
+		return false
+	}
+	b.away, b.failing = true, nil
+	b.pause(now)
+	return true
+}
+
+// pause sets the time of the next probe. Machines that found out together look again
+// apart.
+func (b *breaker) pause(now time.Time) {
+	wait := min(max(now.Sub(b.since)/4, minProbePause), maxProbePause)
+	b.until = now.Add(wait - jitter(wait/5))
+	if b.notUntil.After(b.until) {
+		b.until = b.notUntil
+	}
+}
+
+// answered forgets the failures, and reports whether the bank was away until now.
+func (b *breaker) answered(now time.Time) (back bool) {
+	back = b.away
+	*b = breaker{answerAt: now}
+	return back
+}
+
+func (b *breaker) mayProbe(now time.Time) bool { return b.probe == nil && !now.Before(b.until) }
+
+// refusal is what those are told who cannot be served while the bank is away.
+func (b *breaker) refusal(now time.Time) error {
+	wait := max(b.until.Sub(now), retrySoon)
+	return &unavailableError{b.cause, wait + jitter(wait/4)}
+}
+
+// jitter returns a random time of less than d.
+func jitter(d time.Duration) time.Duration { return time.Duration(rand.Int64N(int64(max(d, 1)))) }
+
+// pace is how many token requests a second may be sent. Time is its caller's, as is the
+// lock.
+//
+// After a 429 nothing is sent for as long as the bank asks, a second at least. Then the
+// rate is a little less than what the bank took before. Each answer raises it: very
+// slowly near the rate at which the bank has refused, quicker above it, and by one a
+// second where no such rate is known, which doubles it in less than a second. Requests
+// are spaced evenly.
+type pace struct {
+	limit   float64 // Options.TokenRate; 0: none
+	rate    float64 // what was learnt; 0: nothing
+	ceiling float64 // the rate at which the bank has refused last; 0: not known
+
+	next     time.Time // when the next request may be sent
+	refused  time.Time // when the bank has refused last
+	learning bool      // the rate is known at next
+	took     int       // what the bank has taken in the second before it refused
+	waited   time.Time // when somebody has last had to wait
+}
+
+// perSecond returns the rate, or 0 if there is none.
+func (p *pace) perSecond() float64 {
+	if p.limit > 0 && (p.rate == 0 || p.rate > p.limit) {
+		return p.limit
+	}
+	return p.rate
+}
+
+// interval returns the time between two requests.
+func (p *pace) interval() time.Duration {
+	if rate := p.perSecond(); rate > 0 {
+		return time.Duration(float64(time.Second) / rate)
+	}
+	return 0
+}
+
+// timeFor returns the time until the last of n requests may be sent.
+func (p *pace) timeFor(now time.Time, n int) time.Duration {
+	wait := max(p.next.Sub(now), 0)
+	if !p.learning { // else the rate is not known yet
+		wait += time.Duration(n-1) * p.interval()
+	}
+	return wait
+}
+
+// take counts a request that is sent now.
+func (p *pace) take(now time.Time) {
+	if p.rate > 0 && !p.learning && now.Sub(p.waited) > rateKept {
+		p.rate, p.ceiling = 0, 0
+	}
+	if p.next.Before(now) {
+		p.next = now
+	}
+	p.next = p.next.Add(p.interval())
+}
+
+// giveBack counts out a request that was not sent.
+func (p *pace) giveBack(now time.Time) {
+	if !p.learning {
+		p.next = p.next.Add(-p.interval())
+	}
+}
+
+// answered raises the rate.
+func (p *pace) answered() {
+	switch {
+	case p.learning:
+		p.took++
+	case p.rate == 0:
+	case p.ceiling == 0:
+		p.rate++
+	case p.rate < 1.05*p.ceiling:
+		p.rate += 0.001
+	default:
+		p.rate += 0.1
+	}
+}
+
+// tooMany holds requests back after a 429. It reports whether the refused request was
+// sent after the last refusal: those that were under way together are refused together.
+func (p *pace) tooMany(now, sent time.Time, hint time.Duration, took int) (again bool) {
+	if at := now.Add(max(hint, time.Second)); at.After(p.next) {
+		p.next = at
+	}
+	if again = sent.After(p.refused); again {
+		p.learning, p.took = true, took
+	}
+	p.refused = now
+	return again
+}
+
+// learn sets the rate when requests may be sent again, and reports whether there was
+// none.
+func (p *pace) learn(now time.Time) (first bool) {
+	if !p.learning || p.next.After(now) {
+		return false
+	}
+	first = p.rate == 0
+	took := float64(max(p.took, 1))
+	if p.ceiling = p.perSecond(); p.ceiling == 0 || took < 0.8*p.ceiling {
+		p.ceiling = took
+	}
+	p.rate, p.learning, p.waited = max(0.95*p.ceiling, minRate), false, now
+	return first
+}
+
+// restart begins with a low rate, because everybody comes when the bank is back.
+func (p *pace) restart(now time.Time) {
+	if p.rate == 0 || p.rate > firstRate {
+		p.rate, p.ceiling = firstRate, 0
+	}
+	p.learning, p.waited = false, now
+}
+
+// meter counts what has happened in the last ten tenths.
+type meter struct {
+	tenth time.Duration
+	begun time.Time
+	last  int64 // the tenth that was counted in last
+	n     [10]int
+}
+
+func (m *meter) add(now time.Time) {
+	m.forget(now)
+	m.n[m.last%10]++
+}
+
+func (m *meter) sum(now time.Time) (sum int) {
+	m.forget(now)
+	for _, n := range m.n {
+		sum += n
+	}
+	return sum
+}
+
+// forget clears the tenths that are over.
+func (m *meter) forget(now time.Time) {
+	if m.begun.IsZero() {
+		m.begun = now
+	}
+	tenth := max(int64(now.Sub(m.begun)/m.tenth), m.last)
+	for i := max(m.last+1, tenth-9); i <= tenth; i++ {
+		m.n[i%10] = 0
+	}
+	m.last = tenth
+}
