@@ -11,11 +11,12 @@ import (
 	"time"
 )
 
-// setHeaders keeps an answer of the kit out of caches and Referer headers, and drops what a
-// handler may have set for the answer that it did not give.
+// setHeaders keeps the kit's answer out of caches and Referer headers. It deletes what a
+// handler may have set for the answer that it meant to give. Content-Encoding stays:
+// middleware that compresses sets it before.
 func setHeaders(w http.ResponseWriter) {
 	h := w.Header()
-	for _, name := range []string{"Content-Encoding", "Content-Length", "Etag", "Last-Modified"} {
+	for _, name := range []string{"Content-Length", "Etag", "Last-Modified"} {
 		h.Del(name)
 	}
 	h.Set("Cache-Control", "no-store")
@@ -23,8 +24,8 @@ func setHeaders(w http.ResponseWriter) {
 	h.Set("X-Content-Type-Options", "nosniff")
 }
 
-// redirect sends a browser to target, by a header of HTMX's if htmx is set. http.Redirect is not
-// used: it rewrites paths, and writes a body with the URL.
+// redirect sends the browser to target, with HTMX's own header if htmx is set. It does
+// not use http.Redirect, which rewrites paths and writes a body that contains the URL.
 func redirect(w http.ResponseWriter, target string, htmx bool) {
 	if htmx {
 		w.Header().Set("HX-Redirect", target)
@@ -34,14 +35,14 @@ func redirect(w http.ResponseWriter, target string, htmx bool) {
 	w.WriteHeader(http.StatusSeeOther)
 }
 
-// reload has the browser request path from this site, after a pause in which it shows a page
-// with a link there.
+// reload makes the browser request path from this site after a pause. Meanwhile it shows
+// a page with a link to path.
 func reload(w http.ResponseWriter, path string, pause time.Duration, japanese bool) {
 	w.Header().Set("Refresh", fmt.Sprintf("%d; url=%s", int(pause.Seconds()), path))
 	writeOwnPage(w, reloadPage(path, japanese))
 }
 
-// setErrorHeaders sets the headers that err's answer needs, whoever writes it.
+// setErrorHeaders sets the headers that the answer to err needs, in any format.
 func setErrorHeaders(w http.ResponseWriter, err error) {
 	h := w.Header()
 	status := StatusCode(err)
@@ -58,7 +59,7 @@ func setErrorHeaders(w http.ResponseWriter, err error) {
 	}
 }
 
-// problem is an answer to a program (RFC 9457), documented at [Kit.Refuse].
+// problem is the answer to a program (RFC 9457). [Kit.Refuse] documents its members.
 type problem struct {
 	Type     string `json:"type"`
 	Title    string `json:"title"`
@@ -68,7 +69,7 @@ type problem struct {
 	LoginURL string `json:"login_url,omitempty"`
 }
 
-// writeProblem says what page says, to a program. loginURL may be empty.
+// writeProblem tells a program what page would tell a person. loginURL may be empty.
 func writeProblem(w http.ResponseWriter, page *ErrorPage, loginURL string) {
 	w.Header().Set("Content-Type", "application/problem+json; charset=utf-8")
 	w.Header().Set("Content-Language", page.Language)

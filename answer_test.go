@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -360,6 +361,21 @@ func TestProblemDetails(t *testing.T) {
 			require.Equal(t, want, problemOf(t, a.browser().do("GET", target, program)).Code)
 		}
 	})
+}
+
+// Refuse documents each code, in the order of the table of errors.
+func TestCodesAreDocumented(t *testing.T) {
+	find := func(file, pattern string) (found []string) {
+		data, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(data), -1) {
+			found = append(found, m[1])
+		}
+		return found
+	}
+	codes := find("errors.go", `(?m)^\ttopic\w+ +topic = "(\w+)"`)
+	require.NotEmpty(t, codes)
+	require.Equal(t, codes, find("middleware.go", `(?m)^//   - ([a-z_]+): `))
 }
 
 // A page of the application's own design.

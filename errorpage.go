@@ -9,24 +9,24 @@ import (
 	"time"
 )
 
-// ErrorPage is what the kit tells a person whose request was not served. The template
-// [Options].ErrorPage is executed with a pointer to one. It holds no secret, nothing of the bank's
-// words, and of the request only paths to link to.
+// ErrorPage is what the kit tells a person whose request was not served. The template of
+// [Options] ErrorPage is executed with a pointer to one. It contains no secrets, no text
+// of the bank's, and nothing of the request but paths to link to.
 type ErrorPage struct {
 	// Status is the HTTP status of the answer, [StatusCode] of the error.
 	Status int
-	// Code is the stable word for what happened that problem details have as well: see
-	// [Kit.Refuse].
+	// Code is a stable word for what happened, the code of problem details. [Kit.Refuse]
+	// lists them.
 	Code string
-	// Language is "ja" or "en", by the request's Accept-Language. English is the default.
+	// Language is "ja" or "en", by the request's Accept-Language. The default is "en".
 	Language string
-	// Title and Text say what happened and what the user can do, in Language.
+	// Title and Text say what happened and what the user can do. They are in Language.
 	Title, Text string
-	// Links lead on: the one to the page that may help, if there is one, and the one back to
-	// Options.DefaultReturn.
+	// Links lead on: first to the page where the user can try again, if there is one, and
+	// last to Options.DefaultReturn.
 	Links []ErrorPageLink
-	// RetryAfter is how long to wait before trying again, 0 where that would not help. The
-	// header Retry-After says the same.
+	// RetryAfter is how long to wait before trying again, or 0 if waiting does not help.
+	// The header Retry-After is set already.
 	RetryAfter time.Duration
 }
 
@@ -38,23 +38,23 @@ type ErrorPageLink struct {
 	URL string
 }
 
-// situation is what the user was about when an error came up: each has words of its own.
+// situation is what the user was doing when an error occurred. The words depend on it.
 type situation int
 
 const (
-	usingPage    situation = iota // of a page behind RequireToken, or of a log-out
-	connecting                    // a login that has not succeeded
-	reconnecting                  // a login, while the user's connection goes on as it was
+	usingPage    situation = iota // using a page behind RequireToken, or logging out
+	connecting                    // connecting for the first time
+	reconnecting                  // connecting again, while an earlier connection goes on
 )
 
 // exits are the paths that a page can link to.
 type exits struct {
-	again    string // where the request may succeed, or its login can be begun again; or ""
+	again    string // where the user can try again; "" if nowhere
 	sentFrom bool   // again is the page that sent a form
-	home     string // DefaultReturn; "" only for a Kit that New did not make
+	home     string // DefaultReturn; "" for a Kit that New did not make
 }
 
-// newErrorPage finds the words for err.
+// newErrorPage makes the page for err in situation s.
 func newErrorPage(err error, s situation, to exits, japanese bool) *ErrorPage {
 	about := kindOf(err)
 	words := wordsFor(about.topic, s, japanese)
@@ -83,7 +83,7 @@ func newErrorPage(err error, s situation, to exits, japanese bool) *ErrorPage {
 	return page
 }
 
-// reloadPage is shown for a moment while the browser asks for path again.
+// reloadPage makes the page that is shown while the browser requests path again.
 func reloadPage(path string, japanese bool) *ErrorPage {
 	if japanese {
 		return &ErrorPage{http.StatusOK, "", "ja", "少々お待ちください", "ページを読み込んでいます。",
@@ -93,15 +93,14 @@ func reloadPage(path string, japanese bool) *ErrorPage {
 		[]ErrorPageLink{{"Continue", path}}, 0}
 }
 
-// writeOwnPage writes page in the kit's own design. The content security policy goes with it: it
-// allows what this page needs and nothing else, so it would break any other page.
+// writeOwnPage writes page in the kit's own design. Only this page gets the content
+// security policy, which allows what it needs and nothing else.
 func writeOwnPage(w http.ResponseWriter, page *ErrorPage) {
 	w.Header().Set("Content-Security-Policy", ownPagePolicy)
 	_ = writePage(w, ownPage, page)
 }
 
-// writePage executes the template before it writes anything, so that one that fails can be
-// replaced by another.
+// writePage executes t with page. If t fails, it writes nothing.
 func writePage(w http.ResponseWriter, t *template.Template, page *ErrorPage) error {
 	var b bytes.Buffer
 	if err := t.Execute(&b, page); err != nil {
@@ -151,15 +150,15 @@ var (
 `))
 )
 
-// words are a page's in one language. again is the label of the link to where the request may
-// succeed, "" where no link would help.
+// words is the text of a page in one language. again labels the link to try again; it is
+// "" if no link helps.
 type words struct{ title, text, again string }
 
-// message has the words in both languages.
+// message is the text of a page in both languages.
 type message struct{ ja, en words }
 
-// wordsFor looks a message up: that of the situation or, where it has none of its own, the
-// general one.
+// wordsFor returns the situation's words about a topic or, if it has none, the general
+// ones.
 func wordsFor(about topic, s situation, japanese bool) words {
 	m, ok := situationMessages[s][about]
 	if !ok {
@@ -171,7 +170,7 @@ func wordsFor(about topic, s situation, japanese bool) words {
 	return m.en
 }
 
-// messages has one for each topic.
+// messages has a message for each topic.
 var messages = map[topic]message{
 	topicConnect: {
 		words{"銀行口座との連携が必要です", "このページを使うには、銀行口座を連携してください。", "連携する"},
@@ -222,7 +221,8 @@ var siteProblem = message{
 	words{"Something went wrong on our side", "Please try again later.", "Try again"},
 }
 
-// situationMessages has those that would not be true of every situation.
+// situationMessages has the messages for situations in which the general one would be
+// untrue.
 var situationMessages = map[situation]map[topic]message{
 	connecting: {
 		topicBankAway: {

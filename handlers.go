@@ -12,13 +12,15 @@ import (
 	"time"
 )
 
-// LoginHandler sends the browser to the bank's consent page (303). It asks for Options.Scopes
-// and for scopes, so a second one can serve a link such as "Allow transfers, too". The token
-// that the login brings has these scopes and no others, whatever was granted before.
+// LoginHandler sends the browser to the bank's consent page (303). It asks for
+// Options.Scopes and for scopes, so a second one can serve a link such as "Allow
+// transfers, too". The token that the login brings has these scopes and no others,
+// whatever was granted before.
 //
-// The query parameter return_to names the path to come back to; the default is DefaultReturn.
-// The path is remembered up to 1,024 characters if a page of this site led here, and up to 256
-// if the user or another site did. Nothing else in the request changes what is asked for.
+// The query parameter return_to names the path to come back to; the default is
+// DefaultReturn. The path is remembered up to 1,024 characters if a page of this site led
+// here, and up to 256 if the user or another site did. Nothing else in the request
+// changes what is asked for.
 //
 // It allows GET only. HTMX gets HX-Redirect. A prefetch, or what the browser says is no
 // top-level navigation, is refused with 403. If a scope is malformed, or all of them are
@@ -56,16 +58,21 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 	})
 }
 
-// CallbackHandler finishes a login: mount it at RedirectURI. It exchanges the code, saves the token, renews the
-// session's token, and redirects (303) to where the login was to return to.
+// CallbackHandler finishes a login. Mount it at RedirectURI. It exchanges the code, saves
+// the token, renews the session's token, and redirects (303) to the path that the login
+// was begun for.
 //
-// A callback that this browser did not begin changes nothing. One that it did is consumed, whatever the outcome; a
-// second delivery (reload, back button) goes to DefaultReturn if the user is connected by then. Delivered twice to
-// one process, even at once, a code is exchanged once. Refusals are [ErrInvalidState], an [*AuthorizationError],
-// and what [Connector.OpenIDToken] returns.
+// A callback of a login that this browser did not begin changes nothing. Otherwise the
+// login is over, whatever the outcome, except where something was away: then the same
+// callback may succeed later. A second delivery, by reload or the back button, goes to
+// DefaultReturn if the user is connected by then. One process exchanges a code once, even
+// if callbacks arrive at once.
 //
-// Where the session's cookie may have stayed behind, because the bank's site led here, the answer is a page that
-// loads the callback once more, from this site.
+// If the session's cookie may have stayed behind because the bank's site led here, the
+// answer is a page that loads the callback again from this site.
+//
+// It allows GET only. The error is [ErrInvalidState], an [*AuthorizationError], or what
+// [Connector.OpenIDToken] returns.
 func (k *Kit) CallbackHandler() http.Handler {
 	return k.handler(http.MethodGet, func(w http.ResponseWriter, r *http.Request) error {
 		if err := checkNavigation(kindOfRequest(r)); err != nil {
@@ -84,7 +91,7 @@ func (k *Kit) CallbackHandler() http.Handler {
 	})
 }
 
-// callback is a callback that this browser has an attempt for.
+// callback is a callback of an attempt that this browser has.
 type callback struct {
 	start   time.Time
 	query   callbackQuery
@@ -93,18 +100,18 @@ type callback struct {
 	attempt *attempt
 }
 
-// callbackCase says how far the login has come that a callback belongs to.
+// callbackCase says what has become of the login that a callback belongs to.
 type callbackCase int
 
 const (
-	callbackDue      callbackCase = iota // the code can be exchanged
-	callbackForeign                      // the same, but for another user or another session
-	callbackRepeated                     // the login is over, and the user is connected
-	callbackOver                         // the login is over, and the user is not connected
-	callbackLate                         // the login was begun too long ago
+	callbackDue      callbackCase = iota // its code can be exchanged
+	callbackForeign                      // another user or another session began it
+	callbackRepeated                     // it is over, and the user is connected
+	callbackOver                         // it is over, and the user is not connected
+	callbackLate                         // it was begun too long ago
 )
 
-// judgeCallback finds the case of a callback of the attempt a. It changes nothing.
+// judgeCallback finds the case of a callback of attempt a. It changes nothing.
 func (k *Kit) judgeCallback(r *http.Request, a *attempt) (callbackCase, error) {
 	switch {
 	case !a.done.IsZero():
@@ -123,8 +130,8 @@ func (k *Kit) judgeCallback(r *http.Request, a *attempt) (callbackCase, error) {
 	return callbackDue, nil
 }
 
-// serveCallback answers one callback. The session decides whose it is, so whatever would be
-// refused for want of one is asked for again first.
+// serveCallback answers one callback. A callback that would be refused for lack of a
+// session is reloaded first, because the session's cookie may come with the next request.
 func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.Time) error {
 	q, err := parseCallback(r.URL.RawQuery)
 	if err != nil {
@@ -162,9 +169,9 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 	return k.finishLogin(w, r, c, found == callbackDue)
 }
 
-// finishLogin exchanges the code and gives the session its token. The attempt is consumed,
-// unless the callback may be delivered again: because nobody waits for the answer, or because
-// something was away. Then a reload gets the outcome.
+// finishLogin exchanges the code and gives the session its token. The attempt is
+// consumed, unless the callback may be delivered again: because nobody waits for the
+// answer, or because something was away. Then a reload gets the outcome.
 func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mine bool) error {
 	err := k.judge(c.attempt, c.query, mine)
 	var connected *connection
@@ -190,8 +197,8 @@ func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mi
 	return nil
 }
 
-// sessionMayCome reports whether a callback that lacks its session should be asked for again,
-// and after which pause. It cannot go on for ever, as each time is counted in the URL.
+// sessionMayCome reports whether to reload a callback that lacks its session, and after
+// which pause. The URL counts reloads, so they come to an end.
 func (k *Kit) sessionMayCome(r *http.Request) (pause time.Duration, ok bool) {
 	switch reloads := k.marksOf(r).reloads; {
 	case reloads == 0 && k.keyOf != nil: // the application's own cookie may be a Strict one
@@ -202,27 +209,28 @@ func (k *Kit) sessionMayCome(r *http.Request) (pause time.Duration, ok bool) {
 	return 0, false
 }
 
-// reloadCallback has the browser ask for this callback again, from this site.
+// reloadCallback makes the browser request this callback again, from this site.
 func (k *Kit) reloadCallback(w http.ResponseWriter, r *http.Request, pause time.Duration) {
 	query, _ := k.cutMarks(r.URL.RawQuery)
 	here := url.URL{Path: k.callback, RawQuery: escapeRest(query)}
 	k.reload(w, r, here.String(), pause)
 }
 
-// loginFailed adds to err what the user can do, and whether an earlier connection goes on.
+// loginFailed adds to err where to begin again, and whether the user is connected.
 func (k *Kit) loginFailed(r *http.Request, c callback, err error) error {
 	t, peekErr := k.peek(r, c.attempt.connection)
 	return &loginError{err, c.attempt.retry(), c.attempt.connection, peekErr == nil && t != nil}
 }
 
 // LogoutHandler forgets the user's token and the logins that this browser has begun, and
-// redirects (303) to the path in the query parameter return_to, or to DefaultReturn. A session
-// with nothing else in it is destroyed; another keeps the application's values and gets a new
-// token. POST only, and not from another origin ([http.CrossOriginProtection]). The bank
-// documents no way to revoke a token.
+// redirects (303) to the path in the query parameter return_to, or to DefaultReturn. A
+// session with nothing else in it is destroyed; another keeps the application's values
+// and gets a new token. POST only, and not from another origin
+// ([http.CrossOriginProtection]). The bank documents no way to revoke a token.
 //
 // It waits neither for the bank nor for a refresh. When it has answered, the user is
-// disconnected and stays so; if the store does not answer for ten seconds, it answers 503.
+// disconnected and stays so; if the store does not answer for ten seconds, it answers
+// 503.
 func (k *Kit) LogoutHandler() http.Handler {
 	return k.handler(http.MethodPost, func(w http.ResponseWriter, r *http.Request) error {
 		if err := k.checkOrigin(r); err != nil {
@@ -237,10 +245,11 @@ func (k *Kit) LogoutHandler() http.Handler {
 	})
 }
 
-// Forget is what the application's own logout calls, before it writes an answer: it forgets
-// the request's token, the logins that this browser has begun, and what the kit has in the
-// session. It is LogoutHandler without the checks and the redirect. It is no error if nobody
-// is connected. The error has the [StatusCode] 503 if the store does not answer.
+// Forget is what the application's own logout calls, before it writes an answer: it
+// forgets the request's token, the logins that this browser has begun, and what the kit
+// has in the session. It is LogoutHandler without the checks and the redirect. It is no
+// error if nobody is connected. The error has the [StatusCode] 503 if the store does not
+// answer.
 //
 // An application that ends a login of its own by RenewToken and Remove must call it:
 // otherwise the next user of that session has the former user's bank account.
@@ -270,13 +279,15 @@ type Status struct {
 	// Scopes are those that the user has granted. They are empty without a connection.
 	Scopes []string `json:"scopes"`
 	// ExpiresAt is when the access token expires, in UTC and whole seconds. It is zero
-	// without a connection. The connection lasts for longer if the token can be refreshed.
+	// without a connection. The connection lasts for longer if the token can be
+	// refreshed.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 }
 
 // Status tells whether the user of r is connected, from what the store has: it refreshes
-// nothing and asks no bank. That nobody is connected, or logged in to the application, is no
-// error. The error has the [StatusCode] 503 if the store or the session cannot be read.
+// nothing and asks no bank. That nobody is connected, or logged in to the application, is
+// no error. The error has the [StatusCode] 503 if the store or the session cannot be
+// read.
 func (k *Kit) Status(r *http.Request) (Status, error) {
 	none := Status{Scopes: []string{}}
 	if err := k.usable(); err != nil {
@@ -327,8 +338,8 @@ func (k *Kit) peek(r *http.Request, connection string) (*Token, error) {
 	return t, err
 }
 
-// endpoint is one of a Kit's own handlers, with what all of them have in common: methods,
-// headers, refusals. [Kit.RequireToken] knows them by this type.
+// endpoint is one of a Kit's own handlers. It does what they have in common: methods,
+// headers and refusals. RequireToken recognizes them by this type.
 type endpoint struct {
 	kit     *Kit
 	methods string
@@ -358,7 +369,7 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// loginError is the error of a login, with what a page says besides.
+// loginError is the error of a login, with what its page says in addition.
 type loginError struct {
 	err        error
 	again      string // where the login can be begun again, or ""
@@ -370,8 +381,9 @@ func (e *loginError) Error() string { return e.err.Error() }
 
 func (e *loginError) Unwrap() error { return e.err }
 
-// refuse answers err: with the application's hook, with a page for a person, and with problem
-// details for everything else.
+// refuse answers err by OnError or, without one, with a page for a person and with
+// problem details for everything else. It finds the words and leaves the writing to
+// others.
 func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, to exits, loginURL string) {
 	setErrorHeaders(w, err)
 	if k.usable() == nil {
@@ -398,7 +410,8 @@ func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, to exits
 	}
 }
 
-// writeErrorPage writes page in the application's design, or else in the kit's own.
+// writeErrorPage writes page with the application's template or, if there is none or it
+// fails, with the kit's own.
 func (k *Kit) writeErrorPage(w http.ResponseWriter, r *http.Request, page *ErrorPage) {
 	if k.usable() == nil && k.errorPage != nil {
 		err := writePage(w, k.errorPage, page)
@@ -410,8 +423,8 @@ func (k *Kit) writeErrorPage(w http.ResponseWriter, r *http.Request, page *Error
 	writeOwnPage(w, page)
 }
 
-// logRefusal logs what an operator should see. An event has told of trouble at the bank already,
-// once and not for each request.
+// logRefusal logs an answer that an operator should see. It is silent about the token
+// endpoint, because an event told of that once, and not for each request.
 func (k *Kit) logRefusal(r *http.Request, err error) {
 	status := StatusCode(err)
 	if status < 500 || errors.As(err, new(*TokenError)) || r.Context().Err() != nil {

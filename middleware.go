@@ -8,25 +8,41 @@ import (
 	"time"
 )
 
-// RequireToken calls next with a live token in the request's context, or does not call it.
+// RequireToken calls next with a live token in the request's context, refreshed if need
+// be. Without one it does not call next, and answers by what the request is:
 //
-// A top-level GET navigation without a token is sent to the bank (303) and comes back to the same path; HTMX gets
-// 401 with HX-Redirect; everything else gets 401 as problem details (RFC 9457) with WWW-Authenticate. When the bank
-// or the store is away and no live token is at hand, the answer is 503 with Retry-After. A login that has just come
-// back without a usable token is not begun again.
+//   - A GET that loads a page into a browser's window is sent to the bank (303), and comes back
+//     to the same path.
+//   - HTMX gets 401 with HX-Redirect, and comes back to the page that it is on.
+//   - A form gets 401 and a page with a link back to where the form stood.
+//   - Everything else gets 401 as problem details (RFC 9457), with WWW-Authenticate.
 //
-// It neither makes a session nor wraps the ResponseWriter.
+// If the bank or the store is away and there is no live token, the answer is 503 with
+// Retry-After. [Kit.Refuse] documents pages and problem details.
+//
+// A login that has just returned without a usable token is not begun again: the user gets
+// a page. Where the session's cookie may come with the next request, the answer is a page
+// that loads the request again, three times at most: a cookie with SameSite=Strict stays
+// behind when another site leads here, and another tab's login may just have renewed the
+// session.
+//
+// The kit's own handlers need no token, so RequireToken may stand around all routes. It
+// answers callbacks itself. It lets logins, logouts and the status through if next is an
+// [http.ServeMux].
+//
+// It neither creates a session nor wraps the ResponseWriter.
 func (k *Kit) RequireToken(next http.Handler) http.Handler { return k.require(nil, next) }
 
-// RequireScopes is [Kit.RequireToken], and the user must have granted the scopes. Where they are missing, a browser
-// is sent to consent to them as well as to those granted before; a program gets 403 with insufficient_scope (RFC 6750
-// section 3.1).
+// RequireScopes is [Kit.RequireToken] for routes that need scopes. If the user has not
+// granted all of them, a browser is sent to the bank to consent to them, and again to
+// those granted before. A program gets 403 with insufficient_scope (RFC 6750 section
+// 3.1). So does a form: put RequireScopes on the page with the form as well.
 func (k *Kit) RequireScopes(scopes ...string) func(next http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler { return k.require(scopes, next) }
 }
 
-// require is RequireToken with scopes. The Kit's own handlers need no token, wherever they are: a
-// login whose callback needs a token would never end.
+// require is RequireToken with scopes. If the callback needed a token, a login would
+// never end.
 func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 	callback := k.CallbackHandler()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -46,8 +62,9 @@ func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 	})
 }
 
-// serve calls next without the kit's marks in the URL. Who followed a login_url, and is
-// connected by now, goes to the page that it leads back to.
+// serve calls next with a URL that is free of the kit's marks. If the user follows a
+// login_url but is connected by now, serve redirects to the page that the login would
+// return to.
 func (k *Kit) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	if strings.Contains(r.URL.RawQuery, markPrefix) {
 		u, m := *r.URL, marks{}
@@ -62,8 +79,8 @@ func (k *Kit) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	next.ServeHTTP(w, r)
 }
 
-// leadsToOwnHandler reports whether next is one of k's own handlers, or an [http.ServeMux] that
-// gives r to one.
+// leadsToOwnHandler reports whether next is one of k's own handlers, or an
+// [http.ServeMux] that passes r to one.
 func (k *Kit) leadsToOwnHandler(next http.Handler, r *http.Request) bool {
 	if mux, ok := next.(*http.ServeMux); ok {
 		next, _ = mux.Handler(r)
@@ -72,9 +89,10 @@ func (k *Kit) leadsToOwnHandler(next http.Handler, r *http.Request) bool {
 	return ok && own.kit == k
 }
 
-// Check is the decision behind [Kit.RequireToken], for frameworks that are not net/http: it returns the live token
-// of the request's user, refreshed if need be, without the refresh token. It writes nothing. The errors are
-// [ErrLoginRequired] and those with a [StatusCode] of 500 and more.
+// Check is the decision of [Kit.RequireToken] without its answer, for frameworks other
+// than net/http. It returns the live token of the request's user, refreshed if need be,
+// without the refresh token. The error is [ErrLoginRequired], or has a [StatusCode] of
+// 500 or more.
 func (k *Kit) Check(r *http.Request) (*Token, error) {
 	g, err := k.authorize(r, nil)
 	if err != nil {
@@ -83,6 +101,8 @@ func (k *Kit) Check(r *http.Request) (*Token, error) {
 	return g.token, nil
 }
 
+// authorize returns what RequireToken puts into the context of r: the user's live token,
+// which has all the scopes, and whose it is.
 func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	if err := k.usable(); err != nil {
 		return nil, err
@@ -111,8 +131,8 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	return &grant{kit: k, owner: who, token: t}, nil
 }
 
-// Refuse answers err, which a handler met, as [Kit.RequireToken] answers a request that it does
-// not let through. Call it before anything is written, and return:
+// Refuse answers an error that a handler met, exactly as [Kit.RequireToken] answers one.
+// Call it before anything is written, and return:
 //
 //	resp, err := bank.Client(r.Context()).Get(url)
 //	if err == nil {
@@ -124,34 +144,48 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 //		return
 //	}
 //
-// A browser that needs to connect, or to connect again, is sent to the bank. Otherwise the status
-// is [StatusCode], with Retry-After where waiting helps, and the answer is Options.OnError's or:
+// If connecting helps, a browser is sent to the bank. Otherwise the answer has the status
+// [StatusCode] of err, and Retry-After if waiting helps. Options.OnError writes it, if
+// set. If not, it is one of these, in Japanese or English by Accept-Language:
 //
-//   - for a person, a page in Japanese or English, of Options.ErrorPage or of the kit's own;
-//   - for everything else, problem details (RFC 9457), in which detail is in Japanese or English.
+//   - For a person it is a page: that of Options.ErrorPage, or the kit's own.
+//   - For everything else it is problem details (RFC 9457).
 //
-// Problem details have a stable code: login_required, insufficient_scope, no_user,
-// access_denied, login_expired, invalid_state, refused, bank_unavailable, unavailable (the
-// application's store, sessions or lock), bank_error, misconfigured or internal. Where a login
-// at the bank helps and the request was a GET, login_url is a path of this site: a navigation
-// there begins a login for what the route needs, and comes back to the page that sent the
-// request (its Referer, else DefaultReturn).
+// The code in problem details, and in [ErrorPage], is stable. It is one of:
+//
+//   - login_required: the user has to connect.
+//   - insufficient_scope: the user has to grant more.
+//   - no_user: the user has to log in to the application first.
+//   - access_denied: the user did not approve the connection at the bank.
+//   - login_expired: connecting took more than ten minutes.
+//   - invalid_state: the callback belongs to no login of this browser.
+//   - refused: the request has the wrong method, or comes from another origin.
+//   - bank_unavailable: the bank does not answer. The connection is kept.
+//   - unavailable: the application's store, sessions or lock do not answer.
+//   - bank_error: the bank's answer cannot be used.
+//   - misconfigured: the bank refuses this application.
+//   - internal: anything else.
+//
+// With the first two, the answer to a GET has a login_url, a path of this site. A
+// navigation to it begins a login for what the route needs. The login returns to the page
+// that sent the request (its Referer), or to DefaultReturn.
 func (k *Kit) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	k.deny(w, r, err, nil)
 }
 
-// remedy is what may still get a denied request served.
+// remedy is what deny does for a request instead of refusing it.
 type remedy int
 
 const (
-	noRemedy     remedy = iota // the refusal is the answer
-	askAgain                   // the session's cookie comes with the next request
-	askAgainSoon               // another tab's answer is about to bring it
-	connectFirst               // a login at the bank
-	stopLoop                   // a login at the bank, but one has just brought nothing
+	noRemedy     remedy = iota // nothing helps
+	askAgain                   // reload: the next request brings the session's cookie
+	askAgainSoon               // reload after a pause: another tab is receiving the cookie
+	connectFirst               // begin a login at the bank
+	stopLoop                   // a login would help, but one has just returned without a token
 )
 
-// deny does what may still get r served, or else refuses it. scopes are what its route needs.
+// deny answers r, which met err: with a remedy if there is one, or else with a refusal.
+// The route needs scopes.
 func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []string) {
 	setHeaders(w)
 	if k.usable() != nil {
@@ -193,10 +227,9 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 	k.refuse(w, r, err, to, k.loginURL(r, err))
 }
 
-// remedyFor decides what deny does about err. straightBack says that a login for all that is
-// needed has only just ended.
-//
-// No request is reloaded without end: each reload is counted in the URL.
+// remedyFor finds the remedy for err. straightBack says that a login for all the scopes
+// has only just succeeded. The URL counts reloads, so they come to an end even without
+// cookies.
 func (k *Kit) remedyFor(r *http.Request, err error, kind requestKind, straightBack bool) remedy {
 	about, reloads := kindOf(err).topic, k.marksOf(r).reloads
 	noSession := about == topicConnect || about == topicNoUser
@@ -214,8 +247,8 @@ func (k *Kit) remedyFor(r *http.Request, err error, kind requestKind, straightBa
 	return connectFirst
 }
 
-// tokenIsGone reports whether the session of r names a token that is not in the store. Another
-// tab's login may have put one under a new name after r's session was loaded.
+// tokenIsGone reports whether the session of r names a token that is not in the store.
+// Another tab's login may have stored one under a new name after r's session was loaded.
 func (k *Kit) tokenIsGone(r *http.Request) bool {
 	if k.keyOf != nil || k.connectionOf != nil {
 		return false // a login keeps the name
@@ -228,8 +261,8 @@ func (k *Kit) tokenIsGone(r *http.Request) bool {
 	return err == nil && t == nil
 }
 
-// scopesToAsk returns the scopes of a login that err makes necessary: what is granted already is
-// asked for again, as the new token replaces the old.
+// scopesToAsk returns the scopes of a login that mends err. They include those granted
+// before, because the new token replaces the old one.
 func (k *Kit) scopesToAsk(err error, scopes []string) []string {
 	var lacks *scopeError
 	if errors.As(err, &lacks) {
@@ -238,8 +271,9 @@ func (k *Kit) scopesToAsk(err error, scopes []string) []string {
 	return union(k.scopes, scopes)
 }
 
-// loginURL returns a path of this site that begins the login that r lacks, or "". It is r's own
-// path: RequireToken knows no other that begins one.
+// loginURL returns a path of this site that begins the login that r lacks, or "" if there
+// is none. It is r's own path, since the kit does not know where a LoginHandler is
+// mounted.
 func (k *Kit) loginURL(r *http.Request, err error) string {
 	about, path := kindOf(err).topic, k.ownPath(r)
 	if about != topicConnect && about != topicScope || r.Method != http.MethodGet || path == "" {

@@ -11,32 +11,33 @@ import (
 	"unicode"
 )
 
-// requestKind is what a request is, as far as its headers say. It decides how the kit answers:
-// only a person at a browser's window can be sent to the bank. It protects nothing: any client
-// can send any header.
+// requestKind is what a request appears to be, judged by its headers. It decides how the
+// kit answers: only a person in front of a browser window can be sent to the bank. It is
+// no protection, because a client can send any header.
 type requestKind int
 
 const (
-	// program is a client that says nothing of a browser: curl, a health check, a service.
+	// program is a client that does not claim to be a browser: curl, a health check, a
+	// service.
 	program requestKind = iota
-	// navigation is a page that a browser loads into a window or a tab, by GET.
+	// navigation is a GET that loads a page into a browser's window or tab.
 	navigation
-	// formPost is a page that a browser loads by another method: what a form submits.
+	// formPost is a POST that loads a page into a browser's window or tab.
 	formPost
-	// htmxRequest is HTMX's own request, which follows HX-Redirect where fetch follows nothing.
+	// htmxRequest is sent by HTMX, which follows the header HX-Redirect.
 	htmxRequest
-	// subrequest is what a page asks for beside itself: fetch, XMLHttpRequest, EventSource, a
-	// WebSocket, an image, a download.
+	// subrequest is sent by a page for something other than itself: fetch,
+	// XMLHttpRequest, EventSource, a WebSocket, an image, a download.
 	subrequest
-	// embedded is a page that is loaded into a frame, an object or an embed element.
+	// embedded loads a page into a frame, an object or an embed element.
 	embedded
-	// prefetch is loaded before anybody has asked to see it.
+	// prefetch is sent before the user asks for the page.
 	prefetch
 )
 
-// kindOfRequest judges r by its method and headers. It is the only place that does: Sec-Fetch-*
-// where the browser sends them, since pages cannot forge those; else what libraries say of
-// themselves; else Accept.
+// kindOfRequest judges r by its method and headers. No other function does. Libraries
+// that announce themselves come first, then Sec-Fetch-*, which scripts cannot set, then
+// Accept. testdata/headers.json lists what clients really send.
 func kindOfRequest(r *http.Request) requestKind {
 	h := r.Header
 	kind := kindByHeaders(h)
@@ -44,11 +45,13 @@ func kindOfRequest(r *http.Request) requestKind {
 	case isPrefetch(h):
 		return prefetch
 	case h.Get("Hx-Request") == "true" && h.Get("Hx-History-Restore-Request") != "true":
-		// HTMX ignores HX-Redirect when it restores a page of its history.
+		// HTMX ignores HX-Redirect when it restores a page of its history from the
+		// server.
 		return htmxRequest
 	case h.Get("X-Turbo-Request-Id") != "":
-		// Turbo fetches what the user navigates to. If the answer is not a page, it has the
-		// browser load a link as usual, and shows nothing for a form.
+		// Turbo fetches the pages that the user navigates to. If the answer to a link is
+		// not HTML, Turbo lets the browser load the link. If the answer to a form is not
+		// HTML, it shows nothing.
 		if r.Method == http.MethodPost {
 			return formPost
 		}
@@ -58,10 +61,10 @@ func kindOfRequest(r *http.Request) requestKind {
 	case r.Method == http.MethodPost:
 		return formPost
 	}
-	return program // no browser's window does this
+	return program // browsers navigate by GET and POST only
 }
 
-// kindByHeaders judges a request as if its method were GET.
+// kindByHeaders judges a request by its headers alone, as if its method were GET.
 func kindByHeaders(h http.Header) requestKind {
 	mode, dest := h.Get("Sec-Fetch-Mode"), h.Get("Sec-Fetch-Dest")
 	switch {
@@ -72,14 +75,15 @@ func kindByHeaders(h http.Header) requestKind {
 	case dest == "document" && (mode == "navigate" || mode == ""):
 		return navigation
 	case mode == "navigate" && (dest == "" || dest == "empty"):
-		// A service worker has passed a navigation on, or the browser is too old to send dest.
-		// A download says the same, and does not ask for HTML.
+		// A service worker passed a navigation on, or the browser is too old to send
+		// dest. A download looks the same but does not ask for HTML.
 		if acceptsHTML(h) {
 			return navigation
 		}
 		return subrequest
 	case mode == "same-origin" && h.Get("Upgrade-Insecure-Requests") == "1":
-		// So does Firefox pass a navigation on. No fetch by a script sends this header.
+		// A service worker in Firefox passed a navigation on. A fetch by a script does
+		// not send Upgrade-Insecure-Requests.
 		return navigation
 	case mode == "navigate":
 		return embedded
@@ -87,9 +91,10 @@ func kindByHeaders(h http.Header) requestKind {
 	return subrequest
 }
 
-// kindWithoutMetadata judges a client that sends no Sec-Fetch-*: a browser older than 2023, or
-// none. Android's WebView sends the name of its application as X-Requested-With, with every
-// request; only XMLHttpRequest's own value says how the request came about.
+// kindWithoutMetadata judges a request without Sec-Fetch-*, from a browser older than
+// 2023 or from a program. Android's WebView sends the name of its application as
+// X-Requested-With in every request, so only the exact value XMLHttpRequest marks a
+// script.
 func kindWithoutMetadata(h http.Header) requestKind {
 	switch {
 	case h.Get("X-Requested-With") == "XMLHttpRequest":
@@ -100,7 +105,8 @@ func kindWithoutMetadata(h http.Header) requestKind {
 	return program
 }
 
-// isPrefetch knows the browsers' headers, Turbo's (X-Sec-Purpose) and that of HTMX's preload.
+// isPrefetch knows the headers of browsers, of Turbo (X-Sec-Purpose) and of HTMX's
+// preload extension.
 func isPrefetch(h http.Header) bool {
 	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Purpose", "X-Sec-Purpose", "X-Moz"} {
 		v := strings.ToLower(h.Get(name))
@@ -111,8 +117,8 @@ func isPrefetch(h http.Header) bool {
 	return h.Get("Hx-Preloaded") == "true"
 }
 
-// acceptsHTML reports whether Accept names HTML, and not JSON: no browser that shows a page asks
-// for JSON.
+// acceptsHTML reports whether Accept names HTML but not JSON. No browser asks for JSON
+// when it loads a page.
 func acceptsHTML(h http.Header) bool {
 	html, json := false, false
 	eachWeighted(h.Values("Accept"), func(media string, q float64) {
@@ -127,8 +133,8 @@ func acceptsHTML(h http.Header) bool {
 	return html && !json
 }
 
-// prefersJapanese reads Accept-Language (RFC 9110 section 12.5.4) for the two languages there
-// are. English is the default.
+// prefersJapanese chooses between the kit's two languages by Accept-Language (RFC 9110
+// section 12.5.4). English is the default.
 func prefersJapanese(h http.Header) bool {
 	const unnamed = -1
 	ja, en, others := float64(unnamed), float64(unnamed), float64(0)
@@ -152,8 +158,8 @@ func prefersJapanese(h http.Header) bool {
 	return ja > en
 }
 
-// eachWeighted calls each with the members of a header such as Accept, in lower case, and their
-// weights (RFC 9110 section 12.4.2). A weight that cannot be read counts as 0.
+// eachWeighted calls each for every member of a header such as Accept, in lower case,
+// with its weight (RFC 9110 section 12.4.2). A weight that cannot be read is 0.
 func eachWeighted(lines []string, each func(value string, q float64)) {
 	for _, line := range lines {
 		for member := range strings.SplitSeq(line, ",") {
@@ -185,8 +191,8 @@ func checkNavigation(kind requestKind) error {
 	return nil
 }
 
-// checkOrigin refuses what another origin sends. CrossOriginProtection does not see the scheme,
-// for browsers without Sec-Fetch-Site.
+// checkOrigin refuses what another origin sends. For browsers without Sec-Fetch-Site,
+// CrossOriginProtection does not compare the scheme.
 func (k *Kit) checkOrigin(r *http.Request) error {
 	refused := &refusal{http.StatusForbidden, "the request comes from another origin"}
 	if new(http.CrossOriginProtection).Check(r) != nil {
@@ -198,18 +204,19 @@ func (k *Kit) checkOrigin(r *http.Request) error {
 	return nil
 }
 
-// strictSession reports whether the session's cookie stays behind when another site leads here.
+// strictSession reports whether the session's cookie stays behind when another site leads
+// here.
 func (k *Kit) strictSession() bool {
 	return k.sessions != nil && k.sessions.Cookie.SameSite == http.SameSiteStrictMode
 }
 
-// cookieStayedBehind reports whether r lacks a Strict session cookie that the next request from
-// this site may bring. Only the missing cookie tells: Sec-Fetch-Site is "none" or "same-origin"
-// for arrivals from other sites that went through a redirect, the back button or a service
-// worker.
+// cookieStayedBehind reports whether r lacks a Strict session cookie that the next
+// request from this site may bring. Only the missing cookie tells: Sec-Fetch-Site is
+// "none" or "same-origin" for arrivals from other sites that went through a redirect, the
+// back button or a service worker.
 //
-// The kit's own reload says "same-origin", and is not repeated. With another answer the mark of a
-// reload is part of an address that the user has copied or gone back to.
+// The kit's own reload says "same-origin", and is not repeated. With another answer the
+// mark of a reload is part of an address that the user has copied or gone back to.
 func (k *Kit) cookieStayedBehind(r *http.Request) bool {
 	if !k.strictSession() || k.sendsSession(r) {
 		return false
@@ -218,8 +225,8 @@ func (k *Kit) cookieStayedBehind(r *http.Request) bool {
 	return reloads == 0 || reloads < maxReloads && site != "" && site != "same-origin"
 }
 
-// sessionIsGone reports whether r has the cookie of a session that is not in the store. Another
-// tab's login may have renewed it, and the new cookie is on its way.
+// sessionIsGone reports whether r has the cookie of a session that is not in the store.
+// Another tab's login may have renewed it, and the new cookie is on its way.
 func (k *Kit) sessionIsGone(r *http.Request) bool {
 	if k.sessions == nil || !k.sendsSession(r) {
 		return false
@@ -233,10 +240,10 @@ func (k *Kit) sendsSession(r *http.Request) bool {
 	return err == nil
 }
 
-// sentBy returns who led the browser here, as Sec-Fetch-Site says it: "same-origin" for a page
-// of this site, "none" for the user, or another site. The kit's own reload keeps the answer.
-// Without the header a Referer of this site proves the former, and the answer is "" if there is
-// none.
+// sentBy returns what led the browser here, in the words of Sec-Fetch-Site: "same-origin"
+// for a page of this site, "none" for the user, or another value for another site. After
+// the kit's own reload, that is what led to the first request. Without the header, a
+// Referer of this site counts as "same-origin", and the result is "" if there is none.
 func (k *Kit) sentBy(r *http.Request) string {
 	site := r.Header.Get("Sec-Fetch-Site")
 	switch {
@@ -248,8 +255,8 @@ func (k *Kit) sentBy(r *http.Request) string {
 	return site
 }
 
-// atAnotherHost reports whether the browser asks at another host than RedirectURI's, as far as
-// that can be seen: a proxy may change Host.
+// atAnotherHost reports whether the browser seems to use a host other than RedirectURI's.
+// A proxy that changes Host may look the same.
 func (k *Kit) atAnotherHost(r *http.Request) bool {
 	redirect, err := url.Parse(k.redirectURI)
 	if err != nil {
@@ -263,8 +270,8 @@ func (k *Kit) atAnotherHost(r *http.Request) bool {
 	return true
 }
 
-// atCallback reports whether r asks for the path of RedirectURI: in r.URL, or in what the browser
-// sent, which differs below [http.StripPrefix].
+// atCallback reports whether r asks for the path of RedirectURI, in r.URL or in the
+// request line. They differ below [http.StripPrefix].
 func (k *Kit) atCallback(r *http.Request) bool {
 	if r.URL.Path == k.callback {
 		return true
@@ -273,13 +280,13 @@ func (k *Kit) atCallback(r *http.Request) bool {
 	return requested == k.callback
 }
 
-// isCallback reports whether r is a callback of the bank's: each has a state.
+// isCallback reports whether r is a callback from the bank. Every callback has a state.
 func (k *Kit) isCallback(r *http.Request) bool {
 	return strings.Contains(r.URL.RawQuery, "state=") && k.atCallback(r)
 }
 
-// returnPath is where the request asks to return to, or DefaultReturn. The login and the
-// callback are no place to return to.
+// returnPath returns the path that the parameter return_to asks for, or DefaultReturn. It
+// never is the login's own path or the callback's.
 func (k *Kit) returnPath(r *http.Request) string {
 	asked := r.URL.Query()[returnParam]
 	if len(asked) != 1 {
@@ -297,9 +304,9 @@ func (k *Kit) returnPath(r *http.Request) string {
 	return path
 }
 
-// pagesOf returns the page where r may succeed another time, "" if there is none, and the page to
-// come back to from a login for r. Both are the page that r asks for or, where r asks for none,
-// the page that sent it.
+// pagesOf returns two paths: again, where the user can try again, "" if there is none;
+// and back, to return to from a login. Both are the page that r asks for. If r does not
+// ask for a page, they are the page that sent r.
 func (k *Kit) pagesOf(r *http.Request, kind requestKind) (again, back string) {
 	part := kind == htmxRequest && r.Header.Get("Hx-Boosted") != "true"
 	switch isGet := r.Method == http.MethodGet; {
@@ -317,9 +324,9 @@ func (k *Kit) pagesOf(r *http.Request, kind requestKind) (again, back string) {
 	return again, cmp.Or(again, k.defaultReturn)
 }
 
-// ownPage returns the path of the page that a header such as Referer names, or "" if that is
-// not a page of this site to come back to. The site is where r was sent to or, behind a proxy
-// that changes Host, where RedirectURI is.
+// ownPage returns the path of the page that a header such as Referer names, or "" if it
+// is not a page of this site. This site is at the host of r or, behind a proxy that
+// changes Host, at the host of RedirectURI.
 func (k *Kit) ownPage(r *http.Request, header string) string {
 	page, err := url.Parse(r.Header.Get(header))
 	redirect, redirectErr := url.Parse(k.redirectURI)
@@ -334,8 +341,8 @@ func (k *Kit) ownPage(r *http.Request, header string) string {
 	return path
 }
 
-// ownPath is the path that the browser requested, without the kit's own marks, or "" if it could
-// not be a path to return to.
+// ownPath returns the path that the browser requested, without the kit's marks, or "" if
+// localPath refuses it.
 func (k *Kit) ownPath(r *http.Request) string {
 	path, query, _ := strings.Cut(requestTarget(r), "?")
 	if query, _ = k.cutMarks(query); query != "" {
@@ -345,8 +352,8 @@ func (k *Kit) ownPath(r *http.Request) string {
 	return path
 }
 
-// requestTarget returns the path and the query that the browser sent. Handlers may see others in
-// r.URL, below [http.StripPrefix] for example.
+// requestTarget returns the path and the query that the browser sent. r.URL may differ,
+// for example below [http.StripPrefix].
 func requestTarget(r *http.Request) string {
 	target := r.RequestURI
 	if target == "" {
@@ -360,36 +367,38 @@ func requestTarget(r *http.Request) string {
 	return target
 }
 
-// The kit marks requests that it has caused by parameters in their query, "ganb.NAME.reloaded"
-// for example, as nothing else comes back from a browser that keeps no cookies.
+// The kit marks the requests that it causes with query parameters such as
+// "ganb.NAME.reloaded". A browser that blocks cookies sends nothing else back.
 const (
 	markPrefix = "ganb."
-	// reloadedMark counts how often the kit has had the browser ask again. The suffix stands for
-	// a first request that another site may have caused: the next one no longer says so.
+	// reloadedMark counts the kit's reloads. The suffix says that another site may have
+	// caused the first request, because Sec-Fetch-Site no longer says so.
 	reloadedMark  = "reloaded"
 	foreignSuffix = "x"
-	// returnMark is the page to come back to from a login that problem details have offered.
+	// returnMark names the page to come back to after a login by the login_url of problem
+	// details.
 	returnMark = "return_to"
 
 	maxReloads = 3
 )
 
-// marks are what the kit's parameters in a query say.
+// marks is what the kit's query parameters say.
 type marks struct {
 	reloads  int
 	foreign  bool   // another site may have caused the first request
 	returnTo string // a path of this site, or ""
 }
 
-// marksOf reads the marks of r from what the browser sent: r.URL may have lost them by now.
+// marksOf reads the marks from the request line, because RequireToken removes them from
+// r.URL.
 func (k *Kit) marksOf(r *http.Request) marks {
 	_, query, _ := strings.Cut(requestTarget(r), "?")
 	_, m := k.cutMarks(query)
 	return m
 }
 
-// cutMarks takes this kit's parameters out of a raw query. A count that cannot be read is the
-// highest, so that nothing is asked for without end.
+// cutMarks removes this kit's parameters from a raw query. A count that cannot be read
+// becomes maxReloads, so that no address is reloaded forever.
 func (k *Kit) cutMarks(rawQuery string) (rest string, m marks) {
 	if !strings.Contains(rawQuery, markPrefix) {
 		return rawQuery, marks{}
@@ -399,8 +408,9 @@ func (k *Kit) cutMarks(rawQuery string) (rest string, m marks) {
 		name, value, _ := strings.Cut(part, "=")
 		switch name {
 		case k.markName(reloadedMark):
-			value, m.foreign = strings.CutSuffix(value, foreignSuffix)
-			n, err := strconv.Atoi(value)
+			count, foreign := strings.CutSuffix(value, foreignSuffix)
+			m.foreign = m.foreign || foreign
+			n, err := strconv.Atoi(count)
 			if err != nil || n < 1 {
 				n = maxReloads
 			}
@@ -418,7 +428,7 @@ func (k *Kit) cutMarks(rawQuery string) (rest string, m marks) {
 
 func (k *Kit) markName(mark string) string { return markPrefix + k.owners.kit + "." + mark }
 
-// reload has the browser ask for path again, from this site, and counts that in the URL.
+// reload makes the browser request path from this site, and counts that in the URL.
 func (k *Kit) reload(w http.ResponseWriter, r *http.Request, path string, pause time.Duration) {
 	count := strconv.Itoa(k.marksOf(r).reloads + 1)
 	if by := k.sentBy(r); by != "same-origin" && by != "none" {
@@ -436,11 +446,14 @@ func (k *Kit) marked(path, mark, value string) string {
 	return path + separator + k.markName(mark) + "=" + url.QueryEscape(value)
 }
 
+// maxReturnPath is the length of the longest path that localPath accepts.
 const maxReturnPath = 2048
 
-// localPath judges a path to return to by what a browser would do with it: only a path of this site survives, in
-// percent-encoded ASCII, at most 2,048 characters, without its fragment. As it is and decoded, it must be free of what
-// one parser reads as a path and another as a host: backslashes, control characters, empty and dot segments.
+// localPath judges a path to return to by what a browser would do with it. It returns a
+// path of this site in percent-encoded ASCII, at most 2,048 characters long, without its
+// fragment. Neither the path as given nor the decoded path may contain what one parser
+// reads as a path and another as a host: backslashes, control characters, empty segments
+// and dot segments.
 func localPath(s string) (string, bool) {
 	ambiguous := func(c rune) bool { return c == '\\' || unicode.IsControl(c) }
 	u, err := url.Parse(s)

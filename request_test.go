@@ -173,7 +173,7 @@ func TestE10ArrivalsWithoutTheSessionCookie(t *testing.T) {
 		b = a.browser()
 		b.client.Jar = nil
 		target, reloads := "/p", 0
-		for {
+		for reloads < 9 {
 			_, next, ok := strings.Cut(b.get(target).Header.Get("Refresh"), "url=")
 			if !ok {
 				break
@@ -248,7 +248,7 @@ func TestE12TabsAtOnce(t *testing.T) {
 		require.Equal(t, 200, b.follow(resp).StatusCode, "the other answer has arrived by now")
 
 		target, reloads := "/p?tab=1", 0
-		for {
+		for reloads < 9 {
 			resp = a.browser().do("GET", target, withCookie(b, renewed))
 			var ok bool
 			if _, target, ok = strings.Cut(resp.Header.Get("Refresh"), "url="); !ok {
