@@ -208,3 +208,12 @@ func (cfg Config) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(cfg
 func (cfg Config) MarshalText() ([]byte, error) {
 	return nil, errors.New("ganbauth: a Config has a secret and is not to be marshaled")
 }
+
+// hostPort spells out the port, so that equal hosts compare equal.
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}

@@ -568,3 +568,6 @@ type resumableError struct{ err error }
 
 func (e *resumableError) Error() string { return e.err.Error() }
 func (e *resumableError) Unwrap() error { return e.err }
+
+// errNotMade is the error of a nil or zero Kit.
+var errNotMade error = &applicationError{errors.New("ganbauth: this Kit was not made by New")}

@@ -11,9 +11,7 @@ import (
 )
 
 const (
-	// maxWait is how long a request waits for a refresh or a code exchange, and patience
-	// how long if its token still serves meanwhile. The work goes on without it.
-	maxWait  = 10 * time.Second
+	// patience is how long a request waits for a refresh while its token still serves.
 	patience = 3 * time.Second
 
 	// fresh is how long a token that replaced one that the API had refused is not replaced

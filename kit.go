@@ -95,8 +95,6 @@ func (k *Kit) usable() error {
 	return nil
 }
 
-var errNotMade error = &applicationError{errors.New("ganbauth: this Kit was not made by New")}
-
 // Client returns an HTTP client for the bank's API that acts for the user of ctx, the context
 // of a request behind [Kit.RequireToken]; elsewhere its requests fail with
 // [ErrLoginRequired]. It adds the header x-access-token, to the hosts of the connector and
@@ -261,4 +259,26 @@ func (k *Kit) Shutdown(ctx context.Context) error {
 		return fmt.Errorf("ganbauth: a token is not stored yet: %w", err)
 	}
 	return nil
+}
+
+// connection is the outcome of a login: whose token was stored.
+type connection struct {
+	owner
+	attached atomic.Bool // the session has its handle, or needs none
+}
+
+// rememberLogin returns how long the outcome of a login is remembered for a second delivery
+// of its callback. A code that was not sent may be sent then.
+func rememberLogin(_ *connection, err error) time.Duration {
+	if errors.As(err, new(*resumableError)) {
+		return 0
+	}
+	return attemptLifetime
+}
+
+// forgetLogin deletes a token that no session has asked for.
+func (k *Kit) forgetLogin(c *connection, err error) {
+	if err == nil && !c.attached.Load() {
+		_ = k.keeper.drop(context.Background(), c.storeKey)
+	}
 }

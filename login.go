@@ -5,14 +5,12 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 )
 
@@ -119,12 +117,6 @@ func parseCallback(raw string) (callbackQuery, error) {
 	return q, nil
 }
 
-// connection is the outcome of a login: whose token was stored.
-type connection struct {
-	owner
-	attached atomic.Bool // the session has its handle, or needs none
-}
-
 // judge returns an error if the callback cannot finish the login of a.
 func (k *Kit) judge(a *attempt, q callbackQuery, mine bool) error {
 	switch {
@@ -205,20 +197,4 @@ func (k *Kit) attach(w http.ResponseWriter, r *http.Request, c *connection, a *a
 		}
 	}
 	return nil
-}
-
-// rememberLogin returns how long the outcome of a login is remembered for a second delivery
-// of its callback. A code that was not sent may be sent then.
-func rememberLogin(_ *connection, err error) time.Duration {
-	if errors.As(err, new(*resumableError)) {
-		return 0
-	}
-	return attemptLifetime
-}
-
-// forgetLogin deletes a token that no session has asked for.
-func (k *Kit) forgetLogin(c *connection, err error) {
-	if err == nil && !c.attached.Load() {
-		_ = k.keeper.drop(context.Background(), c.storeKey)
-	}
 }

@@ -49,6 +49,9 @@ type Event struct {
 	ErrorClass string
 }
 
+// defaultName is the Name of a kit that has none.
+const defaultName = "bank"
+
 // observer tells the log and the application's hook.
 type observer struct {
 	kit  string

@@ -8,7 +8,6 @@ import (
 	"html/template"
 	"log/slog"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -138,8 +137,6 @@ func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
 	}
 	return errs
 }
-
-const defaultName = "bank"
 
 // settings are Options that have been checked, with their defaults, and what was found on the
 // way.
@@ -352,13 +349,4 @@ func union(lists ...[]string) []string {
 		}
 	}
 	return all
-}
-
-// hostPort spells out the port, so that equal hosts compare equal.
-func hostPort(u *url.URL) string {
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
 }

@@ -453,6 +453,3 @@ func inTurn(fns ...func()) func() {
 		}
 	}
 }
-
-// seconds is a time as a record keeps it.
-func seconds(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }

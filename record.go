@@ -2,6 +2,7 @@ package ganbauth
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -77,3 +78,9 @@ func (r *recordReader) end() error {
 	}
 	return r.err
 }
+
+// Errors of bytes that are no record, or not a whole one.
+var (
+	errCorrupt         = errors.New("record cannot be read")
+	errRecordTruncated = fmt.Errorf("%w: truncated", errCorrupt)
+)

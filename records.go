@@ -40,9 +40,6 @@ type comparer interface {
 
 var errNotLocked = errors.New("ganbauth: the Locker failed")
 
-// local is a store in this process's memory, which keeps nobody waiting.
-type local interface{ isLocal() bool }
-
 // load returns the record under key, or nil if there is none.
 func (r *records) load(ctx context.Context, key string) (t *Token, err error) {
 	if near, ok := r.store.(local); ok && near.isLocal() {

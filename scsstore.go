@@ -272,3 +272,10 @@ func (f amongValues) unwrap(data []byte) ([]byte, error) {
 	}
 	return record, nil
 }
+
+// splitHandle reads what a login has left in a session: the store key of its token, without
+// a connection, and the session token before the login, hashed.
+func splitHandle(value string) (held, ancestor string) {
+	held, ancestor, _ = strings.Cut(value, " ")
+	return held, ancestor
+}

@@ -168,11 +168,6 @@ func (o *owners) handle(s session) (held, ancestor string) {
 	return splitHandle(s.GetString(s.ctx, o.handleName))
 }
 
-func splitHandle(value string) (held, ancestor string) {
-	held, ancestor, _ = strings.Cut(value, " ")
-	return held, ancestor
-}
-
 // beginner identifies who begins a login: the user (by Key), else the session, else "",
 // which stands for anyone in this browser.
 func (o *owners) beginner(r *http.Request) (string, error) {

@@ -160,3 +160,6 @@ func (e Expiry) compare(other Expiry) int {
 
 // Format implements [fmt.Formatter] and shows no token, whatever the verb.
 func (s *memoryStore) Format(f fmt.State, _ rune) { fmt.Fprint(f, "ganbauth.MemoryStore") }
+
+// local is a store in this process's memory, which keeps nobody waiting.
+type local interface{ isLocal() bool }

@@ -81,11 +81,9 @@ func (t Token) MarshalJSON() ([]byte, error) {
 }
 
 var (
-	_                  fmt.Formatter  = Token{}
-	_                  slog.LogValuer = Token{}
-	_                  json.Marshaler = Token{}
-	errCorrupt                        = errors.New("record cannot be read")
-	errRecordTruncated                = fmt.Errorf("%w: truncated", errCorrupt)
+	_ fmt.Formatter  = Token{}
+	_ slog.LogValuer = Token{}
+	_ json.Marshaler = Token{}
 )
 
 // Fingerprint identifies a record: 43 characters, or "" for a nil Token. It is the same for records with the same
@@ -133,3 +131,6 @@ func (t *Token) unmarshal(record string) error {
 	*t = u
 	return nil
 }
+
+// seconds is a time as a record keeps it.
+func seconds(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }

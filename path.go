@@ -1,0 +1,52 @@
+package ganbauth
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"unicode"
+)
+
+// maxReturnPath is the length of the longest path that localPath accepts.
+const maxReturnPath = 2048
+
+// localPath judges a path to return to by what a browser would do with it. It returns a
+// path of this site in percent-encoded ASCII, at most 2,048 characters long, without its
+// fragment. Neither the path as given nor the decoded path may contain what one parser
+// reads as a path and another as a host: backslashes, control characters, empty segments
+// and dot segments.
+func localPath(s string) (string, bool) {
+	ambiguous := func(c rune) bool { return c == '\\' || unicode.IsControl(c) }
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(s, "/") || !strings.HasPrefix(u.Path, "/") ||
+		strings.ContainsFunc(s, ambiguous) || strings.ContainsFunc(u.Path, ambiguous) {
+		return "", false
+	}
+	segments := strings.Split(u.Path[1:], "/")
+	for i, segment := range segments {
+		if segment == "." || segment == ".." || segment == "" && i < len(segments)-1 {
+			return "", false
+		}
+	}
+	path := escapeRest(u.EscapedPath())
+	if u.RawQuery != "" {
+		path += "?" + escapeRest(u.RawQuery)
+	}
+	if len(path) > maxReturnPath {
+		return "", false
+	}
+	return path, true
+}
+
+// escapeRest percent-encodes what may not stand in a header or a URL.
+func escapeRest(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c > '~' || strings.IndexByte("\"<>`{}|^", c) >= 0 {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
