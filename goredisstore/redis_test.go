@@ -46,7 +46,7 @@ func TestRoundTrips(t *testing.T) {
 	s := goredisstore.New(c, goredisstore.Options{})
 	require.NoError(t, s.Delete(t.Context(), "k")) // the connection is made
 	c.AddHook(counter)
-	storetest.RoundTrips(t, s, func() int { return int(counter.n.Load()) })
+	storetest.RoundTrips(t, s, 1, func() int { return int(counter.n.Load()) })
 }
 
 // cluster starts a Cluster of two nodes and returns their addresses.

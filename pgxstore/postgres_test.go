@@ -255,5 +255,5 @@ func TestRoundTrips(t *testing.T) {
 	t.Cleanup(p.Close)
 	s := pgxstore.New(p, pgxstore.Options{})
 	require.NoError(t, s.Migrate(t.Context()))
-	storetest.RoundTrips(t, s, func() int { return int(counter.n.Load()) })
+	storetest.RoundTrips(t, s, 1, func() int { return int(counter.n.Load()) })
 }

@@ -151,7 +151,7 @@ func Postgres(t testing.TB) (*Process, string) {
 	}
 	initdb, postgres, isReady := Needs(t, "initdb"), Needs(t, "postgres"), Needs(t, "pg_isready")
 	dir, port := t.TempDir(), strconv.Itoa(FreePort(t))
-	attr := unprivileged(t, dir)
+	attr := unprivileged(t, dir, "postgres")
 	as := func(program string, args ...string) *exec.Cmd {
 		cmd := exec.Command(program, args...)
 		cmd.Dir, cmd.SysProcAttr = dir, attr
@@ -173,6 +173,40 @@ func Postgres(t testing.TB) (*Process, string) {
 	return p, fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", p.Addr)
 }
 
+// MariaDB starts a MariaDB with an empty database, and returns the data source name, too. It runs
+// as the user mysql where the test is root.
+func MariaDB(t testing.TB) (*Process, string) {
+	t.Helper()
+	install, server, admin := Needs(t, "mariadb-install-db"), Needs(t, "mariadbd", "/usr/sbin/mariadbd"), Needs(t, "mariadb-admin")
+	dir, port := t.TempDir(), strconv.Itoa(FreePort(t))
+	attr := unprivileged(t, dir, "mysql")
+	as := func(program string, args ...string) *exec.Cmd {
+		cmd := exec.Command(program, append([]string{"--no-defaults"}, args...)...)
+		cmd.Dir, cmd.SysProcAttr = dir, attr
+		return cmd
+	}
+	data := filepath.Join(dir, "data")
+	if out, err := as(install, "--datadir="+data, "--auth-root-authentication-method=normal", "--skip-test-db").CombinedOutput(); err != nil {
+		t.Fatalf("mariadb-install-db: %v: %s", err, out)
+	}
+	p := &Process{
+		Addr: net.JoinHostPort("127.0.0.1", port),
+		command: func() *exec.Cmd {
+			return as(server, "--datadir="+data, "--socket=s", "--pid-file=p", "--bind-address=127.0.0.1", "--port="+port,
+				"--skip-name-resolve", "--innodb-buffer-pool-size=32M")
+		},
+		ready: func() error {
+			return as(admin, "--protocol=tcp", "--host=127.0.0.1", "--port="+port, "--user=root", "--connect-timeout=2", "ping").Run()
+		},
+	}
+	p.Start(t)
+	t.Cleanup(p.Stop)
+	if out, err := as(admin, "--protocol=tcp", "--host=127.0.0.1", "--port="+port, "--user=root", "create", "app").CombinedOutput(); err != nil {
+		t.Fatalf("mariadb-admin: %v: %s", err, out)
+	}
+	return p, fmt.Sprintf("root@tcp(%s)/app", p.Addr)
+}
+
 // PgBouncer starts a pooler in transaction mode before p, and returns the connection string through it.
 func (p *Process) PgBouncer(t testing.TB) string {
 	t.Helper()
@@ -189,7 +223,7 @@ func (p *Process) PgBouncer(t testing.TB) string {
 	}
 	bouncer := &Process{Addr: net.JoinHostPort("127.0.0.1", port), command: func() *exec.Cmd {
 		cmd := exec.Command(program, "-q", config)
-		cmd.Dir, cmd.SysProcAttr = dir, unprivileged(t, dir)
+		cmd.Dir, cmd.SysProcAttr = dir, unprivileged(t, dir, "postgres")
 		return cmd
 	}}
 	bouncer.ready = bouncer.listens
@@ -198,8 +232,8 @@ func (p *Process) PgBouncer(t testing.TB) string {
 	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", bouncer.Addr)
 }
 
-// unprivileged lets a program that refuses root run as the user postgres, in a folder of the test's.
-func unprivileged(t testing.TB, dir string) *syscall.SysProcAttr {
+// unprivileged lets a program that refuses root run as another user, in a folder of the test's.
+func unprivileged(t testing.TB, dir, user string) *syscall.SysProcAttr {
 	t.Helper()
 	if os.Getuid() != 0 {
 		return nil
@@ -209,7 +243,7 @@ func unprivileged(t testing.TB, dir string) *syscall.SysProcAttr {
 			t.Fatal(err)
 		}
 	}
-	return &syscall.SysProcAttr{Credential: credential(t, "postgres")}
+	return &syscall.SysProcAttr{Credential: credential(t, user)}
 }
 
 func credential(t testing.TB, name string) *syscall.Credential {

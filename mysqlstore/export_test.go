@@ -1,0 +1,3 @@
+package mysqlstore
+
+var PageSQL = pageSQL

@@ -1,0 +1,316 @@
+package mysqlstore_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"sync"
+	"testing"
+	"time"
+
+	scsmysql "github.com/alexedwards/scs/mysqlstore"
+	"github.com/alexedwards/scs/v2"
+	"github.com/go-sql-driver/mysql"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+	"github.com/ganbauth/ganbauth/internal/storetest"
+	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/mysqlstore"
+)
+
+func TestMain(m *testing.M) {
+	_ = mysql.SetLogger(mysql.Logger(&mysql.NopLogger{})) // it tells of connections that tests cut
+	m.Run()
+}
+
+func connector(t *testing.T, dsn string) driver.Connector {
+	t.Helper()
+	config, err := mysql.ParseDSN(dsn)
+	require.NoError(t, err)
+	c, err := mysql.NewConnector(config)
+	require.NoError(t, err)
+	return c
+}
+
+// pool has at most conns connections.
+func pool(t *testing.T, dsn string, conns int) *sql.DB {
+	t.Helper()
+	db := sql.OpenDB(connector(t, dsn))
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func storeWithLease(t *testing.T, dsn string, lease time.Duration) storetest.Store {
+	s := mysqlstore.New(pool(t, dsn, 10), mysqlstore.Options{Lease: lease, Connector: connector(t, dsn)})
+	require.NoError(t, s.Migrate(context.Background()))
+	return s
+}
+
+// stores makes stores with a pool of their own each, as processes have, and leases of a second.
+func stores(t *testing.T, dsn string) func() storetest.Store {
+	return func() storetest.Store { return storeWithLease(t, dsn, time.Second) }
+}
+
+// The store asks nothing of the driver's options, nor of the server's.
+func TestStore(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	for name, params := range map[string]string{
+		"defaults":          "",
+		"found rows":        "?clientFoundRows=true&interpolateParams=true",
+		"not strict":        "?sql_mode=%27%27&time_zone=%27%2B09%3A00%27",
+		"strict and quoted": "?sql_mode=%27TRADITIONAL,ANSI_QUOTES,NO_BACKSLASH_ESCAPES%27&collation=latin1_swedish_ci",
+		"serializable":      "?tx_isolation=%27SERIALIZABLE%27",
+	} {
+		t.Run(name, func(t *testing.T) {
+			newStore := stores(t, dsn+params)
+			ganbtest.TestStore(t, func() ganbauth.TokenStore { return newStore() })
+		})
+	}
+}
+
+func TestMigrate(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		s := mysqlstore.New(pool(t, dsn, 1), mysqlstore.Options{})
+		wg.Go(func() {
+			if err := s.Migrate(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	s := mysqlstore.New(pool(t, dsn, 1), mysqlstore.Options{})
+	require.NoError(t, s.Save(t.Context(), "k", storetest.Token("a")))
+	require.NoError(t, s.Migrate(t.Context()))
+	_, err := s.Load(t.Context(), "k")
+	require.NoError(t, err)
+}
+
+func TestLostLease(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	newStore, db := stores(t, dsn), pool(t, dsn, 1)
+	storetest.LostLease(t, newStore, func(t *testing.T) {
+		result, err := db.ExecContext(t.Context(), "UPDATE ganbauth_tokens SET holder = NULL WHERE holder IS NOT NULL")
+		require.NoError(t, err)
+		n, err := result.RowsAffected()
+		require.NoError(t, err)
+		require.NotZero(t, n)
+	})
+}
+
+func TestB1Emptied(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	newStore, db := stores(t, dsn), pool(t, dsn, 1)
+	storetest.Emptied(t, newStore, func(t *testing.T) {
+		_, err := db.ExecContext(t.Context(), "TRUNCATE ganbauth_tokens")
+		require.NoError(t, err)
+	})
+}
+
+func TestLeaseIsExtended(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	storetest.LeaseIsExtended(t, stores(t, dsn))
+}
+
+func TestHolderIsKilled(t *testing.T) {
+	dsn := ""
+	if !storetest.IsChild() {
+		_, dsn = testenv.MariaDB(t)
+	}
+	storetest.HolderIsKilled(t, dsn, func(dsn string) storetest.Store { return stores(t, dsn)() })
+}
+
+func TestMariaDBGoesAway(t *testing.T) {
+	server, dsn := testenv.MariaDB(t)
+	storetest.EngineGoesAway(t, server, stores(t, dsn)())
+}
+
+func TestKits(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	storetest.Kits(t, stores(t, dsn))
+}
+
+func TestProcesses(t *testing.T) {
+	engine := func() (*testenv.Process, string) { return testenv.MariaDB(t) }
+	storetest.Processes(t, engine, func(dsn string) storetest.Store { return storeWithLease(t, dsn, 3*time.Second) })
+}
+
+func dsn(addr string) string { return "root@tcp(" + addr + ")/app" }
+
+func TestF5SilentMariaDB(t *testing.T) {
+	p := storetest.NewProxy(t, "")
+	storetest.F5(t, p, mysqlstore.New(pool(t, dsn(p.Addr), 10), mysqlstore.Options{}))
+}
+
+// It is silent on connections that have been made.
+func TestF5MariaDBFallsSilent(t *testing.T) {
+	server, _ := testenv.MariaDB(t)
+	p := storetest.NewProxy(t, server.Addr)
+	s := mysqlstore.New(pool(t, dsn(p.Addr), 50), mysqlstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() { _, _ = s.Load(t.Context(), "k") })
+	}
+	wg.Wait()
+	t.Cleanup(p.Silence())
+	storetest.F5(t, p, s)
+}
+
+func TestF6LockAnswerLost(t *testing.T) {
+	server, direct := testenv.MariaDB(t)
+	p := storetest.NewProxy(t, server.Addr)
+	here, there := storeWithLease(t, dsn(p.Addr), 0), storeWithLease(t, direct, 0)
+	storetest.F6(t, p, here, there, func(string) string { return "update ganbauth_tokens" })
+}
+
+func TestF7CallersThatLeave(t *testing.T) {
+	server, _ := testenv.MariaDB(t)
+	p := storetest.NewProxy(t, server.Addr)
+	s := mysqlstore.New(pool(t, dsn(p.Addr), 4), mysqlstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	storetest.F7(t, p, s, 4)
+}
+
+// The application uses all of its connections.
+func TestF8StarvedPool(t *testing.T) {
+	_, direct := testenv.MariaDB(t)
+	starved, watch := pool(t, direct, 2), pool(t, direct, 1)
+	one := mysqlstore.New(starved, mysqlstore.Options{Lease: time.Second, Connector: connector(t, direct)})
+	other := stores(t, direct)()
+	starve := func(t *testing.T) (feed func()) {
+		var conns []*sql.Conn
+		for range 2 {
+			conn, err := starved.Conn(t.Context())
+			require.NoError(t, err)
+			conns = append(conns, conn)
+		}
+		return func() {
+			for _, conn := range conns {
+				require.NoError(t, conn.Close())
+			}
+		}
+	}
+	starve(t)() // both are connected
+	connections := func() (n int) {
+		require.NoError(t, watch.QueryRowContext(t.Context(), "SELECT count(*) FROM information_schema.processlist WHERE user = 'root'").Scan(&n))
+		return n
+	}
+	storetest.F8(t, one, other, starve, connections)
+}
+
+func TestRoundTrips(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	db := pool(t, dsn, 1)
+	s := mysqlstore.New(db, mysqlstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	count := func() (n int) {
+		var name string
+		require.NoError(t, db.QueryRowContext(t.Context(), "SHOW SESSION STATUS LIKE 'Questions'").Scan(&name, &n))
+		return n
+	}
+	asked := 0
+	storetest.RoundTrips(t, s, 2, func() int { asked++; return count() - asked })
+}
+
+func TestCleanup(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	stores(t, dsn)()
+	db, ctx := pool(t, dsn, 4), t.Context()
+	count := func() (n int) {
+		require.NoError(t, db.QueryRowContext(ctx, "SELECT count(*) FROM ganbauth_tokens").Scan(&n))
+		return n
+	}
+	age := func(key string, seconds int) {
+		_, err := db.ExecContext(ctx, "UPDATE ganbauth_tokens SET touched_at = UNIX_TIMESTAMP() - ? WHERE `key` = ?", seconds, []byte(key))
+		require.NoError(t, err)
+	}
+	clean := func(s *mysqlstore.Store, want int) {
+		ended, cancel := context.WithCancel(ctx)
+		done := make(chan error)
+		go func() { done <- s.Cleanup(ended, time.Hour) }()
+		require.Eventually(t, func() bool { return count() == want }, 20*time.Second, 10*time.Millisecond)
+		cancel()
+		require.ErrorIs(t, <-done, context.Canceled, "the loop stops")
+	}
+	forever, hour := mysqlstore.New(db, mysqlstore.Options{}), mysqlstore.New(db, mysqlstore.Options{TTL: time.Hour})
+	for _, key := range []string{"live", "old", "deleted", "just deleted"} {
+		require.NoError(t, forever.Save(ctx, key, storetest.Token("a")))
+	}
+	require.NoError(t, forever.Delete(ctx, "deleted"))
+	require.NoError(t, forever.Delete(ctx, "just deleted"))
+	age("old", 7200)
+	age("deleted", 660)
+	clean(forever, 3)
+	_, err := hour.Load(ctx, "old")
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	require.ErrorIs(t, hour.Swap(ctx, "old", storetest.Token("a"), storetest.Token("b")), ganbauth.ErrSuperseded)
+	_, err = forever.Load(ctx, "old")
+	require.NoError(t, err)
+	clean(hour, 2)
+	_, err = hour.Load(ctx, "live")
+	require.NoError(t, err)
+	require.NoError(t, hour.Swap(ctx, "old", nil, storetest.Token("b")))
+}
+
+// A lock without a token is not taken for one that was forgotten, however long it is held.
+func TestC1LongLockIsNotCleaned(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	s, db := stores(t, dsn)(), pool(t, dsn, 1)
+	unlock, err := s.Lock(t.Context(), "long")
+	require.NoError(t, err)
+	defer unlock()
+	_, err = db.ExecContext(t.Context(), "UPDATE ganbauth_tokens SET touched_at = touched_at - 120")
+	require.NoError(t, err)
+	require.Eventually(t, func() (touched bool) {
+		require.NoError(t, db.QueryRowContext(t.Context(), "SELECT touched_at > UNIX_TIMESTAMP() - 60 FROM ganbauth_tokens").Scan(&touched))
+		return touched
+	}, 20*time.Second, 20*time.Millisecond)
+}
+
+// Pages are read by the index alone, in its order.
+func TestPagesUseTheIndex(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	s, db := stores(t, dsn)(), pool(t, dsn, 1)
+	_, err := db.ExecContext(t.Context(), "INSERT INTO ganbauth_tokens (`key`, recorded, access_token, refresh_token, due_at, touched_at)"+
+		" SELECT concat('bank/', seq), 1, repeat('x', 700), 'r', 1000000 + seq DIV 10, 0 FROM seq_1_to_20000")
+	require.NoError(t, err)
+	_, err = db.ExecContext(t.Context(), "ANALYZE TABLE ganbauth_tokens")
+	require.NoError(t, err)
+	for _, after := range []ganbauth.Expiry{{}, {At: time.Unix(1001000, 0), Key: "bank/10005"}} {
+		var id, table, kind, used, extra string
+		var rest [5]sql.RawBytes
+		rows, err := db.QueryContext(t.Context(), "EXPLAIN "+mysqlstore.PageSQL(after, time.Unix(1900000, 0), 100))
+		require.NoError(t, err)
+		require.True(t, rows.Next())
+		require.NoError(t, rows.Scan(&id, &rest[0], &table, &kind, &rest[1], &used, &rest[2], &rest[3], &rest[4], &extra))
+		require.NoError(t, rows.Close())
+		require.Equal(t, "ganbauth_tokens_due", used)
+		require.Equal(t, "range", kind)
+		require.Contains(t, extra, "Using index")
+		require.NotContains(t, extra, "filesort")
+	}
+	page, err := s.ExpiringAfter(t.Context(), ganbauth.Expiry{At: time.Unix(1001000, 0), Key: "bank/10005"}, time.Unix(1900000, 0), 3)
+	require.NoError(t, err)
+	require.Equal(t, "bank/10006", page[0].Key)
+}
+
+func TestREADME(t *testing.T) {
+	storetest.README(t, []string{"database/sql", "github.com/go-sql-driver/mysql", "github.com/ganbauth/ganbauth/mysqlstore"})
+}
+
+// The default store on scs's own mysqlstore, with the Locker from here.
+func TestSessions(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	newStore, db := stores(t, dsn), pool(t, dsn+"?parseTime=true", 10)
+	_, err := db.ExecContext(t.Context(), "CREATE TABLE sessions (token CHAR(43) PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP(6) NOT NULL)")
+	require.NoError(t, err)
+	storetest.Sessions(t,
+		func() scs.Store { return scsmysql.NewWithCleanupInterval(db, 0) },
+		func() ganbauth.Locker { return newStore() })
+}
