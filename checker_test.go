@@ -101,6 +101,7 @@ type step struct {
 	number  uint64
 	calls   uint64 // so far
 	start   time.Time
+	leaves  time.Duration // after which its context ends; 0 is never
 	done    chan struct{}
 
 	began      int    // event at which it began
@@ -115,8 +116,15 @@ type step struct {
 
 type stepKey struct{}
 
+// context returns the step's own, which ends when a browser or a job leaves.
 func (s *step) context() context.Context {
-	return context.WithValue(context.Background(), stepKey{}, s)
+	ctx := context.WithValue(context.Background(), stepKey{}, s)
+	if left := time.Until(s.start.Add(s.leaves)); left > 0 {
+		leaving, leave := context.WithCancel(ctx)
+		time.AfterFunc(left, leave)
+		return leaving
+	}
+	return ctx
 }
 
 // draw returns the randomness of the step's next call.
@@ -149,15 +157,22 @@ func (w *world) run(t *testing.T) {
 	w.over = true
 }
 
-// round plans and runs steps that overlap.
+// round plans and runs steps that overlap. Most rounds have few kinds of steps and one kind of
+// calls that fail: what breaks a protocol is a coincidence, and not much of everything.
 func (w *world) round() {
 	w.calm = false
 	w.budget = w.rand.IntN(4)
-	window := []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second, 30 * time.Second}[w.rand.IntN(4)]
+	w.focus = tripKind(w.rand.IntN(2 * int(tripKinds)))
+	kinds := w.kinds()
+	if w.rand.IntN(3) > 0 {
+		w.rand.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
+		kinds = append(kinds[:1+w.rand.IntN(3)], stepToken)
+	}
+	window := []time.Duration{50 * time.Millisecond, 500 * time.Millisecond, 5 * time.Second, 30 * time.Second}[w.rand.IntN(4)]
 	at := func() time.Duration { return time.Duration(w.rand.Int64N(int64(window))) }
 	var plans []plan
 	for range 3 + w.rand.IntN(7) {
-		plans = append(plans, plan{at(), "", w.newStep()})
+		plans = append(plans, plan{at(), "", w.newStep(kinds)})
 	}
 	for range w.rand.IntN(3) {
 		if p, ok := w.trouble(); ok && w.budget > 0 {
@@ -178,23 +193,32 @@ func (w *world) round() {
 	time.Sleep(time.Until(start.Add(window)))
 }
 
-// newStep chooses a step for a living process.
-func (w *world) newStep() func() {
-	kinds := []string{stepToken, stepToken, stepToken, stepPage, stepPage, stepCall, stepCall, stepLogin, stepLogin, stepLogin, stepLogout, stepLogout}
+// kinds lists what the schedule's steps can be, the frequent ones more often.
+func (w *world) kinds() []string {
+	kinds := []string{stepToken, stepToken, stepPage, stepPage, stepCall, stepLogin, stepLogin, stepLogin, stepLogout, stepLogout}
 	if w.shape.keyed {
-		kinds = append(kinds, stepSet, stepKeepAlive)
+		kinds = append(kinds, stepSet)
 	}
-	if len(w.processes) > 1 {
+	if !w.shape.engine {
+		kinds = append(kinds, stepKeepAlive)
+	}
+	if w.shape.processes > 1 {
 		kinds = append(kinds, stepShutdown)
 	}
+	return kinds
+}
+
+// newStep chooses a step for a living process.
+func (w *world) newStep(kinds []string) func() {
 	kind, u := kinds[w.rand.IntN(len(kinds))], w.users[0]
 	if w.rand.IntN(6) == 0 {
 		u = w.users[1]
 	}
-	if kind == stepKeepAlive && w.shape.unlisted {
-		kind = stepToken
-	}
 	which, variant := w.rand.IntN(16), w.rand.IntN(4)
+	var leaves time.Duration
+	if w.rand.IntN(6) == 0 {
+		leaves = time.Millisecond + time.Duration(w.rand.Int64N(int64(500*time.Millisecond)))
+	}
 	w.steps++
 	number := w.steps
 	return func() {
@@ -210,6 +234,7 @@ func (w *world) newStep() func() {
 			p.leaving = true
 		}
 		s := w.step(p, u, kind, number)
+		s.leaves = leaves
 		w.going.Go(func() { w.perform(s, variant) })
 	}
 }
@@ -278,6 +303,7 @@ func (w *world) ended(s *step, err error) {
 	}
 	switch {
 	case err == nil, errors.Is(err, ganbauth.ErrUnavailable):
+	case s.leaves > 0 && s.leaves < took:
 	case errors.Is(err, ganbauth.ErrLoginRequired):
 		w.turnedAway(s)
 	case s.kind == stepCall && errors.As(err, new(*url.Error)):

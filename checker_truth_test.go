@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -99,7 +100,7 @@ func (w *world) nameOf(r record) string {
 	case r.grant != nil:
 		return "mark, " + r.grant.name + " is dead"
 	}
-	return "mark " + r.fingerprint[:4]
+	return w.alias("mark ", r.fingerprint)
 }
 
 // read returns what the store has.
@@ -109,7 +110,7 @@ func (w *world) read(key string) record {
 	case errors.Is(err, ganbauth.ErrTokenNotFound):
 		return record{}
 	case err != nil:
-		w.blame(nil, "%s cannot be read: %v", key, err)
+		w.blame(nil, "%s cannot be read: %v", w.short(key), err)
 		return record{}
 	}
 	r := record{fingerprint: t.Fingerprint(), from: w.events}
@@ -120,7 +121,7 @@ func (w *world) read(key string) record {
 		r.mark, r.grant = true, w.byEpoch[t.Epoch]
 	default:
 		if r.token = w.byRefresh[t.RefreshToken]; r.token == nil {
-			w.blame(nil, "%s has a token that the bank has not issued", key)
+			w.blame(nil, "%s has a token that the bank has not issued", w.short(key))
 			return record{}
 		}
 		r.grant, r.odd = r.token.grant, r.token.access != t.AccessToken
@@ -171,7 +172,7 @@ func (w *world) wrote(s *step, key string) (event int) {
 	if old.fingerprint == now.fingerprint {
 		return w.events
 	}
-	w.note(s, "%s is %s now, was %s", short(key), w.nameOf(now), w.nameOf(old))
+	w.note(s, "%s is %s now, was %s", w.short(key), w.nameOf(now), w.nameOf(old))
 	w.records[key] = now
 	w.moves[key] = append(w.moves[key], move{w.events, now})
 	switch {
@@ -240,7 +241,7 @@ func (w *world) judgeToken(s *step, key string, old, now record) {
 		w.blame(s, "%s comes back after the logout %s", t, g.outBy.name)
 	}
 	if g.key != key {
-		w.blame(s, "%s is stored for %s, and is %s's", t, key, g.key)
+		w.blame(s, "%s is stored for %s, and is %s's", t, w.short(key), w.short(g.key))
 	}
 	switch {
 	case old.fingerprint == "":
@@ -469,7 +470,7 @@ func (w *world) settled() {
 	}
 	for key, held := range w.locks {
 		if !held.dead {
-			w.blame(held.step, "the lock of %s is still held", key)
+			w.blame(held.step, "the lock of %s is still held", w.short(key))
 		}
 	}
 }
@@ -550,7 +551,8 @@ func (w *world) note(s *step, format string, args ...any) {
 	}
 	w.lines = append(w.lines, fmt.Sprintf("%11.6f  %-5s %s", time.Since(w.begun).Seconds(), name, fmt.Sprintf(format, args...)))
 	if len(w.lines) > 50_000 {
-		panic(w.schedule())
+		fmt.Fprintln(os.Stderr, w.schedule(), "\n!!! it never comes to rest")
+		os.Exit(2)
 	}
 }
 

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,7 +35,6 @@ type shape struct {
 	keyed     bool // tokens belong to users, not to sessions
 	sealed    bool
 	strict    bool // the bank ends a grant whose refresh token comes twice
-	unlisted  bool // the store cannot list its tokens
 }
 
 var shapes = []shape{
@@ -41,8 +42,8 @@ var shapes = []shape{
 	{name: "a store that compares, swaps and locks", swaps: true, records: true, locker: true, keyed: true, strict: true},
 	{name: "a store that compares and swaps, no Locker", swaps: true, keyed: true},
 	{name: "a store of three methods, a Locker", locker: true, keyed: true, strict: true},
-	{name: "the default store, by user", processes: 1, engine: true, keyed: true, strict: true, unlisted: true},
-	{name: "the default store, by session", processes: 1, engine: true, strict: true, unlisted: true},
+	{name: "the default store, by user", processes: 1, engine: true, keyed: true, strict: true},
+	{name: "the default store, by session", processes: 1, engine: true, strict: true},
 }
 
 // world is one schedule: who takes part, what is true, and what has happened.
@@ -63,11 +64,12 @@ type world struct {
 	users     []*user
 	running   []*step
 	steps     uint64
-	calm      bool // nothing fails any more
-	budget    int  // of faults
-	readOnly  bool // the store takes no writes
-	away      bool // the store answers nothing
-	between   int  // trips to the store that are under way
+	calm      bool     // nothing fails any more
+	budget    int      // of faults
+	focus     tripKind // of the calls that fail
+	readOnly  bool     // the store takes no writes
+	away      bool     // the store answers nothing
+	between   int      // trips to the store that are under way
 	tally     tally
 	lines     []string
 	failures  []string
@@ -75,7 +77,8 @@ type world struct {
 	clean    ganbauth.TokenStore // the store as it is
 	names    map[string]string   // of an engine's records: their keys
 	locks    map[string]*hold
-	lostLock map[string]bool // by key: of somebody who lives
+	lostLock map[string]bool   // by key: of somebody who lives
+	aliases  map[string]string // for the schedule, of what is random
 	truth
 }
 
@@ -117,6 +120,7 @@ func (w *world) build(t *testing.T) {
 	w.grave = make(chan struct{})
 	w.truth = newTruth()
 	w.locks, w.lostLock, w.names = map[string]*hold{}, map[string]bool{}, map[string]string{}
+	w.aliases = map[string]string{}
 	w.bank = ganbtest.NewServer(ganbtest.Options{InProcess: true, RevokeOnReuse: w.shape.strict,
 		Lifetime: []time.Duration{8 * time.Second, time.Minute, 10 * time.Minute}[w.rand.IntN(3)]})
 	if w.shape.sealed {
@@ -307,6 +311,7 @@ const (
 	tripUnlock
 	tripToken
 	tripAPI
+	tripKinds
 )
 
 // fault is what happens to one trip.
@@ -335,7 +340,11 @@ var faultsOf = map[tripKind][]fault{
 func (w *world) strike(r *rand.Rand, v trip) (f fault, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.calm || w.budget == 0 || r.Float64() > 0.12 {
+	odds := 0.05
+	if v.kind == w.focus {
+		odds = 0.3
+	}
+	if w.calm || w.budget == 0 || r.Float64() > odds {
 		return fault{}, false
 	}
 	choice := faultsOf[v.kind]
@@ -415,7 +424,7 @@ func (p *process) take(s *step, v trip, effect func(*step) (string, error)) erro
 	ofStore := v.kind == tripLook || v.kind == tripWrite || v.kind == tripLock && p.shape.records
 	switch {
 	case p.away && ofStore, p.readOnly && ofStore && v.kind != tripLook:
-		p.note(s, "%s %s: the store is away", v.what, short(v.key))
+		p.note(s, "%s %s: the store is away", v.what, p.short(v.key))
 		p.mu.Unlock()
 		return errFault
 	}
@@ -429,11 +438,26 @@ func (p *process) take(s *step, v trip, effect func(*step) (string, error)) erro
 	if err != nil {
 		text = err.Error()
 	}
-	p.note(s, "%s %s: %s", v.what, short(v.key), text)
+	p.note(s, "%s %s: %s", v.what, p.short(v.key), text)
 	return err
 }
 
-func short(key string) string { return strings.TrimPrefix(key, "bank/") }
+// short names a key for the schedule.
+func (w *world) short(key string) string {
+	name, beside, _ := strings.Cut(strings.TrimPrefix(key, "bank/"), "//")
+	if strings.HasPrefix(name, ";") {
+		name = w.alias("session ", name)
+	}
+	return strings.TrimSuffix(name+" "+beside, " ")
+}
+
+// alias numbers what has a random name.
+func (w *world) alias(kind, name string) string {
+	if w.aliases[kind+name] == "" {
+		w.aliases[kind+name] = fmt.Sprint(kind, len(w.aliases)+1)
+	}
+	return w.aliases[kind+name]
+}
 
 // suffer does what a fault does. If done, the trip has ended with err.
 func (p *process) suffer(ctx context.Context, s *step, v trip, f fault, r *rand.Rand, effect func(*step) (string, error)) (done bool, err error) {
@@ -441,7 +465,9 @@ func (p *process) suffer(ctx context.Context, s *step, v trip, f fault, r *rand.
 	if f.after {
 		when = "after its effect"
 	}
-	p.say(s, "%s %s: %s %s", v.what, short(v.key), strings.ToUpper(f.name), when)
+	p.mu.Lock()
+	p.note(s, "%s %s: %s %s", v.what, p.short(v.key), strings.ToUpper(f.name), when)
+	p.mu.Unlock()
 	switch f.name {
 	case "error":
 		return true, errFault
@@ -590,7 +616,7 @@ func (p *process) lock(ctx context.Context, key string, then func(*step)) (unloc
 			switch {
 			case held == nil:
 			case held.dead, held.stillFor() > lease:
-				p.note(s, "takes the lock of %s over from %s", short(key), held.step.name)
+				p.note(s, "takes the lock of %s over from %s", p.short(key), held.step.name)
 				p.lostLock[key] = p.lostLock[key] || !held.dead
 			default:
 				return "held by " + held.step.name, nil
@@ -845,7 +871,7 @@ func (w *world) emptyNow() bool {
 		}
 	}
 	s := &step{world: w, kind: stepEmptied, name: "the store"}
-	for key := range w.records {
+	for _, key := range slices.Sorted(maps.Keys(w.records)) {
 		_ = w.clean.Delete(context.Background(), key)
 		w.wrote(s, key)
 	}
