@@ -99,6 +99,8 @@ func TestE3RequireTokenAroundEverything(t *testing.T) {
 			require.NotEqual(t, 200, b.get(target).StatusCode)
 			require.NotEqual(t, 200, b.do("POST", target, program).StatusCode)
 		}
+		resp := b.get(b.callbackURL("/bank/callback"))
+		require.Equal(t, "/home", resp.Header.Get("Location"), "without a state it is no callback, and nothing to return to")
 		require.Zero(t, a.next.calls())
 	})
 	t.Run("below StripPrefix", func(t *testing.T) {

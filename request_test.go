@@ -274,6 +274,19 @@ func TestE12TabsAtOnce(t *testing.T) {
 		require.Equal(t, "1; url=/late?ganb.corp.reloaded=1x", resp.Header.Get("Refresh"))
 		require.Equal(t, 404, b.follow(resp).StatusCode, "the page itself")
 	})
+	t.Run("a session that is gone for another reason is not waited for", func(t *testing.T) {
+		a := newApp(t, setup{options: corp})
+		require.Equal(t, 303, a.browser().do("GET", "/p", with(navigate, "Cookie", "session=gone")).StatusCode)
+	})
+	t.Run("the second delivery of a callback", func(t *testing.T) {
+		a, b, callbacks := begin(t)
+		b.get(callbacks[0])
+		renewed := b.cookie("session")
+		b.get(callbacks[1])
+		resp := a.browser().do("GET", callbacks[0], withCookie(b, renewed))
+		require.Contains(t, resp.Header.Get("Refresh"), "1; url=/bank/callback?")
+		require.Equal(t, "/home", b.follow(resp).Header.Get("Location"))
+	})
 	t.Run("a callback", func(t *testing.T) {
 		a, b, callbacks := begin(t)
 		before := b.cookie("session")
@@ -306,4 +319,17 @@ func TestMarks(t *testing.T) {
 		b := a.browser()
 		require.Equal(t, want, b.follow(b.get(b.callbackURL(target))).Header.Get("Location"), target)
 	}
+}
+
+// A request that a program has made, and that no server has read from a connection.
+func TestRequestWithoutRequestURI(t *testing.T) {
+	a := newApp(t, setup{})
+	r := httptest.NewRequest("GET", "/p?a=1", nil)
+	r.RequestURI, r.Header = "", navigate.Clone()
+	w := httptest.NewRecorder()
+	a.handler.ServeHTTP(w, r)
+	require.Equal(t, 303, w.Code)
+	cookie, _, _ := strings.Cut(w.Header().Get("Set-Cookie"), ";")
+	resp := a.browser().do("GET", a.bank.Approve(w.Header().Get("Location")), with(navigate, "Cookie", cookie))
+	require.Equal(t, "/p?a=1", resp.Header.Get("Location"))
 }
