@@ -10,9 +10,9 @@ require (
 	github.com/dghubble/gologin/v2 v2.5.0
 	github.com/dghubble/sessions v0.4.1
 	github.com/fxamacker/cbor/v2 v2.10.0
-	github.com/ganbauth/ganbauth v0.0.0-00010101000000-000000000000
-	github.com/ganbauth/ganbauth/goredisstore v0.0.0-00010101000000-000000000000
-	github.com/ganbauth/ganbauth/pgxstore v0.0.0-00010101000000-000000000000
+	github.com/ganbauth/ganbauth v0.1.0
+	github.com/ganbauth/ganbauth/goredisstore v0.1.0
+	github.com/ganbauth/ganbauth/pgxstore v0.1.0
 	github.com/go-chi/jwtauth/v5 v5.3.3
 	github.com/gorilla/sessions v1.4.0
 	github.com/jackc/pgx/v5 v5.12.0

@@ -7,7 +7,7 @@ replace github.com/ganbauth/ganbauth => ../
 require (
 	github.com/alexedwards/scs/goredisstore v0.0.0-20250212122300-421ef1d8611c
 	github.com/alexedwards/scs/v2 v2.9.0
-	github.com/ganbauth/ganbauth v0.0.0-00010101000000-000000000000
+	github.com/ganbauth/ganbauth v0.1.0
 	github.com/redis/go-redis/v9 v9.19.0
 	github.com/stretchr/testify v1.12.1
 )
