@@ -1,5 +1,5 @@
-// Package ganbauth connects the users of a net/http server to their GMO Aozora Net Bank accounts, and sees to it that
-// its handlers always hold a live access token.
+// Package ganbauth connects the users of a net/http server to their GMO Aozora Net Bank
+// accounts, and gives its handlers a live access token.
 //
 // # Quick start
 //
@@ -16,20 +16,31 @@
 //	mux.Handle("/balance", bank.RequireToken(http.HandlerFunc(balance))) // bank.Client(r.Context()).Get(…)
 //	http.ListenAndServe(addr, sessions.LoadAndSave(mux))
 //
-// A user who opens /balance in a browser is sent to the bank to consent, comes back to /balance, and stays connected:
-// the token is refreshed when it is about to end, once for all requests that need it, and saved before anybody uses
-// it. Only the bank's word that the grant is dead ends a connection; a bank or a store that is away does not.
+// A browser that opens /balance without a token is sent to the bank. After the user has
+// consented, it comes back to /balance. From then on the user stays connected: a token that
+// is about to expire is refreshed once, however many requests need it, and the new token is
+// stored before it is used. If the store does not take it, the process keeps it, serves it,
+// and stores it as soon as it can.
+//
+// A connection ends when the user disconnects, when the bank rejects the token, or when
+// the bank answers a refresh with the verified ID token of another user. An outage of the
+// bank or of the store does not end it: without a live token, requests are answered 503.
 //
 // # Parts
 //
-// A [Connector] speaks the bank's protocol and knows nothing of sessions: it is a port of the bank's GanbConnector. A
-// [Kit] is what a server mounts. A [TokenStore] keeps the tokens, by default as records of their own in the engine
-// of the alexedwards/scs sessions; a [Locker] makes refreshes exclusive across processes. The package
-// [github.com/ganbauth/ganbauth/ganbtest] is the bank in a box for tests.
+// A [Connector] speaks the bank's protocol. It is a port of the GanbConnector of the bank's
+// SDKs, and knows nothing of sessions. A [Kit] is what a server mounts. A [TokenStore]
+// keeps the tokens, by default as records of their own in the engine of the alexedwards/scs
+// sessions. A [Locker] makes refreshes exclusive across processes; package
+// [github.com/ganbauth/ganbauth/lease] makes one for an engine of your own. Package
+// [github.com/ganbauth/ganbauth/ganbtest] is a fake bank for tests.
 //
 // # What an application has to do
 //
-// Serve over https, set the session cookie's Secure attribute, keep the client's secret and the salt out of the
-// repository, give all instances the same salt, and wrap the mux in sessions.LoadAndSave. With several instances,
-// use a store that they share, and a Locker.
+//   - Serve over https, and set the session cookie's Secure attribute.
+//   - Keep the client secret and the salt out of the repository, and give all instances the
+//     same salt.
+//   - Wrap the mux in sessions.LoadAndSave.
+//   - With several instances, use a store that they share, and a Locker.
+//   - If it has a logout of its own, call [Kit.Forget] there.
 package ganbauth

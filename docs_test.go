@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/ganbtest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
 )
@@ -67,7 +69,7 @@ func main() {}
 			fmt.Fprintf(program, `
 // %s
 func _(mux *http.ServeMux, balance http.HandlerFunc, transfer, handler http.Handler, w http.ResponseWriter, server *http.Server,
-	addr, id, secret, salt, scope, redirectURI, code, attemptID string, newKey, oldKey []byte, err error,
+	r *http.Request, api, addr, id, secret, salt, scope, redirectURI, code, attemptID string, newKey, oldKey []byte, err error,
 	ctx context.Context, sessions *scs.SessionManager, opts ganbauth.Options, store ganbauth.TokenStore,
 	userID func(context.Context) (string, error), row struct{ UserID, AccessToken, RefreshToken, Scope string },
 `, page)
@@ -88,11 +90,34 @@ func _(mux *http.ServeMux, balance http.HandlerFunc, transfer, handler http.Hand
 	out, err := exec.Command("go", "build", "-o", os.DevNull, file).CombinedOutput()
 	require.NoError(t, err, string(out))
 
-	readme, err := os.ReadFile("README.md")
-	require.NoError(t, err)
-	for _, name := range regexp.MustCompile("`bank\\.(\\w+)").FindAllStringSubmatch(string(readme), -1) {
-		require.NoError(t, exec.Command("go", "doc", "Kit."+name[1]).Run(), "the README names Kit.%s", name[1])
+	kit, options := reflect.TypeFor[*ganbauth.Kit](), reflect.TypeFor[ganbauth.Options]()
+	for page, text := range pages(t) {
+		for _, m := range regexp.MustCompile("`bank\\.([A-Z]\\w+)").FindAllStringSubmatch(text, -1) {
+			_, ok := kit.MethodByName(m[1])
+			require.True(t, ok, "%s names Kit.%s", page, m[1])
+		}
+		for _, m := range regexp.MustCompile("`(?:Options|opts)\\.(\\w+)").FindAllStringSubmatch(text, -1) {
+			_, ok := options.FieldByName(m[1])
+			require.True(t, ok, "%s names Options.%s", page, m[1])
+		}
 	}
+}
+
+// pages returns the pages about the root package, without line breaks inside their
+// sentences.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	pages := map[string]string{}
+	for _, pattern := range []string{"README*.md", "docs/*.md", "docs/ja/*.md"} {
+		names, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, name := range names {
+			data, err := os.ReadFile(name)
+			require.NoError(t, err)
+			pages[name] = strings.Join(strings.Fields(string(data)), " ")
+		}
+	}
+	return pages
 }
 
 // The quick start's program, with the quick start's certificate and conf.json, connects accounts at the bank in a box,
@@ -161,19 +186,31 @@ func TestQuickStart(t *testing.T) {
 	}
 }
 
-// Each Japanese page has the English page's code, and a heading, a row and an item for each of its.
+// Each Japanese page has the English page's code, and a heading, a row and an item for each
+// of its. Comments in the code and words in a diagram are in the page's language.
 func TestTranslations(t *testing.T) {
-	shape := regexp.MustCompile("(?ms)^```.*?^```$|^#+ |^\\| |^- |^\\d\\. ")
-	pages, err := filepath.Glob("docs/ja/*.md")
+	part := regexp.MustCompile("(?ms)^```.*?^```$|^#+ |^\\| |^- |^\\d\\. ")
+	comment := regexp.MustCompile(`(?m)[ \t]*// .*$`)
+	shape := func(page string) (parts []string) {
+		data, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for _, p := range part.FindAllString(string(data), -1) {
+			switch {
+			case strings.HasPrefix(p, "```go"):
+				p = comment.ReplaceAllString(p, "")
+			case strings.HasPrefix(p, "```mermaid"):
+				p = "a diagram"
+			}
+			parts = append(parts, p)
+		}
+		return parts
+	}
+	japanese, err := filepath.Glob("docs/ja/*.md")
 	require.NoError(t, err)
-	require.Len(t, pages, 3)
-	for _, japanese := range append(pages, "README.ja.md") {
-		english := strings.NewReplacer("/ja/", "/", ".ja.", ".").Replace(japanese)
-		en, err := os.ReadFile(english)
-		require.NoError(t, err)
-		ja, err := os.ReadFile(japanese)
-		require.NoError(t, err)
-		require.Equal(t, shape.FindAllString(string(en), -1), shape.FindAllString(string(ja), -1), japanese)
+	require.Len(t, japanese, 3)
+	for _, page := range append(japanese, "README.ja.md") {
+		english := strings.NewReplacer("/ja/", "/", ".ja.", ".").Replace(page)
+		require.Equal(t, shape(english), shape(page), page)
 	}
 }
 
