@@ -186,12 +186,10 @@ func oneMore() *contender {
 func connected(configure func(*scs.SessionManager), name string, opts ganbauth.Options) *contender {
 	a := newSCS(configure).keep(nil)
 	opts.RedirectURI, opts.Scopes, opts.Logger = app+"/callback", strings.Fields(token.Scope), discardLog
-	store := &settingStore{}
-	if opts.Store == nil {
-		opts.Store = ganbauth.NewSCSStore(a.sessions)
-	}
-	store.TokenStore, opts.Store = opts.Store, store
-	kit := must(ganbauth.New(connector(), a.sessions, opts))
+	store := &settingStore{TokenStore: cmp.Or(opts.Store, ganbauth.NewSCSStore(a.sessions))}
+	login := opts
+	login.Store = store
+	kit := must(ganbauth.New(connector(), a.sessions, login))
 	mux := http.NewServeMux()
 	mux.Handle("/login", kit.LoginHandler())
 	mux.Handle("/callback", kit.CallbackHandler())
@@ -201,9 +199,8 @@ func connected(configure func(*scs.SessionManager), name string, opts ganbauth.O
 		panic(resp.Status)
 	}
 	// From here on the Kit has the store itself, as an application would, and the token that all have.
-	opts.Store = store.TokenStore
 	kit = must(ganbauth.New(connector(), a.sessions, opts))
-	check(kit.SetToken(context.Background(), store.key, &ganbauth.Token{
+	check(kit.SetToken(context.Background(), strings.TrimPrefix(store.key, kitKey), &ganbauth.Token{
 		AccessToken: token.AccessToken, RefreshToken: token.RefreshToken, Scope: token.Scope,
 		IDToken: token.IDToken, Subject: token.Subject, ExpiresAt: token.ExpiresAt, IssuedAt: token.IssuedAt,
 	}))
@@ -214,6 +211,9 @@ func connected(configure func(*scs.SessionManager), name string, opts ganbauth.O
 		}
 	}))), request: request(a.cookies, "/balance")}
 }
+
+// kitKey begins the key of every record of a Kit without a Name.
+const kitKey = "bank/"
 
 // settingStore learns the key that a login has saved its token under.
 type settingStore struct {

@@ -32,8 +32,8 @@ func (u *userSessions) add(user int, t *ganbauth.Token) (cookie string) {
 	ctx := must(u.Load(context.Background(), ""))
 	u.Put(ctx, "user", fmt.Sprint("user-", user))
 	if t != nil {
-		handle := ";" + rand.Text()
-		u.Put(ctx, "ganbauth.", handle)
+		handle := kitKey + ";" + rand.Text()
+		u.Put(ctx, "ganbauth.bank", handle)
 		check(u.tokens.Save(ctx, handle, t))
 	}
 	cookie, _, err := u.Commit(ctx)

@@ -104,7 +104,7 @@ var refreshers = []refresher{
 		return needsToken(store, func(ctx context.Context, user string, t *ganbauth.Token) (*ganbauth.Token, error) {
 			next, err := c.RefreshTokens(ctx, t.RefreshToken)
 			if err == nil {
-				err = store.Save(ctx, user, next)
+				err = store.Save(ctx, kitKey+user, next)
 			}
 			return next, err
 		})
@@ -116,7 +116,7 @@ var refreshers = []refresher{
 			next, err, _ := group.Do(user, func() (any, error) {
 				next, err := c.RefreshTokens(ctx, t.RefreshToken)
 				if err == nil {
-					err = store.Save(ctx, user, next)
+					err = store.Save(ctx, kitKey+user, next)
 				}
 				return next, err
 			})
@@ -135,7 +135,7 @@ var refreshers = []refresher{
 			user := r.Header.Get("User")
 			source, ok := sources.Load(user)
 			if !ok {
-				t, err := store.Load(r.Context(), user)
+				t, err := store.Load(r.Context(), kitKey+user)
 				check(err)
 				source, _ = sources.LoadOrStore(user, config.TokenSource(context.Background(),
 					&oauth2.Token{AccessToken: t.AccessToken, RefreshToken: t.RefreshToken, Expiry: t.ExpiresAt}))
@@ -151,7 +151,7 @@ var refreshers = []refresher{
 func needsToken(store ganbauth.TokenStore, refresh func(context.Context, string, *ganbauth.Token) (*ganbauth.Token, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		user := r.Header.Get("User")
-		t, err := store.Load(r.Context(), user)
+		t, err := store.Load(r.Context(), kitKey+user)
 		if err == nil && !t.Valid() {
 			_, err = refresh(r.Context(), user, t)
 		}
@@ -175,9 +175,9 @@ func storm(r refresher, n int, spread time.Duration) stormSample {
 	defer stop()
 	store := ganbauth.NewMemoryStore()
 	h := r.make(b, store)
-	check(store.Save(context.Background(), "warm", b.expired()))
+	check(store.Save(context.Background(), kitKey+"warm", b.expired()))
 	userRequest(h, "warm")
-	check(store.Save(context.Background(), "alice", b.expired()))
+	check(store.Save(context.Background(), kitKey+"alice", b.expired()))
 
 	before := ask[int](b, "requests")
 	var failed atomic.Int32
@@ -198,7 +198,7 @@ func storm(r refresher, n int, spread time.Duration) stormSample {
 	wg.Wait()
 	s := stormSample{Name: r.name, Last: time.Since(start), Failed: int(failed.Load())}
 	s.TokenRequests = ask[int](b, "requests") - before
-	t := must(store.Load(context.Background(), "alice"))
+	t := must(store.Load(context.Background(), kitKey+"alice"))
 	_, err := b.connector(nil).RefreshTokens(context.Background(), t.RefreshToken)
 	s.Lost = err != nil
 	return s
@@ -231,7 +231,7 @@ func herd(r refresher, users int) herdSample {
 	h := r.make(b, store)
 	expire := func() {
 		for i := range users {
-			check(store.Save(context.Background(), fmt.Sprint("user-", i), b.expired()))
+			check(store.Save(context.Background(), fmt.Sprint(kitKey, "user-", i), b.expired()))
 		}
 	}
 	all := func() (took time.Duration, failed int, peak int) {
