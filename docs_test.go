@@ -214,6 +214,105 @@ func TestTranslations(t *testing.T) {
 	}
 }
 
+// The numbers in the documents are the code's.
+func TestI15Numbers(t *testing.T) {
+	text := pages(t)
+	for _, name := range []string{"connector.go", "errorpage.go", "handlers.go", "kit.go", "login.go", "middleware.go", "options.go", "store.go"} {
+		data, err := os.ReadFile(name)
+		require.NoError(t, err)
+		text[name] = strings.Join(strings.Fields(regexp.MustCompile(`(?m)^\s*//`).ReplaceAllString(string(data), "")), " ")
+	}
+	inWords := map[int]string{3: "three", 4: "quarter", 5: "five", 10: "ten"}
+	n := func(d time.Duration) string { return fmt.Sprint(d.Seconds()) }
+	word := func(d time.Duration) string { return inWords[int(d.Seconds())] }
+	minutes := func(d time.Duration) string { return inWords[int(d.Minutes())] }
+	require.Equal(t, 4, ganbauth.LeewayShare)
+	require.Equal(t, 1024, ganbauth.MaxKey)
+	require.Equal(t, 1<<20, ganbauth.MaxBody)
+	require.Equal(t, time.Minute, ganbauth.MaxProbePause)
+	require.Equal(t, 10*time.Minute, ganbauth.AttemptLifetime)
+	require.Equal(t, time.Second/10, ganbauth.Grace)
+
+	leeway, share, patience, most := n(ganbauth.DefaultLeeway), inWords[ganbauth.LeewayShare], n(ganbauth.Patience), n(ganbauth.MaxWait)
+	for page, sentences := range map[string][]string{
+		"README.md": {
+			"within " + leeway + " s, or the last " + share + " of a short-lived token",
+			"waits " + patience + " s at most, any other " + most + " s",
+			"at intervals that grow to one minute",
+		},
+		"README.ja.md": {
+			"期限の" + leeway + "秒前から。短命なトークンでは、残りが有効期間の4分の1を切ってから",
+			"最長" + patience + "秒、それ以外は最長" + most + "秒待ちます",
+			"間隔は最大1分まで延びます",
+		},
+		"docs/production.md": {
+			"| " + leeway + " s, at most a " + share + " of its life |",
+			"is still valid waits for a refresh | at most " + patience + " s |",
+			"waits for a refresh or a code exchange | at most " + most + " s |",
+			"a token request to the bank | at most " + n(ganbauth.ExchangeTimeout) + " s |",
+			"an API request of `bank.Client` | at most " + n(ganbauth.APITimeout) + " s",
+			"without asking the store again | " + n(ganbauth.LookAgain) + " s |",
+			"one call of the store | at most " + n(ganbauth.CallTimeout) + " s |",
+			"| 503 after " + n(ganbauth.LogoutTimeout) + " s |",
+			fmt.Sprintf("`Observe` or the Logger | at most %d ms |", ganbauth.Grace.Milliseconds()),
+			"to the callback | at most " + minutes(ganbauth.AttemptLifetime) + " minutes |",
+			"at intervals that grow to " + n(ganbauth.MaxProbePause) + " s",
+			fmt.Sprintf("any string of up to %d bytes", ganbauth.MaxConnection),
+			"at most 1,024 bytes",
+			"agree to within " + n(ganbauth.MaxClockSkew) + " s",
+		},
+		"docs/ja/production.md": {
+			"期限の" + leeway + "秒前。ただし、有効期間の4分の1まで",
+			"更新を待つ時間 | 最長" + patience + "秒 |",
+			"更新やコードの交換を待つ時間 | 最長" + most + "秒 |",
+			"トークンのリクエスト | 最長" + n(ganbauth.ExchangeTimeout) + "秒 |",
+			"APIのリクエスト | 最長" + n(ganbauth.APITimeout) + "秒",
+			"トークンを使う時間 | " + n(ganbauth.LookAgain) + "秒 |",
+			"ストアの呼び出し1回 | 最長" + n(ganbauth.CallTimeout) + "秒 |",
+			"| " + n(ganbauth.LogoutTimeout) + "秒で503 |",
+			fmt.Sprintf("最長%dミリ秒", ganbauth.Grace.Milliseconds()),
+			fmt.Sprintf("コールバックまで | 最長%.0f分", ganbauth.AttemptLifetime.Minutes()),
+			"最大" + n(ganbauth.MaxProbePause) + "秒まで延びます",
+			fmt.Sprintf("名前は%dバイト以内", ganbauth.MaxConnection),
+			"1,024バイト以内",
+			n(ganbauth.MaxClockSkew) + "秒以内",
+		},
+		"docs/migrating.md":   {"| " + n(ganbauth.ExchangeTimeout) + " s | `TestDeadline`", "| 1 MiB | `TestHostileNetwork`"},
+		"docs/conformance.md": {"refused: " + minutes(ganbauth.MaxIDTokenAge) + " minutes at most"},
+		"docs/security.md":    {"`iat` and `nbf` with " + n(ganbauth.MaxClockSkew) + " s"},
+		"connector.go":        {"Every request ends after " + n(ganbauth.ExchangeTimeout) + " seconds"},
+		"errorpage.go":        {"You started it more than " + minutes(ganbauth.AttemptLifetime) + " minutes ago", "10分以上"},
+		"handlers.go":         {"if the store does not answer for " + word(ganbauth.LogoutTimeout) + " seconds"},
+		"kit.go": {
+			"trusts the request's token for " + word(ganbauth.LookAgain) + " seconds",
+			"after " + n(ganbauth.APITimeout) + " seconds in all",
+			"It tries for " + word(ganbauth.LogoutTimeout) + " seconds at most",
+		},
+		"middleware.go": {"connecting took more than " + minutes(ganbauth.AttemptLifetime) + " minutes"},
+		"options.go": {
+			fmt.Sprintf("at most %d bytes of any content", ganbauth.MaxConnection),
+			"at most 1,024 bytes in all",
+			"at most a " + share + " of the token's life. Default: " + leeway + " seconds",
+			"for a tenth of a second at most",
+		},
+		"store.go": {"at most 1,024 bytes of any content"},
+	} {
+		for _, sentence := range sentences {
+			require.True(t, strings.Contains(text[page], sentence), "%s does not say %q", page, sentence)
+		}
+	}
+
+	for status, err := range map[int]error{
+		http.StatusUnauthorized:       ganbauth.ErrLoginRequired,
+		http.StatusBadRequest:         ganbauth.ErrInvalidState,
+		http.StatusServiceUnavailable: ganbauth.ErrUnavailable,
+	} {
+		require.Equal(t, status, ganbauth.StatusCode(err))
+		require.Contains(t, text["README.md"], fmt.Sprintf("| %d", status))
+		require.Contains(t, text["README.ja.md"], fmt.Sprint(status))
+	}
+}
+
 // What the pages link to, and the tests that they name, are there.
 func TestDocs(t *testing.T) {
 	source := &strings.Builder{}

@@ -85,6 +85,27 @@ const (
 	MaxOtherPath    = maxOtherPath
 )
 
+// What the documents state.
+const (
+	DefaultLeeway   = defaultLeeway
+	LeewayShare     = leewayShare
+	Patience        = patience
+	MaxWait         = maxWait
+	ExchangeTimeout = exchangeTimeout
+	APITimeout      = apiTimeout
+	LookAgain       = lookAgain
+	CallTimeout     = callTimeout
+	LogoutTimeout   = logoutTimeout
+	Grace           = grace
+	AttemptLifetime = attemptLifetime
+	MaxProbePause   = maxProbePause
+	MaxConnection   = maxConnection
+	MaxKey          = maxKey
+	MaxClockSkew    = maxClockSkew
+	MaxIDTokenAge   = maxIDTokenAge
+	MaxBody         = maxBody
+)
+
 // Login is an attempt as tests make one.
 type Login struct {
 	Foreign                           bool

@@ -111,10 +111,13 @@ func (k *keeper) load(ctx context.Context, key string) (*Token, error) {
 
 func isToken(t *Token) bool { return t != nil && t.AccessToken != "" }
 
-// due reports whether t expires within the leeway, which is at most a quarter of its life:
-// a token of five seconds is not refreshed on every request.
+// leewayShare is the share of a token's life that the leeway takes at most, a quarter.
+const leewayShare = 4
+
+// due reports whether t expires within the leeway. A share of the token's life bounds it, so
+// that a token of five seconds is not refreshed on every request.
 func (k *keeper) due(t *Token) bool {
-	leeway := min(k.leeway, t.ExpiresAt.Sub(t.IssuedAt)/4)
+	leeway := min(k.leeway, t.ExpiresAt.Sub(t.IssuedAt)/leewayShare)
 	return time.Until(t.ExpiresAt) <= max(leeway, 0)
 }
 

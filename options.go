@@ -150,12 +150,15 @@ type settings struct {
 	lister   ExpiryLister // nil if the store is none
 }
 
+// defaultLeeway is Options.RefreshLeeway if it is not set.
+const defaultLeeway = time.Minute
+
 // check returns the settings, or all that is wrong with o.
 func (o Options) check(c *Connector, sessions *scs.SessionManager) (*settings, error) {
 	s := &settings{Options: o, records: &records{}}
 	s.Name = cmp.Or(o.Name, defaultName)
 	s.DefaultReturn = cmp.Or(o.DefaultReturn, "/")
-	s.RefreshLeeway = cmp.Or(o.RefreshLeeway, time.Minute)
+	s.RefreshLeeway = cmp.Or(o.RefreshLeeway, defaultLeeway)
 	s.Scopes = union(o.Scopes)
 	s.Logger = cmp.Or(o.Logger, slog.Default())
 	err := errors.Join(
