@@ -316,7 +316,7 @@ func (k *keeper) drop(ctx context.Context, key string) error {
 	defer cancel()
 	begun := time.Now()
 	for pause := minPause; ; pause = min(2*pause, time.Second) {
-		err := k.dropOnce(ctx, key, time.Since(begun) > lockerPatience)
+		err := k.dropOnce(ctx, key, begun.Add(lockerPatience))
 		if err == nil {
 			k.unsaved.drop(key)
 			k.coolDowns.clear(key)
@@ -333,8 +333,8 @@ func (k *keeper) drop(ctx context.Context, key string) error {
 	}
 }
 
-// dropOnce deletes what is under key. With force it does so without a Locker that fails.
-func (k *keeper) dropOnce(ctx context.Context, key string, force bool) error {
+// dropOnce deletes what is under key. After patience it does without a Locker that fails.
+func (k *keeper) dropOnce(ctx context.Context, key string, patience time.Time) error {
 	cur, err := k.records.load(ctx, key)
 	switch {
 	case errors.Is(err, errSealed):
@@ -343,7 +343,7 @@ func (k *keeper) dropOnce(ctx context.Context, key string, force bool) error {
 		return err
 	}
 	err = k.records.swap(ctx, key, cur, nil)
-	if errors.Is(err, errNotLocked) && force {
+	if errors.Is(err, errNotLocked) && time.Now().After(patience) {
 		return k.records.delete(ctx, key)
 	}
 	return err

@@ -488,13 +488,14 @@ func TestSetToken(t *testing.T) {
 		for name, token := range map[string]*ganbauth.Token{
 			"none":            nil,
 			"no access token": {RefreshToken: "r"},
-			"a line break":    {AccessToken: "a\n"},
+			"a line break":    {AccessToken: "a\n", RefreshToken: "r"},
 			"a space":         {AccessToken: "a", RefreshToken: "r r"},
-			"too long":        {AccessToken: strings.Repeat("a", 4097)},
-			"scope":           {AccessToken: "a", Scope: "\x00"},
-			"subject":         {AccessToken: "a", Subject: strings.Repeat("s", 256)},
-			"no ID token":     {AccessToken: "a", IDToken: "a.b.c"},
-			"long ID token":   {AccessToken: "a", IDToken: strings.Repeat("a", 16385)},
+			"too long":        {AccessToken: strings.Repeat("a", 4097), RefreshToken: "r"},
+			"scope":           {AccessToken: "a", RefreshToken: "r", Scope: "\x00"},
+			"subject":         {AccessToken: "a", RefreshToken: "r", Subject: strings.Repeat("s", 256)},
+			"no ID token":     {AccessToken: "a", RefreshToken: "r", IDToken: "a.b.c"},
+			"long ID token":   {AccessToken: "a", RefreshToken: "r", IDToken: strings.Repeat("a", 16385)},
+			"C9 no end":       {AccessToken: "a"},
 		} {
 			require.ErrorIs(t, a.kit.SetToken(ctx, "alice", token), ganbauth.ErrTokenFormat, name)
 		}
