@@ -7,7 +7,7 @@ replace github.com/ganbauth/ganbauth => ../
 require (
 	github.com/alexedwards/scs/mysqlstore v0.0.0-20250417082927-ab20b3feb5e9
 	github.com/alexedwards/scs/v2 v2.9.0
-	github.com/ganbauth/ganbauth v0.0.0-00010101000000-000000000000
+	github.com/ganbauth/ganbauth v0.1.0
 	github.com/go-sql-driver/mysql v1.10.1
 	github.com/stretchr/testify v1.12.1
 )
