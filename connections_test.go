@@ -156,6 +156,35 @@ func TestKeyFromContext(t *testing.T) {
 	require.False(t, ok)
 }
 
+// H3: whoever finds that a connection is lost, Observe hears whose it was.
+func TestKeyFromContextOfALoss(t *testing.T) {
+	for name, use := range map[string]func(a *app, b *browser){
+		"a request": func(_ *app, b *browser) { b.do("GET", "/p?client=a", with(program, "X-User", "u")) },
+		"a job":     func(a *app, _ *browser) { _, _ = a.kit.Token(a.t.Context(), "u", "a") },
+		"a client of a job": func(a *app, _ *browser) {
+			if resp, err := a.kit.ClientFor("u", "a").Get(a.bank.APIBase() + "/accounts"); err == nil {
+				resp.Body.Close()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := office(true)
+			whose := make(chan string, 1)
+			s.options.Observe = func(ctx context.Context, e ganbauth.Event) {
+				if e.Type == ganbauth.EventTokenLost {
+					key, connection, _ := ganbauth.KeyFromContext(ctx)
+					whose <- key + " " + connection
+				}
+			}
+			inBubble(t, s, func(t *testing.T, a *app) {
+				expire(t, a, "u", "a")
+				use(a, a.browser())
+				require.Equal(t, "u a", <-whose)
+			})
+		})
+	}
+}
+
 // expire has the access token of a connection be past its end.
 func expire(t *testing.T, a *app, key, connection string) {
 	t.Helper()

@@ -130,7 +130,7 @@ func (k *Kit) ClientFor(key string, connection ...string) *http.Client {
 	}
 	t := &transport{api: k.api, ctx: context.Background(), job: true}
 	if who, err := k.job(key, connection); err == nil {
-		t.key = who.storeKey
+		t.key, t.ctx = who.storeKey, k.about(t.ctx, who)
 	}
 	return t.client()
 }
@@ -157,11 +157,22 @@ func (k *Kit) Token(ctx context.Context, key string, connection ...string) (*Tok
 	if err != nil {
 		return nil, err
 	}
-	t, err := k.keeper.live(k.about(ctx, who), who.storeKey)
+	t, err := k.live(ctx, who)
 	if err != nil {
 		return nil, err
 	}
 	return t.withoutRefresh(), nil
+}
+
+// live returns the token of who, refreshed if it is about to expire. Only then does the
+// context say whose it is, which Observe asks for: a request with a live token should not
+// pay for that.
+func (k *Kit) live(ctx context.Context, who owner) (*Token, error) {
+	t, err := k.keeper.load(ctx, who.storeKey)
+	if err != nil || !k.keeper.due(t) {
+		return t, err
+	}
+	return k.keeper.refresh(k.about(ctx, who), who.storeKey, t, "", k.keeper.due)
 }
 
 // about adds to ctx whose connection it is about.

@@ -114,7 +114,7 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	if who.storeKey == "" {
 		return nil, ErrLoginRequired
 	}
-	t, err := k.keeper.live(r.Context(), who.storeKey)
+	t, err := k.live(r.Context(), who)
 	if err != nil {
 		return nil, err
 	}
