@@ -190,14 +190,13 @@ func TestQuickStart(t *testing.T) {
 // of its. Comments in the code and words in a diagram are in the page's language.
 func TestTranslations(t *testing.T) {
 	part := regexp.MustCompile("(?ms)^```.*?^```$|^#+ |^\\| |^- |^\\d\\. ")
-	comment := regexp.MustCompile(`(?m)[ \t]*// .*$`)
 	shape := func(page string) (parts []string) {
 		data, err := os.ReadFile(page)
 		require.NoError(t, err)
 		for _, p := range part.FindAllString(string(data), -1) {
 			switch {
 			case strings.HasPrefix(p, "```go"):
-				p = comment.ReplaceAllString(p, "")
+				p = withoutComments(p)
 			case strings.HasPrefix(p, "```mermaid"):
 				p = "a diagram"
 			}
@@ -207,11 +206,36 @@ func TestTranslations(t *testing.T) {
 	}
 	japanese, err := filepath.Glob("docs/ja/*.md")
 	require.NoError(t, err)
-	require.Len(t, japanese, 3)
+	require.Len(t, japanese, 4)
 	for _, page := range append(japanese, "README.ja.md") {
 		english := strings.NewReplacer("/ja/", "/", ".ja.", ".").Replace(page)
 		require.Equal(t, shape(english), shape(page), page)
 	}
+}
+
+// Each snippet of the recipes is a test's, line by line. Comments are in the page's language.
+func TestRecipesPage(t *testing.T) {
+	indent := regexp.MustCompile(`(?m)^(.)`)
+	for page, of := range map[string]func(string) string{
+		"docs/recipes.md":    func(code string) string { return code },
+		"docs/ja/recipes.md": withoutComments,
+	} {
+		source := ""
+		for _, name := range []string{"recipes_test.go", "e2e/recipes_test.go"} {
+			data, err := os.ReadFile(name)
+			require.NoError(t, err)
+			source += of(string(data))
+		}
+		for _, block := range goBlocks(t, page) {
+			block = of(block)
+			require.True(t, strings.Contains(source, block) || strings.Contains(source, indent.ReplaceAllString(block, "\t$1")),
+				"%s: %s", page, block)
+		}
+	}
+}
+
+func withoutComments(code string) string {
+	return regexp.MustCompile(`(?m)[ \t]*// .*$`).ReplaceAllString(code, "")
 }
 
 // The numbers in the documents are the code's.
