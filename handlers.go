@@ -173,7 +173,7 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 // consumed, unless the callback may be delivered again: because nobody waits for the
 // answer, or because something was away. Then a reload gets the outcome.
 func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mine bool) error {
-	err := k.judge(c.attempt, c.query, mine)
+	err := k.judge(c.query, mine)
 	var connected *connection
 	if err == nil {
 		connected, err = k.connect(r, c.attempt, c.query, c.name)

@@ -117,8 +117,9 @@ func parseCallback(raw string) (callbackQuery, error) {
 	return q, nil
 }
 
-// judge returns an error if the callback cannot finish the login of a.
-func (k *Kit) judge(a *attempt, q callbackQuery, mine bool) error {
+// judge returns an error if the callback q cannot finish its login, which is mine if this user
+// began it.
+func (k *Kit) judge(q callbackQuery, mine bool) error {
 	switch {
 	case !mine:
 		return fmt.Errorf("%w: another user began this login", ErrInvalidState)
