@@ -44,12 +44,13 @@ func TestOutside(t *testing.T) {
 		dir := consumer(t, repo, ".")
 		run(t, dir, "go", append([]string{"get"}, each("latest", ".")...)...)
 		works(t, dir)
-		used := run(t, dir, "go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", ".")
-		for path := range strings.FieldsSeq(used) {
+		modulesUsed := run(t, dir, "go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", ".")
+		for used := range strings.FieldsSeq(modulesUsed) {
 			require.Contains(t, []string{"example.test/consumer", rootPath,
-				"github.com/alexedwards/scs/v2", "github.com/golang-jwt/jwt/v5"}, path)
+				"github.com/alexedwards/scs/v2", "github.com/golang-jwt/jwt/v5"}, used)
 		}
 		run(t, dir, "go", "build", "-o", os.DevNull, rootPath+"/ganbtest/ganbank")
+		worksVendored(t, dir)
 	})
 	t.Run("ganbank", func(t *testing.T) {
 		t.Setenv("GOBIN", t.TempDir())
@@ -67,6 +68,7 @@ func TestOutside(t *testing.T) {
 		run(t, dir, "go", "mod", "tidy")
 		works(t, dir)
 		require.Equal(t, next, versionOf(t, dir, "."))
+		worksVendored(t, dir)
 	})
 	t.Run("a newer root with the last stores", func(t *testing.T) {
 		dir := consumer(t, repo, modules...)
@@ -197,9 +199,9 @@ func consumer(t *testing.T, repo string, dirs ...string) string {
 	program := "package main\n\nimport (\n"
 	for _, dir := range dirs {
 		importable := run(t, filepath.Join(repo, dir), "go", "list", "-f", `{{if ne .Name "main"}}{{.ImportPath}}{{end}}`, "./...")
-		for path := range strings.FieldsSeq(importable) {
-			if !strings.Contains(path, "/internal/") {
-				program += fmt.Sprintf("\t_ %q\n", path)
+		for name := range strings.FieldsSeq(importable) {
+			if !strings.Contains(name, "/internal/") {
+				program += fmt.Sprintf("\t_ %q\n", name)
 			}
 		}
 	}
@@ -216,9 +218,13 @@ func works(t *testing.T, dir string) {
 	run(t, dir, "go", "mod", "tidy")
 	run(t, dir, "go", "vet", "./...")
 	run(t, dir, "go", "build", "-o", os.DevNull, ".")
+}
+
+// worksVendored builds the module at dir with its dependencies copied into it.
+func worksVendored(t *testing.T, dir string) {
+	t.Helper()
 	run(t, dir, "go", "mod", "vendor")
 	run(t, dir, "go", "build", "-mod=vendor", "-o", os.DevNull, ".")
-	require.NoError(t, os.RemoveAll(filepath.Join(dir, "vendor")))
 }
 
 // versionOf returns the version of a module of the repository that the module at dir uses.

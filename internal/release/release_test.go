@@ -30,6 +30,19 @@ func TestModulesRequireTheLastRelease(t *testing.T) {
 	}
 }
 
+// TestFurniture holds the workflow and dependabot's list to the modules that there are.
+func TestFurniture(t *testing.T) {
+	modules := run(t, "../..", "git", "ls-files", "--cached", "--others", "--exclude-standard", "go.mod", "*/go.mod")
+	updated := read(t, "../..", ".github/dependabot.yml")
+	for name := range strings.FieldsSeq(modules) {
+		dir := strings.TrimSuffix("/"+name, "go.mod")
+		require.Contains(t, updated, "directory: "+cmp.Or(strings.TrimSuffix(dir, "/"), "/")+"\n")
+	}
+	_, version, _ := strings.Cut(read(t, "../..", "go.mod"), "\ngo ")
+	oldest := strings.Join(strings.Split(strings.TrimSpace(version[:6]), ".")[:2], ".")
+	require.Contains(t, read(t, "../..", ".github/workflows/test.yml"), "go: [\""+oldest+"\", ")
+}
+
 // TestReleaseRefuses makes releases of a small repository whose API changes.
 func TestReleaseRefuses(t *testing.T) {
 	identity(t)
