@@ -301,7 +301,7 @@ func TestD5ErrorClassIsFromAFixedSet(t *testing.T) {
 	for i := range 20 {
 		u := mustParse(b.authorizationURL("/bank/login"))
 		b.get(fmt.Sprintf("/bank/callback?state=%s&error=made_up_%d", u.Query().Get("state"), i))
-		require.Equal(t, "authorization_error", a.events[len(a.events)-1].ErrorClass)
+		require.Equal(t, "authorization_error", a.lastEvent().ErrorClass)
 	}
 	b.login()
 	require.Contains(t, a.log.String(), "made_up_7", "the log has the bank's own code")

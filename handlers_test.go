@@ -336,7 +336,7 @@ func TestOwnCallbacksThatFail(t *testing.T) {
 			require.NotContains(t, body(resp), "<script>alert")
 			require.Contains(t, body(resp), `href="/bank/login"`, "it offers to start again")
 			require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint), "NOEX")
-			require.Equal(t, test.class, a.events[1].ErrorClass)
+			require.Equal(t, test.class, a.lastEvent().ErrorClass)
 			refused(t, b.get(a.bank.Approve(authURL)))
 			require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint), "the attempt was consumed")
 			require.False(t, b.connected())

@@ -124,6 +124,12 @@ func (a *app) eventTypes() (types []ganbauth.EventType) {
 	return types
 }
 
+func (a *app) lastEvent() ganbauth.Event {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.events[len(a.events)-1]
+}
+
 // spy is the handler behind RequireToken: it says that it was called, and with whose token.
 type spy struct {
 	mu     sync.Mutex

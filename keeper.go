@@ -188,6 +188,7 @@ func (k *keeper) refreshOrJoin(ctx context.Context, key string, t *Token, refuse
 // its turn at the bank. No user waits for a probe.
 func (k *keeper) fly(ctx context.Context, key string, t *Token, needed func(*Token) bool, c class, patient bool) (*Token, error) {
 	var turn *turn
+	spent := *t // the caller goes on with t, and may change it
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (leave func(), err error) {
@@ -199,7 +200,7 @@ func (k *keeper) fly(ctx context.Context, key string, t *Token, needed func(*Tok
 		}
 		return turn.leave, nil
 	}, func(ctx context.Context) (*Token, func(), error) {
-		return k.refreshing(key, t, needed, turn)(ctx)
+		return k.refreshing(key, &spent, needed, turn)(ctx)
 	})
 	if err != nil && turn != nil && turn.probe {
 		return nil, cmp.Or(k.guard.check(), err)

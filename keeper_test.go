@@ -440,7 +440,7 @@ func TestTroubleIsNamed(t *testing.T) {
 				time.Sleep(61 * time.Minute)
 				b.connected()
 				time.Sleep(time.Minute) // the bank is given 30 s, the request 10
-				require.Equal(t, test.class, a.events[len(a.events)-1].ErrorClass)
+				require.Equal(t, test.class, a.lastEvent().ErrorClass)
 				require.Regexp(t, `level=`+test.level+` msg="ganbauth: \w+" duration=\S+ class=`+test.class+` `, a.log.String())
 			})
 		})

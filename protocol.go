@@ -44,8 +44,6 @@ const (
 // refreshing is the flight of one refresh of t, which needed has judged necessary. It has its
 // turn at the bank.
 func (k *keeper) refreshing(key string, t *Token, needed func(*Token) bool, turn *turn) call[*Token] {
-	own := *t // t is served meanwhile, and changed by whoever has it
-	t = &own
 	return func(ctx context.Context) (*Token, func(), error) {
 		for range 3 {
 			next, rest, err := refresh{k, key, t, turn, time.Now()}.run(ctx)
