@@ -30,7 +30,7 @@ func (l load) latencies(expire bool) (live, refreshing latencySample) {
 	b, stop := startBank(200 * time.Millisecond)
 	defer stop()
 	sessions := newUserSessions()
-	kit := must(ganbauth.New(b.connector(nil), sessions.SessionManager, ganbauth.Options{
+	kit := must(ganbauth.New(b.connector(), sessions.SessionManager, ganbauth.Options{
 		RedirectURI: app + "/callback", Scopes: []string{"private:account", "offline_access"}, Logger: discardLog, Store: sessions.tokens,
 	}))
 	h := sessions.LoadAndSave(kit.RequireToken(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))

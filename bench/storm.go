@@ -79,8 +79,7 @@ func (b *bankProcess) expired() *ganbauth.Token {
 		Scope: "private:account offline_access", ExpiresAt: past, IssuedAt: past.Add(-time.Hour)}
 }
 
-func (b *bankProcess) connector(client *http.Client) *ganbauth.Connector {
-	b.Config.HTTPClient = client
+func (b *bankProcess) connector() *ganbauth.Connector {
 	return must(ganbauth.NewConnector(b.ClientID, b.Secret, ganbauth.AuthBasic, b.Config))
 }
 
@@ -93,14 +92,14 @@ type refresher struct {
 
 var refreshers = []refresher{
 	{"**ganbauth**", true, func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
-		kit := must(ganbauth.New(b.connector(nil), nil, ganbauth.Options{
+		kit := must(ganbauth.New(b.connector(), nil, ganbauth.Options{
 			RedirectURI: app + "/callback", Scopes: []string{"private:account", "offline_access"}, Logger: discardLog, Store: store,
 			Key: func(r *http.Request) (string, error) { return r.Header.Get("User"), nil },
 		}))
 		return kit.RequireToken(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	}},
 	{"each request refreshes", true, func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
-		c := b.connector(nil)
+		c := b.connector()
 		return needsToken(store, func(ctx context.Context, user string, t *ganbauth.Token) (*ganbauth.Token, error) {
 			next, err := c.RefreshTokens(ctx, t.RefreshToken)
 			if err == nil {
@@ -110,7 +109,7 @@ var refreshers = []refresher{
 		})
 	}},
 	{"x/sync/singleflight", true, func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
-		c := b.connector(nil)
+		c := b.connector()
 		var group singleflight.Group
 		return needsToken(store, func(ctx context.Context, user string, t *ganbauth.Token) (*ganbauth.Token, error) {
 			next, err, _ := group.Do(user, func() (any, error) {
@@ -199,7 +198,7 @@ func storm(r refresher, n int, spread time.Duration) stormSample {
 	s := stormSample{Name: r.name, Last: time.Since(start), Failed: int(failed.Load())}
 	s.TokenRequests = ask[int](b, "requests") - before
 	t := must(store.Load(context.Background(), kitKey+"alice"))
-	_, err := b.connector(nil).RefreshTokens(context.Background(), t.RefreshToken)
+	_, err := b.connector().RefreshTokens(context.Background(), t.RefreshToken)
 	s.Lost = err != nil
 	return s
 }
