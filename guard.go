@@ -144,6 +144,13 @@ func (g *guard) check() error {
 	return nil
 }
 
+// untilJob returns the time until the next job may go.
+func (g *guard) untilJob() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return time.Until(g.timeOf(forJob))
+}
+
 // queue gives t its turn, a place in the queue, or an error. The caller holds g.mu.
 func (g *guard) queue(now time.Time, t *turn, patient bool) error {
 	switch {
@@ -231,13 +238,17 @@ func (g *guard) next(now time.Time) (t *turn, at time.Time) {
 		if front == nil || !g.room(now, c) {
 			continue
 		}
-		at = g.pace.next
-		if c == forJob && g.pace.limit == 0 && g.nextJob.After(at) {
-			at = g.nextJob
-		}
-		return front.Value.(*turn), at
+		return front.Value.(*turn), g.timeOf(c)
 	}
 	return nil, time.Time{}
+}
+
+// timeOf returns when the next of the class may go.
+func (g *guard) timeOf(c class) time.Time {
+	if c == forJob && g.pace.limit == 0 && g.nextJob.After(g.pace.next) {
+		return g.nextJob
+	}
+	return g.pace.next
 }
 
 // room reports whether one more of the class may be under way.
@@ -277,9 +288,9 @@ func (g *guard) grant(now time.Time, t *turn) {
 	close(t.ready)
 }
 
-func (t *turn) refuse(err error) {
-	t.refused = err
-	close(t.ready)
+func (tn *turn) refuse(err error) {
+	tn.refused = err
+	close(tn.ready)
 }
 
 // wakeAt has dispatch called at that time, if there is one.
@@ -302,12 +313,19 @@ func (g *guard) wakeAt(now, at time.Time) {
 }
 
 // sent is called when the request goes out.
-func (t *turn) sent() {
-	g := t.guard
+func (tn *turn) sent() {
+	g := tn.guard
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	t.sentAt, t.heard = time.Now(), false
-	t.late = time.AfterFunc(maxWait, func() { t.answered(&TokenError{err: errOverdue}, time.Time{}) })
+	tn.sentAt, tn.heard = time.Now(), false
+	tn.late = time.AfterFunc(maxWait, func() { tn.answered(&TokenError{err: errOverdue}, time.Time{}) })
+}
+
+// wasSent reports whether the request has gone out.
+func (tn *turn) wasSent() bool {
+	tn.guard.mu.Lock()
+	defer tn.guard.mu.Unlock()
+	return !tn.sentAt.IsZero()
 }
 
 // errOverdue stands for the answer of a bank that has not answered within maxWait.
@@ -315,19 +333,19 @@ var errOverdue = context.DeadlineExceeded
 
 // answered is called with what came of the request. The user of a refresh has been
 // failing since that time, which is zero if the last refresh was well.
-func (t *turn) answered(err error, failingSince time.Time) {
-	g, now := t.guard, time.Now()
+func (tn *turn) answered(err error, failingSince time.Time) {
+	g, now := tn.guard, time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	t.late.Stop()
+	tn.late.Stop()
 	sign := signOf(err)
-	if t.left || t.heard && sign != signAlive {
+	if tn.left || tn.heard && sign != signAlive {
 		return
 	}
-	t.heard = true
+	tn.heard = true
 	// What a browser sends to the callback must not decide for others: a login counts only
 	// as a probe.
-	counts := t.class != forLogin || t.probe
+	counts := tn.class != forLogin || tn.probe
 	switch {
 	case sign == signAlive:
 		g.answers.add(now)
@@ -337,9 +355,9 @@ func (t *turn) answered(err error, failingSince time.Time) {
 			g.pace.restart(now)
 			g.tell(slog.LevelInfo, "ganbauth: the bank is back", "away", now.Sub(since))
 		}
-	case sign == signTooMany && !g.pace.tooMany(now, t.sentAt, hintOf(err), g.answers.sum(now)):
+	case sign == signTooMany && !g.pace.tooMany(now, tn.sentAt, hintOf(err), g.answers.sum(now)):
 		// It was sent before the bank's last word on that.
-	case counts && g.breaker.failed(now, t, sign, err, failingSince):
+	case counts && g.breaker.failed(now, tn, sign, err, failingSince):
 		g.tell(slog.LevelWarn, "ganbauth: the bank is away; one token request at a time looks for it", "error", err)
 		g.refuseAll(now)
 	}
@@ -358,25 +376,25 @@ func (g *guard) refuseAll(now time.Time) {
 }
 
 // leave ends the turn. One that was not used is not lost.
-func (t *turn) leave() {
-	g, now := t.guard, time.Now()
+func (tn *turn) leave() {
+	g, now := tn.guard, time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if t.left {
+	if tn.left {
 		return
 	}
-	t.left = true
-	g.out[t.class]--
-	if t.late != nil {
-		t.late.Stop()
+	tn.left = true
+	g.out[tn.class]--
+	if tn.late != nil {
+		tn.late.Stop()
 	}
-	if t.sentAt.IsZero() {
+	if tn.sentAt.IsZero() {
 		g.pace.giveBack(now)
-		if t.class == forJob {
+		if tn.class == forJob {
 			g.nextJob = now
 		}
 	}
-	if g.breaker.probe == t {
+	if g.breaker.probe == tn {
 		g.breaker.probe = nil
 	}
 	g.dispatch(now)
@@ -446,60 +464,65 @@ type breaker struct {
 // failed counts a failure, and reports whether it means that the bank is away from now
 // on. A user who was already failing while the bank dealt with others says nothing about
 // the bank.
-func (b *breaker) failed(now time.Time, t *turn, s sign, err error, failingSince time.Time) (opened bool) {
-	if b.away && b.probe != t || !failingSince.IsZero() && failingSince.Before(b.answerAt) {
+func (br *breaker) failed(now time.Time, t *turn, s sign, err error, failingSince time.Time) (opened bool) {
+	if br.away && br.probe != t || !failingSince.IsZero() && failingSince.Before(br.answerAt) {
 		return false
 	}
-	if at := now.Add(hintOf(err)); at.After(b.notUntil) {
-		b.notUntil = at
+	if at := now.Add(hintOf(err)); at.After(br.notUntil) {
+		br.notUntil = at
 	}
-	b.cause = err
-	if b.away {
-		b.pause(now)
+	br.cause = err
+	if br.away {
+		br.pause(now)
 		return false
 	}
-	if b.failing == nil {
-		b.failing, b.since = map[string]sign{}, now
+	if br.failing == nil {
+		br.failing, br.since = map[string]sign{}, now
 	}
-	b.failing[t.key] = max(b.failing[t.key], s)
+	br.failing[t.key] = max(br.failing[t.key], s)
 	away := 0
-	for _, s := range b.failing {
+	for _, s := range br.failing {
 		if s != signUnclear {
 			away++
 		}
 	}
-	if away < fewAway && len(b.failing) < manyUnclear {
+	if away < fewAway && len(br.failing) < manyUnclear {
 		return false
 	}
-	b.away, b.failing = true, nil
-	b.pause(now)
+	br.away, br.failing = true, nil
+	br.pause(now)
 	return true
 }
 
 // pause sets the time of the next probe. Machines that found out together look again
 // apart.
-func (b *breaker) pause(now time.Time) {
-	wait := min(max(now.Sub(b.since)/4, minProbePause), maxProbePause)
-	b.until = now.Add(wait - jitter(wait/5))
-	if b.notUntil.After(b.until) {
-		b.until = b.notUntil
+func (br *breaker) pause(now time.Time) {
+	wait := min(max(now.Sub(br.since)/4, minProbePause), maxProbePause)
+	br.until = now.Add(wait - jitter(wait/5))
+	if br.notUntil.After(br.until) {
+		br.until = br.notUntil
 	}
 }
 
 // answered forgets the failures, and reports whether the bank was away until now.
-func (b *breaker) answered(now time.Time) (back bool) {
-	back = b.away
-	*b = breaker{answerAt: now}
+func (br *breaker) answered(now time.Time) (back bool) {
+	back = br.away
+	*br = breaker{answerAt: now}
 	return back
 }
 
-func (b *breaker) mayProbe(now time.Time) bool { return b.probe == nil && !now.Before(b.until) }
+func (br *breaker) mayProbe(now time.Time) bool { return br.probe == nil && !now.Before(br.until) }
 
 // refusal is what those are told who cannot be served while the bank is away.
-func (b *breaker) refusal(now time.Time) error {
-	wait := max(b.until.Sub(now), retrySoon)
-	return &unavailableError{b.cause, wait + jitter(wait/4)}
+func (br *breaker) refusal(now time.Time) error {
+	wait := max(br.until.Sub(now), retrySoon)
+	return &awayError{&unavailableError{br.cause, wait + jitter(wait/4)}}
 }
+
+// awayError is an unavailableError while the bank is away for everybody.
+type awayError struct{ *unavailableError }
+
+func (e *awayError) Unwrap() error { return e.unavailableError }
 
 // jitter returns a random time of less than d.
 func jitter(d time.Duration) time.Duration { return time.Duration(rand.Int64N(int64(max(d, 1)))) }
@@ -525,97 +548,97 @@ type pace struct {
 }
 
 // perSecond returns the rate, or 0 if there is none.
-func (p *pace) perSecond() float64 {
-	if p.limit > 0 && (p.rate == 0 || p.rate > p.limit) {
-		return p.limit
+func (pc *pace) perSecond() float64 {
+	if pc.limit > 0 && (pc.rate == 0 || pc.rate > pc.limit) {
+		return pc.limit
 	}
-	return p.rate
+	return pc.rate
 }
 
 // interval returns the time between two requests.
-func (p *pace) interval() time.Duration {
-	if rate := p.perSecond(); rate > 0 {
+func (pc *pace) interval() time.Duration {
+	if rate := pc.perSecond(); rate > 0 {
 		return time.Duration(float64(time.Second) / rate)
 	}
 	return 0
 }
 
 // timeFor returns the time until the last of n requests may be sent.
-func (p *pace) timeFor(now time.Time, n int) time.Duration {
-	wait := max(p.next.Sub(now), 0)
-	if !p.learning { // else the rate is not known yet
-		wait += time.Duration(n-1) * p.interval()
+func (pc *pace) timeFor(now time.Time, n int) time.Duration {
+	wait := max(pc.next.Sub(now), 0)
+	if !pc.learning { // else the rate is not known yet
+		wait += time.Duration(n-1) * pc.interval()
 	}
 	return wait
 }
 
 // take counts a request that is sent now.
-func (p *pace) take(now time.Time) {
-	if p.rate > 0 && !p.learning && now.Sub(p.waited) > rateKept {
-		p.rate, p.ceiling = 0, 0
+func (pc *pace) take(now time.Time) {
+	if pc.rate > 0 && !pc.learning && now.Sub(pc.waited) > rateKept {
+		pc.rate, pc.ceiling = 0, 0
 	}
-	if p.next.Before(now) {
-		p.next = now
+	if pc.next.Before(now) {
+		pc.next = now
 	}
-	p.next = p.next.Add(p.interval())
+	pc.next = pc.next.Add(pc.interval())
 }
 
 // giveBack counts out a request that was not sent.
-func (p *pace) giveBack(now time.Time) {
-	if !p.learning {
-		p.next = p.next.Add(-p.interval())
+func (pc *pace) giveBack(now time.Time) {
+	if !pc.learning {
+		pc.next = pc.next.Add(-pc.interval())
 	}
 }
 
 // answered raises the rate.
-func (p *pace) answered() {
+func (pc *pace) answered() {
 	switch {
-	case p.learning:
-		p.took++
-	case p.rate == 0:
-	case p.ceiling == 0:
-		p.rate++
-	case p.rate < 1.05*p.ceiling:
-		p.rate += 0.001
+	case pc.learning:
+		pc.took++
+	case pc.rate == 0:
+	case pc.ceiling == 0:
+		pc.rate++
+	case pc.rate < 1.05*pc.ceiling:
+		pc.rate += 0.001
 	default:
-		p.rate += 0.1
+		pc.rate += 0.1
 	}
 }
 
 // tooMany holds requests back after a 429. It reports whether the refused request was
 // sent after the last refusal: those that were under way together are refused together.
-func (p *pace) tooMany(now, sent time.Time, hint time.Duration, took int) (again bool) {
-	if at := now.Add(max(hint, time.Second)); at.After(p.next) {
-		p.next = at
+func (pc *pace) tooMany(now, sent time.Time, hint time.Duration, took int) (again bool) {
+	if at := now.Add(max(hint, time.Second)); at.After(pc.next) {
+		pc.next = at
 	}
-	if again = sent.After(p.refused); again {
-		p.learning, p.took = true, took
+	if again = sent.After(pc.refused); again {
+		pc.learning, pc.took = true, took
 	}
-	p.refused = now
+	pc.refused = now
 	return again
 }
 
 // learn sets the rate when requests may be sent again, and reports whether there was
 // none.
-func (p *pace) learn(now time.Time) (first bool) {
-	if !p.learning || p.next.After(now) {
+func (pc *pace) learn(now time.Time) (first bool) {
+	if !pc.learning || pc.next.After(now) {
 		return false
 	}
-	first = p.rate == 0
-	took := float64(max(p.took, 1))
-	if p.ceiling = p.perSecond(); p.ceiling == 0 || took < 0.8*p.ceiling {
-		p.ceiling = took
+	first = pc.rate == 0
+	took := float64(max(pc.took, 1))
+	if pc.ceiling = pc.perSecond(); pc.ceiling == 0 || took < 0.8*pc.ceiling {
+		pc.ceiling = took
 	}
-	p.rate, p.learning, p.waited = max(0.95*p.ceiling, minRate), false, now
+	pc.rate, pc.learning, pc.waited = max(0.95*pc.ceiling, minRate), false, now
 	return first
 }
 
 // restart begins with a low rate, because everybody comes when the bank is back.
-func (p *pace) restart(now time.Time) {
-	if p.rate == 0 || p.rate > firstRate {
-		p.rate, p.ceiling = firstRate, 0
+func (pc *pace) restart(now time.Time) {
+	if pc.rate == 0 || pc.rate > firstRate {
+		pc.rate, pc.ceiling = firstRate, 0
 	}
-	p.learning, p.waited = false, now
+	pc.learning, pc.waited = false, now
 }
 
 // meter counts what has happened in the last ten tenths.

@@ -4,77 +4,517 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+	"log/slog"
+	"math"
+	"sync"
 	"time"
 )
 
 const (
-	refreshPace     = time.Second // the bank asks for about one request a second per client
-	maxFailuresAway = 3           // in a row: the bank is away, not the user
-	expiringLock    = "keepalive"
+	// keepAliveLock is the name of the lock of the process that keeps tokens alive, behind
+	// the kit's name. No store key has two slashes in a row.
+	keepAliveLock = "//keepalive"
+
+	// maxLead is how long before its expiry a token is refreshed by KeepAlive: half of the
+	// token's life, but no longer than this, which outlasts every maintenance of the bank.
+	maxLead = 24 * time.Hour
+
+	// turnOfDuty is how long a KeepAlive holds its lock before it gives others the chance. If a
+	// process lost the lock because it was suspended, two are at work until then.
+	turnOfDuty = time.Hour
+
+	// A pass through the tokens begins at the front again after frontAfter, because somebody
+	// may have connected who has to be refreshed first.
+	pageSize   = 100
+	frontAfter = 30 * time.Second
+
+	// When nothing is to be done, the next look is after a tenth of the shortest lead.
+	minLook, maxLook = time.Second, time.Minute
+
+	// A key whose refresh has failed waits, longer each time, while others go on.
+	minBackOff, maxBackOff = time.Minute, time.Hour
+
+	// storeAway is how many keys in a row may fail to load before the store counts as away.
+	storeAway = 10
+
+	listTimeout = time.Minute
 )
 
-// RefreshExpiring refreshes the tokens that end within that time, with no user around, and returns how many it has:
-// the bank stops its webhooks for a user whose token lapses. Run it from time to time, hourly for instance with a
-// within of two hours; the Store must be an [ExpiryLister].
-//
-// It makes one token request a second at most, goes on after users who have to connect again, and gives up after
-// three failures of the bank in a row, with the last error. With a Locker one process does it at a time: the others
-// return 0 and no error. It ends with ctx, and may be begun again at any time.
-func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int, err error) {
-	if err := k.usable(); err != nil {
-		return 0, err
+// pages reads the index of a store: the tokens that expire soonest, page after page.
+type pages interface {
+	next(ctx context.Context, after Expiry, before time.Time) ([]Expiry, error)
+}
+
+// pagesOf returns the pages of a store, or nil if it cannot list.
+func pagesOf(store TokenStore, r *records) pages {
+	if pager, ok := store.(ExpiryPager); ok {
+		return pagedStore{pager, r}
 	}
-	if k.lister == nil {
-		return 0, errors.New("ganbauth: RefreshExpiring needs a Store that is an ExpiryLister")
+	if lister, ok := store.(ExpiryLister); ok {
+		return &listedStore{lister: lister, records: r}
 	}
-	if k.keeper.records.locker != nil {
-		soon, cancel := context.WithTimeout(ctx, refreshPace)
-		defer cancel()
-		unlock, err := k.keeper.records.lock(soon, k.owners.kit+"//"+expiringLock)
-		switch {
-		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-			return 0, nil
-		case err != nil:
-			return 0, fmt.Errorf("ganbauth: lock: %w", err)
-		}
-		defer unlock()
-	}
-	before := time.Now().Add(within)
-	var keys []string
-	err = k.keeper.records.safely(ctx, func() (err error) {
-		keys, err = k.lister.Expiring(ctx, before)
-		return err
+	return nil
+}
+
+type pagedStore struct {
+	pager   ExpiryPager
+	records *records
+}
+
+func (s pagedStore) next(ctx context.Context, after Expiry, before time.Time) ([]Expiry, error) {
+	return listed(ctx, s.records, func(ctx context.Context) ([]Expiry, error) {
+		return s.pager.ExpiringAfter(ctx, after, before, pageSize)
 	})
-	if err != nil {
-		return 0, fmt.Errorf("ganbauth: list tokens: %w", err)
+}
+
+// listedStore cuts pages from a list. It reads the list again for each first page.
+type listedStore struct {
+	lister  ExpiryLister
+	records *records
+	keys    []string
+}
+
+func (s *listedStore) next(ctx context.Context, after Expiry, before time.Time) (page []Expiry, err error) {
+	if after == (Expiry{}) {
+		s.keys, err = listed(ctx, s.records, func(ctx context.Context) ([]string, error) {
+			return s.lister.Expiring(ctx, before)
+		})
 	}
-	failures := 0
-	for _, key := range keys {
-		if !strings.HasPrefix(key, k.owners.kit+"/") {
-			continue // another kit's
-		}
-		start := time.Now()
-		refreshed, err := k.keeper.ahead(ctx, key, before)
+	n := min(len(s.keys), pageSize)
+	for _, key := range s.keys[:n] {
+		page = append(page, Expiry{Key: key})
+	}
+	s.keys = s.keys[n:]
+	return page, err
+}
+
+func listed[V any](ctx context.Context, r *records, list func(context.Context) (V, error)) (V, error) {
+	v, err := await(ctx, r, listTimeout, list, nil)
+	if err != nil {
+		err = unavailable("ganbauth: list tokens: %w", err)
+	}
+	return v, err
+}
+
+// engine keeps tokens alive: the one behind [Kit.KeepAlive] and [Kit.RefreshExpiring].
+type engine struct {
+	*keeper
+	lock  string     // of the process that does it
+	store TokenStore // that lists
+	owned func(storeKey string) (owner, bool)
+	about func(context.Context, owner) context.Context
+	runs
+}
+
+// errHeld means that another call keeps the tokens alive, in this process or in another one
+// that lives.
+var errHeld = errors.New("ganbauth: tokens are being kept alive by another process or call")
+
+// keepAlive takes the lock and keeps tokens alive, again and again until ctx ends.
+func (en *engine) keepAlive(ctx context.Context) error {
+	for wait := minLook; ; wait = min(2*wait, maxLook) {
+		begun := time.Now()
+		err := en.locked(ctx, func() error { return en.begin(time.Time{}).forever(ctx) })
 		switch {
 		case ctx.Err() != nil:
-			return n, ctx.Err()
-		case refreshed:
-			n++
-			failures = 0
-		case err != nil && !errors.Is(err, ErrLoginRequired):
-			if failures++; failures == maxFailuresAway {
-				return n, err
+			return context.Cause(ctx)
+		case err == nil, errors.Is(err, errHeld):
+			wait = 0
+			continue
+		case time.Since(begun) > maxLook:
+			wait = minLook
+		}
+		en.say(ctx, slog.LevelError, "ganbauth: tokens are not kept alive", "error", err, "again_in", wait)
+		_ = pause(ctx, wait)
+	}
+}
+
+// refreshExpiring refreshes once what expires within that time.
+func (en *engine) refreshExpiring(ctx context.Context, within time.Duration) (n int, err error) {
+	before := time.Now().Add(within)
+	err = en.locked(ctx, func() (err error) {
+		n, err = en.begin(before).once(ctx)
+		return err
+	})
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return n, err
+}
+
+func (en *engine) begin(before time.Time) *keeping {
+	return &keeping{engine: en, pages: pagesOf(en.store, en.records), before: before, begun: time.Now()}
+}
+
+// locked calls work under the lock, for which it waits longer than a dead holder's lease. The
+// error is errHeld if a living one has it.
+func (en *engine) locked(ctx context.Context, work func() error) error {
+	soon, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	leave, err := en.one.lock(soon, "")
+	if err == nil {
+		defer leave()
+		if en.records.locker != nil {
+			var unlock func()
+			if unlock, err = en.records.lock(soon, en.lock); err == nil {
+				defer unlock()
 			}
 		}
-		if !refreshed && err == nil {
-			continue // nothing was asked of the bank
+	}
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = &unavailableError{errHeld, time.Minute}
+	}
+	if err != nil {
+		return err
+	}
+	return work()
+}
+
+// keeping is one time of keeping tokens alive, under its lock.
+type keeping struct {
+	*engine
+	pages  pages
+	before time.Time // when those expire that are refreshed once; zero: keep alive forever
+	begun  time.Time
+
+	underWay sync.WaitGroup
+
+	mu       sync.Mutex // of what the refreshes under way change
+	asked    int        // token requests
+	n        int        // tokens that were refreshed
+	failing  map[string]backOff
+	early    map[string]struct{} // keys that were refreshed in the second in which it begun
+	shortest time.Duration       // the shortest lead of a token that was seen
+	longest  time.Duration       // the longest, in this pass
+
+	lapsed     *Token // one that had expired when its turn came
+	unreadable int    // entries of this pass
+	empty      int
+	failed     int   // to load, in a row
+	fault      error // the last one
+	reported   bool
+	counted    time.Time // when the tokens have last been counted
+}
+
+// backOff is a key that waits after failures.
+type backOff struct {
+	failures int
+	until    time.Time
+}
+
+// lead returns how long before its expiry KeepAlive refreshes t.
+func lead(t *Token) time.Duration {
+	return min(max(t.ExpiresAt.Sub(t.IssuedAt)/2, 0), maxLead)
+}
+
+// isDue reports whether KeepAlive refreshes t now.
+func isDue(t *Token) bool { return time.Until(t.ExpiresAt) <= lead(t) }
+
+// forever keeps tokens alive for turnOfDuty. It ends early when the store fails.
+func (ke *keeping) forever(ctx context.Context) error {
+	for reach := maxLead; time.Since(ke.begun) < turnOfDuty; {
+		complete, err := ke.pass(ctx, time.Now().Add(reach))
+		if away := (*awayError)(nil); errors.As(err, &away) {
+			err = pause(ctx, away.wait())
+			complete = false
 		}
-		select {
-		case <-time.After(time.Until(start.Add(refreshPace))):
-		case <-ctx.Done():
-			return n, ctx.Err()
+		if err != nil {
+			return err
+		}
+		ke.warnOfRate(ctx)
+		if !complete {
+			continue
+		}
+		ke.report(ctx)
+		look := maxLook
+		if ke.shortest > 0 {
+			look = min(max(ke.shortest/10, minLook), maxLook)
+		}
+		if ke.longest > 0 { // the first pass has seen all that expire within a day
+			reach = ke.longest + look
+		}
+		if err := pause(ctx, look); err != nil {
+			return err
 		}
 	}
-	return n, nil
+	return nil
+}
+
+// once refreshes what is due now and returns how many tokens it has refreshed.
+func (ke *keeping) once(ctx context.Context) (n int, err error) {
+	_, err = ke.pass(ctx, ke.before)
+	ke.warnOfRate(ctx)
+	ke.report(ctx)
+	if err == nil && ke.asked > 0 {
+		// The pace holds across runs and across processes.
+		err = pause(ctx, ke.guard.untilJob())
+	}
+	if err == nil && ke.fault != nil {
+		err = fmt.Errorf("ganbauth: not all tokens can be kept alive: %w", ke.fault)
+	}
+	return ke.n, err
+}
+
+// pass goes through the tokens that expire before that time, the soonest first. It reports
+// whether it has reached the last.
+func (ke *keeping) pass(ctx context.Context, before time.Time) (complete bool, err error) {
+	defer ke.underWay.Wait()
+	ke.unreadable, ke.empty, ke.failed, ke.longest = 0, 0, 0, 0
+	begun := time.Now()
+	for after := (Expiry{}); ; {
+		page, err := ke.pages.next(ctx, after, before)
+		if err != nil {
+			return false, err
+		}
+		asked := ke.asked
+		for _, e := range page {
+			if err := ke.keep(ctx, e.Key); err != nil {
+				return false, err
+			}
+		}
+		if len(page) < pageSize {
+			return true, nil
+		}
+		ke.underWay.Wait()
+		if ke.before.IsZero() && ke.asked > asked && time.Since(begun) > frontAfter {
+			return false, nil
+		}
+		after = page[len(page)-1]
+	}
+}
+
+// keep refreshes the token under storeKey if it is due. Trouble of this key alone is no error.
+func (ke *keeping) keep(ctx context.Context, storeKey string) error {
+	who, ok := ke.owned(storeKey)
+	if !ok || ke.waits(storeKey) {
+		return nil
+	}
+	ctx = ke.about(ctx, who)
+	t, err := ke.look(ctx, storeKey)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, ErrLoginRequired):
+		ke.empty++
+		return nil
+	case errors.Is(err, errSealed):
+		ke.unreadable++
+		ke.fault = err
+		return nil
+	case err != nil:
+		ke.fault = err
+		ke.backOff(storeKey)
+		if ke.failed++; ke.failed == storeAway {
+			return err
+		}
+		return nil
+	}
+	ke.failed = 0
+	ke.see(t)
+	if t.RefreshToken == "" || !ke.due(storeKey, t) || ke.coolDowns.check(storeKey) != nil || ke.unsaved.get(storeKey) != nil {
+		return nil
+	}
+	turn, err := ke.guard.enter(ctx, storeKey, forJob, true)
+	if err != nil {
+		return err
+	}
+	if !t.Valid() {
+		ke.lapsed = t
+	}
+	ke.underWay.Go(func() { ke.refreshed(storeKey, t, turn, ctx) })
+	return nil
+}
+
+// refreshed refreshes t in its turn.
+func (ke *keeping) refreshed(storeKey string, t *Token, turn *turn, ctx context.Context) {
+	next, err := ke.ahead(ctx, storeKey, t, func(cur *Token) bool { return ke.due(storeKey, cur) }, turn)
+	if turn.wasSent() {
+		ke.mu.Lock()
+		ke.asked++
+		ke.mu.Unlock()
+	}
+	switch {
+	case ctx.Err() != nil, errors.Is(err, ErrLoginRequired):
+	case err != nil:
+		ke.backOff(storeKey)
+	case next.AccessToken != t.AccessToken:
+		ke.see(next)
+		ke.mu.Lock()
+		defer ke.mu.Unlock()
+		ke.n++
+		delete(ke.failing, storeKey)
+		if next.IssuedAt.Equal(seconds(ke.begun)) && !ke.before.IsZero() {
+			if ke.early == nil {
+				ke.early = map[string]struct{}{}
+			}
+			ke.early[storeKey] = struct{}{}
+		}
+	}
+}
+
+// due reports whether t is to be refreshed now. What was issued since the beginning, by this
+// run for one, is not refreshed once more before half of its life is over.
+func (ke *keeping) due(storeKey string, t *Token) bool {
+	switch {
+	case ke.before.IsZero():
+		return isDue(t)
+	case !t.ExpiresAt.Before(ke.before):
+		return false
+	case isDue(t):
+		return true
+	}
+	ke.mu.Lock()
+	defer ke.mu.Unlock()
+	_, early := ke.early[storeKey]
+	return !early && !t.IssuedAt.After(ke.begun)
+}
+
+// see learns how early tokens are refreshed.
+func (ke *keeping) see(t *Token) {
+	ke.mu.Lock()
+	defer ke.mu.Unlock()
+	l := lead(t)
+	ke.longest = max(ke.longest, l)
+	if l > 0 && (ke.shortest == 0 || l < ke.shortest) {
+		ke.shortest = l
+	}
+}
+
+// waits reports whether the key has failed and its time has not come again.
+func (ke *keeping) waits(storeKey string) bool {
+	ke.mu.Lock()
+	defer ke.mu.Unlock()
+	return time.Now().Before(ke.failing[storeKey].until)
+}
+
+// backOff lets the others go first for a while.
+func (ke *keeping) backOff(storeKey string) {
+	ke.mu.Lock()
+	defer ke.mu.Unlock()
+	if ke.failing == nil {
+		ke.failing = map[string]backOff{}
+	}
+	b := ke.failing[storeKey]
+	wait := min(minBackOff<<min(b.failures, 10), maxBackOff)
+	ke.failing[storeKey] = backOff{b.failures + 1, time.Now().Add(wait - jitter(wait/4))}
+}
+
+// report logs once what cannot be kept alive.
+func (ke *keeping) report(ctx context.Context) {
+	if ke.reported || ke.fault == nil && ke.empty == 0 {
+		return
+	}
+	ke.reported = true
+	level := slog.LevelInfo
+	args := []any{"without_token", ke.empty}
+	if ke.fault != nil {
+		level = slog.LevelError
+		args = append(args, "unreadable", ke.unreadable, "error", ke.fault)
+	}
+	ke.say(ctx, level, "ganbauth: not every entry of the store can be kept alive", args...)
+}
+
+// warnOfRate warns if tokens expire before their turn because the rate is too low for their
+// number.
+func (ke *keeping) warnOfRate(ctx context.Context) {
+	t, took := ke.lapsed, time.Since(ke.begun)
+	if t == nil || took < time.Minute || time.Since(ke.counted) < turnOfDuty {
+		return
+	}
+	ke.lapsed, ke.counted = nil, time.Now()
+	life := min(t.ExpiresAt.Sub(t.IssuedAt), maxLead)
+	n, err := ke.count(ctx, time.Now().Add(life))
+	if err != nil {
+		return // the next pass meets it, too
+	}
+	needed, reached := perSecond(n, life), perSecond(ke.asked, took)
+	if needed <= reached {
+		return
+	}
+	ke.say(ctx, slog.LevelWarn, "ganbauth: tokens expire before they are refreshed, because too few token requests a second are "+
+		"allowed: see Options.TokenRate", "tokens", n, "expire_within", life, "needed_per_second", needed, "reached_per_second", reached)
+}
+
+// count returns how many tokens expire before that time.
+func (ke *keeping) count(ctx context.Context, before time.Time) (n int, err error) {
+	for after := (Expiry{}); ; {
+		page, err := ke.pages.next(ctx, after, before)
+		if n += len(page); err != nil || len(page) < pageSize {
+			return n, err
+		}
+		after = page[len(page)-1]
+	}
+}
+
+func perSecond(n int, d time.Duration) float64 {
+	return math.Round(float64(n)/d.Seconds()*100) / 100
+}
+
+// pause waits for d, or for ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// runs are the calls that keep tokens alive in this process. Shutdown ends them.
+type runs struct {
+	mu   sync.Mutex
+	over bool
+	m    map[*run]struct{}
+
+	one keyedMutex // one at a time
+}
+
+type run struct {
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+}
+
+// errShutdown is what a run returns that Shutdown has ended.
+var errShutdown = fmt.Errorf("ganbauth: ended by Shutdown: %w", context.Canceled)
+
+// start returns the context of a new run. The caller calls end.
+func (r *runs) start(ctx context.Context) (_ context.Context, end func(), err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return nil, nil, errShutdown
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	this := &run{cancel, make(chan struct{})}
+	if r.m == nil {
+		r.m = map[*run]struct{}{}
+	}
+	r.m[this] = struct{}{}
+	return ctx, func() {
+		cancel(nil)
+		close(this.done)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.m, this)
+	}, nil
+}
+
+// shutdown ends all runs and waits for their ends, and lets no other begin.
+func (r *runs) shutdown(ctx context.Context) error {
+	r.mu.Lock()
+	r.over = true
+	var all []*run
+	for this := range r.m {
+		this.cancel(errShutdown)
+		all = append(all, this)
+	}
+	r.mu.Unlock()
+	for _, this := range all {
+		select {
+		case <-this.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }

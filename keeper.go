@@ -76,31 +76,36 @@ func (k *keeper) replace(ctx context.Context, key, refused string) (*Token, erro
 
 var errRefused = errors.New("ganbauth: the bank's API refuses the token")
 
-// ahead refreshes key's token if it expires before that time, and reports whether it has.
-func (k *keeper) ahead(ctx context.Context, key string, before time.Time) (refreshed bool, err error) {
-	t, err := k.load(ctx, key)
-	if err != nil || t.RefreshToken == "" || !t.ExpiresAt.Before(before) {
-		return false, err
+// ahead refreshes t, for which it has a turn at the bank, if another flight does not.
+func (k *keeper) ahead(ctx context.Context, key string, t *Token, needed func(*Token) bool, turn *turn) (*Token, error) {
+	used := false
+	next, err := k.refreshes.do(ctx, key, func(context.Context) (leave func(), err error) {
+		used = true
+		return turn.leave, nil
+	}, k.refreshing(key, t, needed, turn))
+	if !used {
+		turn.leave()
 	}
-	if err := k.coolDowns.check(key); err != nil {
-		return false, err
-	}
-	needed := func(t *Token) bool { return t.ExpiresAt.Before(before) }
-	next, err := k.fly(ctx, key, t, needed, forJob, true)
-	return err == nil && next.AccessToken != t.AccessToken, err
+	return next, err
 }
 
 // load returns key's token: the one that the store has, or a newer one that the store has
 // not taken yet.
 func (k *keeper) load(ctx context.Context, key string) (*Token, error) {
+	t, err := k.look(ctx, key)
+	if errors.Is(err, errSealed) {
+		k.say(ctx, slog.LevelError, "ganbauth: a stored token cannot be read", "error", err)
+	}
+	return t, err
+}
+
+// look is load, and its errors are not logged.
+func (k *keeper) look(ctx context.Context, key string) (*Token, error) {
 	if t := k.unsaved.get(key); t != nil {
 		return t, nil
 	}
 	t, err := k.records.load(ctx, key)
 	switch {
-	case errors.Is(err, errSealed):
-		k.say(ctx, slog.LevelError, "ganbauth: a stored token cannot be read", "error", err)
-		return nil, err
 	case err != nil:
 		return nil, err
 	case !isToken(t):

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -33,7 +34,7 @@ type Kit struct {
 	pkce                       bool
 	onError                    func(http.ResponseWriter, *http.Request, error)
 	errorPage                  *template.Template
-	lister                     ExpiryLister // nil if the store is none
+	engine                     *engine // nil if the store cannot list
 	owners
 	observer
 }
@@ -72,7 +73,6 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		pkce:          s.PKCE,
 		onError:       s.OnError,
 		errorPage:     s.ErrorPage,
-		lister:        s.lister,
 		attempts:      s.attempts,
 		observer:      o,
 		owners: owners{
@@ -81,6 +81,9 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 	}
 	k.keeper = &keeper{connector: c, records: s.records, leeway: s.RefreshLeeway, guard: newGuard(s.TokenRate, o), observer: o}
 	k.keeper.records.observer = o
+	if pagesOf(s.Store, s.records) != nil {
+		k.engine = &engine{keeper: k.keeper, lock: s.Name + keepAliveLock, store: s.Store, owned: k.owned, about: k.about}
+	}
 	k.exchanges = &flights[*connection]{keep: rememberLogin, forgotten: k.forgetLogin}
 	k.api = &bankAPI{k.keeper, c.http.Transport, s.hosts}
 	s.warn(c, sessions)
@@ -257,15 +260,78 @@ func (k *Kit) Disconnect(ctx context.Context, key string, connection ...string) 
 	return k.keeper.drop(ctx, who.storeKey)
 }
 
-// Shutdown waits until every token that the bank has issued is stored, or until ctx ends,
-// whose error it then returns. A refresh goes on when its request has gone: call Shutdown
-// after [http.Server.Shutdown] and before the process ends. The Kit can be used during and
-// after it.
+// KeepAlive keeps every token of the Store alive until ctx ends or [Kit.Shutdown] is called,
+// whose error it then returns: the bank stops its webhooks for a user whose token lapses. Run
+// it in every process, in a goroutine of its own:
+//
+//	go bank.KeepAlive(ctx)
+//
+// A token is refreshed when half of its life is over, or 24 hours before it expires if that
+// is later. What expires soonest goes first; a key whose refresh fails waits, longer each time,
+// while others go on. KeepAlive makes as many token requests a second as Options.TokenRate
+// says, by default one, and lets users go first. The log warns if that is too few for the
+// number of tokens.
+//
+// With a Locker one process does it, and another takes over when that process ends: within
+// two leases if it has died. While the bank is away one request at a time looks for it. While
+// the Store or the Locker fails, KeepAlive logs so and tries again.
+//
+// It fails at once if the Store is neither an [ExpiryPager] nor an [ExpiryLister]. It needs
+// memory for a hundred tokens, and for the keys whose refreshes fail.
+func (k *Kit) KeepAlive(ctx context.Context) error {
+	ctx, end, err := k.startEngine(ctx, "KeepAlive")
+	if err != nil {
+		return err
+	}
+	defer end()
+	return k.engine.keepAlive(ctx)
+}
+
+// RefreshExpiring refreshes the tokens that expire within that time, and returns how many it
+// has refreshed. It is for schedulers that come and go; [Kit.KeepAlive] does more, with less
+// to get wrong. Its order, its pace, its lock and what it needs of the Store are KeepAlive's.
+//
+// A token whose refresh fails is left for the next call. If the bank is away for everybody,
+// or the Store fails, RefreshExpiring ends with that error. If tokens cannot be read, it
+// refreshes the others and returns an error in the end. While another process or call keeps
+// the tokens alive, it waits for 30 seconds, which is longer than the lease of a process
+// that has died, and then returns an [ErrUnavailable]. It ends with ctx.
+func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int, err error) {
+	ctx, end, err := k.startEngine(ctx, "RefreshExpiring")
+	if err != nil {
+		return 0, err
+	}
+	defer end()
+	return k.engine.refreshExpiring(ctx, within)
+}
+
+// startEngine returns a context for the engine that Shutdown ends. A mistake is logged, too:
+// KeepAlive's error is easily lost.
+func (k *Kit) startEngine(ctx context.Context, what string) (_ context.Context, end func(), err error) {
+	if err := k.usable(); err != nil {
+		return nil, nil, err
+	}
+	if k.engine == nil {
+		err := &applicationError{fmt.Errorf("ganbauth: %s needs a Store that is an ExpiryPager or an ExpiryLister", what)}
+		k.say(ctx, slog.LevelError, err.Error())
+		return nil, nil, err
+	}
+	return k.engine.start(ctx)
+}
+
+// Shutdown ends [Kit.KeepAlive] and waits until every token that the bank has issued is
+// stored, or until ctx ends, whose error it then returns. A refresh goes on when its request
+// has gone: call Shutdown after [http.Server.Shutdown] and before the process ends. The Kit can
+// be used during and after it, but for KeepAlive and [Kit.RefreshExpiring].
 func (k *Kit) Shutdown(ctx context.Context) error {
 	if err := k.usable(); err != nil {
 		return err
 	}
-	err := errors.Join(k.keeper.refreshes.wait(ctx), k.exchanges.wait(ctx), k.keeper.unsaved.wait(ctx))
+	var err error
+	if k.engine != nil {
+		err = k.engine.shutdown(ctx)
+	}
+	err = errors.Join(err, k.keeper.refreshes.wait(ctx), k.exchanges.wait(ctx), k.keeper.unsaved.wait(ctx))
 	if err != nil {
 		return fmt.Errorf("ganbauth: a token is not stored yet: %w", err)
 	}

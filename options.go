@@ -147,7 +147,6 @@ type settings struct {
 	hosts    []string
 	attempts attempts
 	records  *records
-	lister   ExpiryLister // nil if the store is none
 }
 
 // defaultLeeway is Options.RefreshLeeway if it is not set.
@@ -256,7 +255,6 @@ func (s *settings) checkStore(sessions *scs.SessionManager) error {
 	case err != nil:
 		return err
 	}
-	s.lister, _ = s.Store.(ExpiryLister)
 	s.records.locker = s.Locker
 	if own, ok := s.Store.(Locker); ok && s.Locker == nil {
 		s.records.locker = own

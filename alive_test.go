@@ -1,0 +1,568 @@
+package ganbauth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// indexedStore is a store in memory with an index, as the stores on engines have one.
+type indexedStore struct {
+	mu     sync.Mutex
+	tokens map[string]ganbauth.Token
+	index  []ganbauth.Expiry
+	pages  int
+	fails  func(key string) error // of Load
+}
+
+func newIndexedStore() *indexedStore { return &indexedStore{tokens: map[string]ganbauth.Token{}} }
+
+func (s *indexedStore) Load(_ context.Context, key string) (*ganbauth.Token, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fails != nil {
+		if err := s.fails(key); err != nil {
+			return nil, err
+		}
+	}
+	t, ok := s.tokens[key]
+	if !ok {
+		return nil, ganbauth.ErrTokenNotFound
+	}
+	return &t, nil
+}
+
+func (s *indexedStore) Save(_ context.Context, key string, t *ganbauth.Token) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.put(key, t)
+	return nil
+}
+
+func (s *indexedStore) Delete(_ context.Context, key string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.put(key, nil)
+	return nil
+}
+
+func (s *indexedStore) Swap(_ context.Context, key string, old, new *ganbauth.Token) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var stored *ganbauth.Token
+	if t, ok := s.tokens[key]; ok {
+		stored = &t
+	}
+	if stored.Fingerprint() != old.Fingerprint() {
+		return ganbauth.ErrSuperseded
+	}
+	s.put(key, new)
+	return nil
+}
+
+// put stores t, or deletes what is there if it is nil.
+func (s *indexedStore) put(key string, t *ganbauth.Token) {
+	if old, ok := s.tokens[key]; ok {
+		if i, found := s.find(ganbauth.Expiry{At: old.ExpiresAt, Key: key}); found {
+			s.index = slices.Delete(s.index, i, i+1)
+		}
+		delete(s.tokens, key)
+	}
+	if t == nil {
+		return
+	}
+	s.tokens[key] = *t
+	if t.RefreshToken != "" {
+		e := ganbauth.Expiry{At: t.ExpiresAt, Key: key}
+		i, _ := s.find(e)
+		s.index = slices.Insert(s.index, i, e)
+	}
+}
+
+func (s *indexedStore) find(e ganbauth.Expiry) (int, bool) {
+	return slices.BinarySearchFunc(s.index, e, func(a, b ganbauth.Expiry) int {
+		if c := a.At.Compare(b.At); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Key, b.Key)
+	})
+}
+
+func (s *indexedStore) ExpiringAfter(_ context.Context, after ganbauth.Expiry, before time.Time, limit int) (page []ganbauth.Expiry, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pages++
+	i, found := s.find(after)
+	if found {
+		i++
+	}
+	for ; i < len(s.index) && len(page) < limit && s.index[i].At.Before(before); i++ {
+		page = append(page, s.index[i])
+	}
+	return page, nil
+}
+
+// lapsed counts the tokens that have expired.
+func (s *indexedStore) lapsed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, _ := s.find(ganbauth.Expiry{At: time.Now()})
+	return i
+}
+
+// keptOffice is an application whose tokens are kept alive.
+type keptOffice struct {
+	t      *testing.T
+	bank   *ganbtest.Server
+	store  *indexedStore
+	locker *keyLocker
+	log    lockedBuffer
+
+	most int // of the tokens that had lapsed at once, by the minute
+	sum  int // of the minutes for which tokens had lapsed
+}
+
+// inKeptOffice runs test in a bubble.
+func inKeptOffice(t *testing.T, bank ganbtest.Options, test func(t *testing.T, o *keptOffice)) {
+	synctest.Test(t, func(t *testing.T) {
+		bank.InProcess, bank.KeepRequests = true, 1000
+		test(t, &keptOffice{
+			t: t, bank: ganbtest.NewServer(bank), store: newIndexedStore(),
+			locker: &keyLocker{held: map[string]bool{}},
+		})
+	})
+}
+
+// kit is one process.
+func (o *keptOffice) kit(change ...func(*ganbauth.Options)) *ganbauth.Kit {
+	logged := func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) }
+	return backgroundKit(o.t, o.bank, o.store, nil, append([]func(*ganbauth.Options){logged}, change...)...)
+}
+
+func (o *keptOffice) locked(opts *ganbauth.Options) { opts.Locker = o.locker }
+
+func tokenRate(rate float64) func(*ganbauth.Options) {
+	return func(opts *ganbauth.Options) { opts.TokenRate = rate }
+}
+
+// connect connects users one after another, over that time.
+func (o *keptOffice) connect(users int, over time.Duration) {
+	for u := range users {
+		token := o.bank.Token("offline_access")
+		require.NoError(o.t, o.store.Save(o.t.Context(), fmt.Sprint("bank/", u), token))
+		time.Sleep(over / time.Duration(users))
+	}
+}
+
+// keepAlive has a kit keep tokens alive, until the function that it returns is called.
+func (o *keptOffice) keepAlive(kit *ganbauth.Kit) (end func() error) {
+	ctx, cancel := context.WithCancel(o.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- kit.KeepAlive(ctx) }()
+	return func() error {
+		cancel()
+		err := <-done
+		time.Sleep(time.Minute) // for what is under way
+		return err
+	}
+}
+
+// watch looks at the tokens every minute for that time.
+func (o *keptOffice) watch(d time.Duration) {
+	for range d / time.Minute {
+		time.Sleep(time.Minute)
+		n := o.store.lapsed()
+		o.most = max(o.most, n)
+		o.sum += n
+	}
+}
+
+func TestKeepAlive(t *testing.T) {
+	t.Run("hourly tokens, one a second", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			users, kit := 1000, o.kit()
+			if n := crowdSize(100); n != users { // the same load at another size
+				users, kit = n, o.kit(tokenRate(float64(n)/1000))
+			}
+			o.connect(users, 30*time.Minute)
+			end := o.keepAlive(kit)
+			before := o.bank.Refreshes()
+			o.watch(24 * time.Hour)
+			require.ErrorIs(t, end(), context.Canceled)
+			t.Attr("measured", fmt.Sprintf("%d users, a day: %d minutes lapsed, %d token requests", users, o.sum, o.bank.Refreshes()-before))
+			require.Zero(t, o.sum)
+			require.NotContains(t, o.log.String(), "level=WARN")
+		})
+	})
+	t.Run("hourly tokens, a rate of their own", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{Latency: 300 * time.Millisecond}, func(t *testing.T, o *keptOffice) {
+			users := crowdSize(500)
+			o.connect(users, 20*time.Minute)
+			end := o.keepAlive(o.kit(tokenRate(float64(users) / 500)))
+			o.watch(6 * time.Hour)
+			require.ErrorIs(t, end(), context.Canceled)
+			t.Attr("measured", fmt.Sprintf("%d users, TokenRate %d: %d minutes lapsed in six hours", users, users/500, o.sum))
+			require.Zero(t, o.sum)
+		})
+	})
+	t.Run("too many for the rate", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			users, kit := 5000, o.kit()
+			if n := crowdSize(500); n != users { // the same load at another size
+				users, kit = n, o.kit(tokenRate(float64(n)/5000))
+			}
+			o.connect(users, 50*time.Minute)
+			end := o.keepAlive(kit)
+			time.Sleep(3 * time.Hour)
+			before := o.bank.Refreshes()
+			lapsed := map[string]time.Duration{}
+			const watched = 2 * 5000 * time.Second // twice around
+			for range watched / time.Minute {
+				for _, e := range o.store.index[:o.store.lapsed()] {
+					lapsed[e.Key] += time.Minute
+				}
+				time.Sleep(time.Minute)
+			}
+			require.ErrorIs(t, end(), context.Canceled)
+			least, most := watched, time.Duration(0)
+			for u := range users {
+				d := lapsed[fmt.Sprint("bank/", u)]
+				least, most = min(least, d), max(most, d)
+			}
+			warning := regexp.MustCompile(`level=WARN.*tokens=(\S+) expire_within=(\S+) needed_per_second=(\S+) reached_per_second=(\S+)`).FindStringSubmatch(o.log.String())
+			require.NotNil(t, warning, o.log.String())
+			t.Attr("measured", fmt.Sprintf("%d users: each user's token has lapsed for %.0f %% to %.0f %% of the time; %.2f requests a second; the log says that %s tokens need %s a second and get %s",
+				users, 100*least.Seconds()/watched.Seconds(), 100*most.Seconds()/watched.Seconds(), float64(o.bank.Refreshes()-before)/watched.Seconds(), warning[1], warning[3], warning[4]))
+			require.Less(t, most-least, watched/20)
+			require.LessOrEqual(t, strings.Count(o.log.String(), "level=WARN"), 12, "once an hour")
+		})
+	})
+	t.Run("tokens of 30 days, a month with maintenance", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{Lifetime: 30 * 24 * time.Hour}, func(t *testing.T, o *keptOffice) {
+			users := crowdSize(2000)
+			o.connect(users, 29*24*time.Hour)
+			end := o.keepAlive(o.kit())
+			o.bank.SetMaintenance(ganbtest.Window{Start: time.Now().Add(24 * time.Hour), End: time.Now().Add(30 * time.Hour), Every: 7 * 24 * time.Hour})
+			before, away := o.bank.Refreshes(), 0
+			o.watch(31 * 24 * time.Hour)
+			away = o.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusServiceUnavailable)
+			require.ErrorIs(t, end(), context.Canceled)
+			t.Attr("measured", fmt.Sprintf("%d users, a month: %d minutes lapsed, %d token requests, %d of them in the maintenances of 6 hours",
+				users, o.sum, o.bank.Refreshes()-before, away))
+			require.Zero(t, o.sum)
+			require.Less(t, away, 5*6*60, "less than one a minute")
+		})
+	})
+	t.Run("who fails for good stands in nobody's way", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			const hours = 3
+			subjects := map[string]bool{}
+			for u := range 3 {
+				token := o.bank.Token()
+				subjects[token.Subject] = true
+				require.NoError(t, o.store.Save(t.Context(), fmt.Sprint("bank/sick", u), token))
+			}
+			fault := ganbtest.ServerError
+			fault.For = func(r ganbtest.Request) bool { return subjects[r.Subject] }
+			o.bank.Fail(ganbtest.TokenEndpoint, fault, -1)
+			o.connect(1000, 30*time.Minute)
+			end := o.keepAlive(o.kit())
+			time.Sleep(31 * time.Minute)
+			o.watch(hours * time.Hour)
+			require.ErrorIs(t, end(), context.Canceled)
+			failed := o.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusInternalServerError)
+			t.Attr("measured", fmt.Sprintf("3 users fail %d times in %d hours; 1000 others: %d minutes lapsed", failed, hours, o.sum-3*hours*60))
+			require.Equal(t, 3*hours*60, o.sum, "the three have lapsed all the time")
+			require.LessOrEqual(t, failed, 3*8*(hours+1))
+			require.GreaterOrEqual(t, failed, 3*hours, "they are not given up")
+		})
+	})
+	t.Run("a deploy every 55 minutes", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			o.connect(500, 30*time.Minute)
+			for range 8 {
+				kit := o.kit(o.locked)
+				end := o.keepAlive(kit)
+				o.watch(55 * time.Minute)
+				require.NoError(t, kit.Shutdown(t.Context()))
+				require.ErrorIs(t, end(), context.Canceled)
+			}
+			t.Attr("measured", fmt.Sprintf("500 users, 8 deploys: %d minutes lapsed", o.sum))
+			require.Zero(t, o.sum)
+		})
+	})
+	t.Run("entries without a token, and tokens that no key opens", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			sealed := ganbauth.Seal(o.store, key(1))
+			soon := func(token *ganbauth.Token, d time.Duration) *ganbauth.Token {
+				token.IssuedAt, token.ExpiresAt = time.Now().Add(-time.Hour), time.Now().Add(d)
+				return token
+			}
+			for i := range 1000 {
+				require.NoError(t, sealed.Save(t.Context(), fmt.Sprint("bank/sealed", i), soon(o.bank.Token(), time.Minute)))
+				require.NoError(t, o.store.Save(t.Context(), fmt.Sprint("corp/", i), soon(o.bank.Token(), time.Minute)))
+			}
+			require.NoError(t, ganbauth.Seal(o.store, key(2)).Save(t.Context(), "bank/u", soon(o.bank.Token(), 5*time.Minute)))
+			o.store.index = append(slices.Repeat([]ganbauth.Expiry{{Key: "bank/nobody"}}, 1000), o.store.index...)
+			for i := range 1000 {
+				o.store.index[i].Key += fmt.Sprintf("%03d", i)
+			}
+			end := o.keepAlive(o.kit(func(opts *ganbauth.Options) { opts.EncryptionKeys = [][]byte{key(2)} }))
+			synctest.Wait()
+			t.Attr("measured", fmt.Sprintf("1000 entries without a token, 1000 that no key opens and 1000 of another kit: the one behind them is refreshed at once: %d token request",
+				o.bank.Refreshes()))
+			require.Equal(t, 1, o.bank.Refreshes())
+			time.Sleep(50 * time.Minute)
+			require.Equal(t, 1, strings.Count(o.log.String(), "level=ERROR"), o.log.String())
+			require.Contains(t, o.log.String(), "without_token=1000 unreadable=1000")
+			require.ErrorIs(t, end(), context.Canceled)
+		})
+	})
+	t.Run("who connects meanwhile is not forgotten", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			o.connect(3000, 0)
+			time.Sleep(45 * time.Minute)
+			end := o.keepAlive(o.kit())
+			time.Sleep(5 * time.Minute)
+			token := o.bank.Token()
+			token.ExpiresAt = time.Now().Add(2 * time.Minute)
+			require.NoError(t, o.store.Save(t.Context(), "bank/late", token))
+			time.Sleep(2 * time.Minute)
+			got, err := o.store.Load(t.Context(), "bank/late")
+			require.NoError(t, err)
+			require.True(t, got.Valid())
+			require.ErrorIs(t, end(), context.Canceled)
+		})
+	})
+	t.Run("one process of many", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			o.connect(3000, 0)
+			time.Sleep(45 * time.Minute)
+			first, second := o.kit(o.locked), o.kit(o.locked)
+			endFirst := o.keepAlive(first)
+			time.Sleep(time.Second)
+			endSecond := o.keepAlive(second)
+			n, err := o.kit(o.locked).RefreshExpiring(t.Context(), time.Hour)
+			require.Zero(t, n)
+			require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+			require.ErrorContains(t, err, "another process")
+			before := o.bank.Refreshes()
+			time.Sleep(1000 * time.Second)
+			require.InDelta(t, 1000, o.bank.Refreshes()-before, 5, "one of them, one a second")
+			require.ErrorIs(t, endFirst(), context.Canceled)
+			before = o.bank.Refreshes()
+			time.Sleep(100 * time.Second)
+			require.InDelta(t, 100, o.bank.Refreshes()-before, 3, "the other takes over")
+			require.ErrorIs(t, endSecond(), context.Canceled)
+		})
+	})
+	t.Run("users go first", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			o.connect(3000, 0)
+			time.Sleep(61 * time.Minute)
+			kit := o.kit(tokenRate(5))
+			end := o.keepAlive(kit)
+			time.Sleep(time.Second)
+			before := o.bank.Refreshes()
+			var wg sync.WaitGroup
+			for u := range 300 {
+				wg.Go(func() {
+					for {
+						if _, err := kit.Token(t.Context(), fmt.Sprint(2999-u)); err == nil {
+							return
+						}
+						time.Sleep(5 * time.Second)
+					}
+				})
+			}
+			wg.Wait()
+			jobs := o.bank.Refreshes() - before - 300
+			t.Attr("measured", fmt.Sprintf("300 users at 5 requests a second: %d go to KeepAlive meanwhile", jobs))
+			require.LessOrEqual(t, jobs, 20)
+			before = o.bank.Refreshes()
+			time.Sleep(time.Minute)
+			require.InDelta(t, 300, o.bank.Refreshes()-before, 5, "and then all of them")
+			require.ErrorIs(t, end(), context.Canceled)
+		})
+	})
+	t.Run("Shutdown ends it before it waits", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{Latency: 3 * time.Second}, func(t *testing.T, o *keptOffice) {
+			o.connect(100, 0)
+			time.Sleep(45 * time.Minute)
+			kit := o.kit()
+			end := o.keepAlive(kit)
+			time.Sleep(10 * time.Second)
+			require.NoError(t, kit.Shutdown(t.Context()))
+			refreshes := o.bank.Refreshes()
+			for _, token := range o.store.tokens { // each that was spent has been stored
+				_, err := o.bank.Connector().RefreshTokens(t.Context(), token.RefreshToken)
+				require.NoError(t, err)
+			}
+			require.ErrorIs(t, end(), context.Canceled)
+			time.Sleep(time.Minute)
+			require.Equal(t, refreshes+100, o.bank.Refreshes())
+			require.ErrorIs(t, kit.KeepAlive(t.Context()), context.Canceled)
+			_, err := kit.RefreshExpiring(t.Context(), time.Hour)
+			require.ErrorIs(t, err, context.Canceled)
+		})
+	})
+	t.Run("a store that fails is no silence", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			o.connect(50, 0)
+			time.Sleep(45 * time.Minute)
+			broken := errors.New("connection refused")
+			o.store.fails = func(string) error { return broken }
+			_, err := o.kit().RefreshExpiring(t.Context(), time.Hour)
+			require.ErrorIs(t, err, broken)
+			end := o.keepAlive(o.kit())
+			time.Sleep(5 * time.Minute)
+			require.Contains(t, o.log.String(), "tokens are not kept alive")
+			require.LessOrEqual(t, strings.Count(o.log.String(), "level=ERROR"), 12)
+			o.store.mu.Lock()
+			o.store.fails = nil
+			o.store.mu.Unlock()
+			time.Sleep(3 * time.Minute)
+			require.GreaterOrEqual(t, o.bank.Refreshes(), 50)
+			require.ErrorIs(t, end(), context.Canceled)
+		})
+	})
+	t.Run("one row that cannot be read", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			o.connect(20, 0)
+			time.Sleep(45 * time.Minute)
+			broken := errors.New("a bad disk")
+			o.store.fails = func(key string) error {
+				if key == "bank/0" || key == "bank/1" || key == "bank/10" {
+					return broken
+				}
+				return nil
+			}
+			n, err := o.kit().RefreshExpiring(t.Context(), time.Hour)
+			require.Equal(t, 17, n)
+			require.ErrorIs(t, err, broken)
+			require.Equal(t, 503, ganbauth.StatusCode(err))
+		})
+	})
+	t.Run("a store that cannot list", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			kit := backgroundKit(t, o.bank, &brokenStore{TokenStore: o.store}, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
+			require.ErrorContains(t, kit.KeepAlive(t.Context()), "ExpiryPager")
+			require.Contains(t, o.log.String(), "level=ERROR")
+			require.Error(t, (*ganbauth.Kit)(nil).KeepAlive(t.Context()))
+			require.NoError(t, kit.Shutdown(t.Context()))
+		})
+	})
+	t.Run("each token once, whatever the store lists", func(t *testing.T) {
+		for name, store := range map[string]func(ganbauth.TokenStore) ganbauth.TokenStore{
+			"pages": func(s ganbauth.TokenStore) ganbauth.TokenStore { return s },
+			"a list": func(s ganbauth.TokenStore) ganbauth.TokenStore {
+				return onlyLister{s, s.(ganbauth.ExpiryLister)}
+			},
+			"more than was asked for": func(s ganbauth.TokenStore) ganbauth.TokenStore { return listingAll{s.(listingStore)} },
+		} {
+			t.Run(name, func(t *testing.T) {
+				inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+					memory := ganbauth.NewMemoryStore()
+					for u := range 250 {
+						connect(t, o.bank, memory, fmt.Sprint(u))
+					}
+					kit := backgroundKit(t, o.bank, store(memory), nil, tokenRate(5))
+					time.Sleep(45 * time.Minute)
+					n, err := kit.RefreshExpiring(t.Context(), 10*time.Minute)
+					require.NoError(t, err)
+					require.Zero(t, n)
+					n, err = kit.RefreshExpiring(t.Context(), 3*time.Hour)
+					require.NoError(t, err)
+					require.Equal(t, 250, n)
+					require.Equal(t, 250, o.bank.Refreshes())
+				})
+			})
+		}
+	})
+	t.Run("events say whose", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			token := o.bank.Token()
+			require.NoError(t, o.store.Save(t.Context(), "bank/a%2Fb/c", token))
+			time.Sleep(45 * time.Minute)
+			var mu sync.Mutex
+			var seen []string
+			kit := o.kit(func(opts *ganbauth.Options) {
+				opts.Observe = func(ctx context.Context, e ganbauth.Event) {
+					key, connection, _ := ganbauth.KeyFromContext(ctx)
+					mu.Lock()
+					defer mu.Unlock()
+					seen = append(seen, fmt.Sprint(e.Type, " ", key, " ", connection))
+				}
+			})
+			n, err := kit.RefreshExpiring(t.Context(), time.Hour)
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
+			synctest.Wait()
+			require.Equal(t, []string{"token_refreshed a/b c"}, seen)
+		})
+	})
+	t.Run("a million tokens", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			const tokens = 1_000_000
+			million := &endlessIndex{TokenStore: ganbauth.NewMemoryStore(), n: tokens}
+			kit := backgroundKit(t, o.bank, million, nil)
+			before := heap()
+			_, err := kit.RefreshExpiring(t.Context(), 24*time.Hour)
+			require.NoError(t, err)
+			grown := max(million.most-before, 0)
+			t.Attr("measured", fmt.Sprintf("%d entries: %d pages of %d, the heap has grown by %d kB at most", tokens, million.pages, million.limit, grown>>10))
+			require.Equal(t, 100, million.limit)
+			require.Less(t, grown, 1<<20)
+		})
+	})
+}
+
+// onlyLister is an ExpiryLister and no ExpiryPager.
+type onlyLister struct {
+	ganbauth.TokenStore
+	ganbauth.ExpiryLister
+}
+
+// endlessIndex is a store whose index has many entries, of another kit's tokens.
+type endlessIndex struct {
+	ganbauth.TokenStore
+	n, pages, limit int
+	most            int
+}
+
+func (s *endlessIndex) ExpiringAfter(_ context.Context, after ganbauth.Expiry, _ time.Time, limit int) (page []ganbauth.Expiry, err error) {
+	s.limit = limit
+	if s.pages++; s.pages%1000 == 0 {
+		s.most = max(s.most, heap())
+	}
+	first := 0
+	if after.Key != "" {
+		_, _ = fmt.Sscanf(after.Key, "corp/%d", &first)
+		first++
+	}
+	for i := first; i < min(first+limit, s.n); i++ {
+		page = append(page, ganbauth.Expiry{At: time.Now(), Key: fmt.Sprintf("corp/%07d", i)})
+	}
+	return page, nil
+}
+
+func heap() int {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
+}
