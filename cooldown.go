@@ -24,7 +24,7 @@ type coolDowns struct {
 type coolDown struct {
 	failures int
 	since    time.Time // when the first of the failures was
-	suspect  bool      // the bank's gateway has refused the refresh token once
+	suspect  string    // what the bank's gateway has refused once: see spendable
 	until    time.Time
 	err      error
 	end      *time.Timer
@@ -61,7 +61,7 @@ func (c *coolDowns) begin(key string, err error, hint time.Duration) error {
 	d.until = now.Add(wait)
 	d.err = err
 	keep := wait + maxCoolDown
-	if d.suspect {
+	if d.suspect != "" {
 		keep = max(keep, suspicion)
 	}
 	if d.end == nil {
@@ -92,12 +92,13 @@ func (c *coolDowns) since(key string) time.Time {
 }
 
 // suspect remembers that the bank's gateway has refused key's refresh token, and reports
-// whether it has done so before. It is followed by begin or clear.
-func (c *coolDowns) suspect(key string) (again bool) {
+// whether it has refused that same one before: another process may have refreshed it since.
+// It is followed by begin or clear.
+func (c *coolDowns) suspect(key, token string) (again bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	d := c.entry(key)
-	again, d.suspect = d.suspect, true
+	again, d.suspect = d.suspect == token, token
 	return again
 }
 

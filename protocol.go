@@ -162,7 +162,7 @@ func (r refresh) isVerdict(err error) bool {
 	case !errors.As(err, &e):
 		return false
 	case e.gatewayRefused():
-		return r.coolDowns.suspect(r.key)
+		return r.coolDowns.suspect(r.key, spendable(r.old))
 	}
 	return e.grantDead()
 }
