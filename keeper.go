@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -217,7 +218,7 @@ func (k *keeper) fly(ctx context.Context, key string, t *Token, needed func(*Tok
 // refused.
 func (k *keeper) end(ctx context.Context, key string, t *Token) (*Token, error) {
 	return k.refreshes.do(ctx, key, nil, func(ctx context.Context) (*Token, func(), error) {
-		next, rest, err := refresh{k, key, t, nil, time.Now()}.lose(ctx, errRefused, nil)
+		next, rest, err := refresh{keeper: k, key: key, old: t, begun: time.Now()}.lose(ctx, errRefused, nil)
 		if errors.Is(err, ErrSuperseded) {
 			next, err = k.load(ctx, key)
 		}
@@ -225,72 +226,120 @@ func (k *keeper) end(ctx context.Context, key string, t *Token) (*Token, error) 
 	})
 }
 
-// unsaved are the tokens that the bank has issued and the store has not taken yet. They are
-// served from here meanwhile.
+// unsaved are the places of tokens that are on their way from the bank to the store. A token
+// that the store has not taken yet is served from here.
 type unsaved struct {
 	mu sync.RWMutex
-	m  map[string]*unsavedToken
+	m  map[string][]*place // by key, in the order in which they began
 }
 
-type unsavedToken struct {
-	token *Token
-	done  chan struct{} // closed when it is stored, or its place is taken
+// place is kept for the token of a refresh or a login that is under way.
+type place struct {
+	in   *unsaved
+	key  string
+	done chan struct{} // closed when nobody holds the place any more
+
+	// Guarded by in.mu.
+	holds int
+	token *Token // to serve; nil while there is none
+	taken bool   // the user has logged out since, or in
 }
 
+// begin keeps a place for a token. Its holder leaves at the end.
+func (u *unsaved) begin(key string) *place {
+	p := &place{in: u, key: key, done: make(chan struct{}), holds: 1}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.m == nil {
+		u.m = map[string][]*place{}
+	}
+	u.m[key] = append(u.m[key], p)
+	return p
+}
+
+// serve has the token served until drop. Its caller then holds the place once more. It returns
+// false if the place is taken.
+func (p *place) serve(t *Token) bool {
+	p.in.mu.Lock()
+	defer p.in.mu.Unlock()
+	if p.taken {
+		return false
+	}
+	p.token = t
+	p.holds++
+	return true
+}
+
+func (p *place) isTaken() bool {
+	p.in.mu.RLock()
+	defer p.in.mu.RUnlock()
+	return p.taken
+}
+
+// drop ends serve: the token is stored, or another record is there.
+func (p *place) drop() {
+	p.in.mu.Lock()
+	defer p.in.mu.Unlock()
+	p.token = nil
+}
+
+func (p *place) leave() {
+	u := p.in
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if p.holds--; p.holds > 0 {
+		return
+	}
+	close(p.done)
+	u.m[p.key] = slices.DeleteFunc(u.m[p.key], func(other *place) bool { return other == p })
+	if len(u.m[p.key]) == 0 {
+		delete(u.m, p.key)
+	}
+	if len(u.m) == 0 {
+		u.m = nil // a map does not shrink
+	}
+}
+
+// get returns the token to serve, or nil.
 func (u *unsaved) get(key string) *Token {
 	u.mu.RLock()
 	defer u.mu.RUnlock()
-	if e := u.m[key]; e != nil {
-		t := *e.token
-		return &t
+	for _, p := range slices.Backward(u.m[key]) {
+		if p.token != nil {
+			t := *p.token
+			return &t
+		}
 	}
 	return nil
 }
 
-// add returns a function to call when the token is stored or its place is taken.
-func (u *unsaved) add(key string, t *Token) (done func()) {
-	e := &unsavedToken{t, make(chan struct{})}
+// take is called when the user has logged out, or in, which is then the exception. What was
+// under way before is not served.
+func (u *unsaved) take(key string, except *place) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.m == nil {
-		u.m = map[string]*unsavedToken{}
-	}
-	u.m[key] = e
-	return func() {
-		close(e.done)
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if u.m[key] == e {
-			u.remove(key)
+	for _, p := range u.m[key] {
+		if p != except {
+			p.taken, p.token = true, nil
 		}
-	}
-}
-
-// drop has key's token not be served any more.
-func (u *unsaved) drop(key string) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.remove(key)
-}
-
-func (u *unsaved) remove(key string) {
-	delete(u.m, key)
-	if len(u.m) == 0 {
-		u.m = nil
 	}
 }
 
 // wait returns when the tokens that are unsaved now are stored or dropped.
 func (u *unsaved) wait(ctx context.Context) error {
 	u.mu.RLock()
-	waiting := make([]*unsavedToken, 0, len(u.m))
-	for _, e := range u.m {
-		waiting = append(waiting, e)
+	var waiting []*place
+	for _, places := range u.m {
+		for _, p := range places {
+			if p.token != nil {
+				waiting = append(waiting, p)
+			}
+		}
 	}
 	u.mu.RUnlock()
-	for _, e := range waiting {
+	for _, p := range waiting {
 		select {
-		case <-e.done:
+		case <-p.done:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

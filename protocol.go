@@ -46,7 +46,7 @@ const (
 func (k *keeper) refreshing(key string, t *Token, needed func(*Token) bool, turn *turn) call[*Token] {
 	return func(ctx context.Context) (*Token, func(), error) {
 		for range 3 {
-			next, rest, err := refresh{k, key, t, turn, time.Now()}.run(ctx)
+			next, rest, err := k.refreshOnce(ctx, key, t, turn)
 			if !errors.Is(err, ErrSuperseded) {
 				return next, rest, err
 			}
@@ -64,6 +64,13 @@ func (k *keeper) refreshing(key string, t *Token, needed func(*Token) bool, turn
 	}
 }
 
+// refreshOnce keeps a place for the successor of t, and spends t.
+func (k *keeper) refreshOnce(ctx context.Context, key string, t *Token, turn *turn) (next *Token, rest func(), err error) {
+	place := k.unsaved.begin(key)
+	defer place.leave()
+	return refresh{k, key, t, turn, place, time.Now()}.run(ctx)
+}
+
 // refresh is one try to replace a token by its successor. Its steps return the outcome, and
 // the rest: what is done when those who wait have their answer.
 type refresh struct {
@@ -71,6 +78,7 @@ type refresh struct {
 	key   string
 	old   *Token
 	turn  *turn
+	place *place
 	begun time.Time
 }
 
@@ -117,14 +125,16 @@ func (r refresh) fail(ctx context.Context, err error, unlock func()) (*Token, fu
 // with it: the token that was spent is dead.
 func (r refresh) succeed(ctx context.Context, next *Token, unlock func()) (*Token, func(), error) {
 	next.Epoch = r.old.Epoch
-	p := &placement{r.keeper, r.key, next, r.old, r.replaces}
+	p := &placement{r.keeper, r.key, r.place, next, r.old, r.replaces}
 	refreshed := r.tell(ctx, EventTokenRefreshed, nil)
-	switch there, err := p.put(ctx); {
+	switch _, err := p.put(ctx); {
 	case err == nil:
 		return next, inTurn(unlock, refreshed), nil
 	case errors.Is(err, ErrSuperseded):
-		r.warnOfRace(ctx, r.key, there)
+		r.warnOfRace(ctx, r.key, r.old)
 		return nil, unlock, ErrSuperseded
+	case !r.place.serve(next):
+		return nil, unlock, ErrSuperseded // the user has logged out meanwhile
 	default:
 		return next, p.keepPutting(ctx, err, r.begun, unlock, refreshed), nil
 	}
@@ -136,11 +146,13 @@ func (r refresh) salvage(ctx context.Context, odd *salvagedError, unlock func())
 	next := *r.old
 	next.RefreshToken = odd.refreshToken.reveal()
 	failed := r.tell(ctx, EventRefreshFailed, odd)
-	p := &placement{r.keeper, r.key, &next, r.old, r.replaces}
+	p := &placement{r.keeper, r.key, r.place, &next, r.old, r.replaces}
 	switch _, err := p.put(ctx); {
 	case err == nil:
 		return nil, inTurn(unlock, failed), r.coolDowns.begin(r.key, odd, 0)
 	case errors.Is(err, ErrSuperseded):
+		return nil, inTurn(unlock, failed), ErrSuperseded
+	case !r.place.serve(&next):
 		return nil, inTurn(unlock, failed), ErrSuperseded
 	default:
 		return nil, p.keepPutting(ctx, err, r.begun, unlock, failed), r.coolDowns.begin(r.key, odd, 0)
@@ -172,7 +184,13 @@ func (r refresh) lose(ctx context.Context, verdict error, unlock func()) (*Token
 	if r.records.locker == nil && r.old.RefreshToken != "" {
 		r.awaitWinner(ctx)
 	}
-	switch err := r.records.swap(ctx, r.key, r.old, judged(r.old)); {
+	err := r.records.swap(ctx, r.key, r.old, judged(r.old))
+	if err != nil {
+		if cur, loadErr := r.records.load(ctx, r.key); loadErr == nil && isJudged(cur, r.old) {
+			err = nil // it had its effect, and the answer was lost
+		}
+	}
+	switch {
 	case errors.Is(err, ErrSuperseded):
 		r.warnOfRace(ctx, r.key, r.old)
 		return nil, unlock, ErrSuperseded
@@ -235,50 +253,66 @@ func (k *keeper) warnOfRace(ctx context.Context, key string, old *Token) {
 // connect is a login: exchange sends the code and returns the token. The error is a
 // *resumableError if the code was not sent and the callback may be delivered again.
 func (k *keeper) connect(ctx context.Context, key string, exchange func(context.Context) (*Token, error)) error {
-	base, err := k.beginLogin(ctx, key)
+	base, place, err := k.beginLogin(ctx, key)
 	if err != nil {
 		return &resumableError{err}
 	}
+	defer place.leave()
 	begun := time.Now()
 	mine, err := k.ask(ctx, func() (*Token, error) { return exchange(ctx) })
 	if err != nil {
 		return k.exchangeFailed(ctx, key, base, err)
 	}
 	mine.Epoch = rand.Text()
-	ours := func(cur *Token) bool { return cur != nil && cur.Epoch == base.Epoch }
-	p := &placement{k, key, mine, base, ours}
-	there, err := p.put(ctx)
+	p := &placement{k, key, place, mine, base, sameLogin(base)}
+	there, err := p.putLogin(ctx)
 	for pause := minPause; err != nil && !errors.Is(err, ErrSuperseded) && time.Since(begun) < patience; pause *= 2 {
 		time.Sleep(pause)
-		there, err = p.put(ctx)
+		there, err = p.putLogin(ctx)
 	}
 	switch {
 	case err == nil:
+		k.unsaved.take(key, place)
 		k.coolDowns.clear(key)
 	case errors.Is(err, ErrSuperseded):
 		return k.loginRefused(ctx, mine, there)
+	case !place.serve(mine):
+		return errLoggedOut
 	default:
+		k.unsaved.take(key, place)
 		p.keepPutting(ctx, err, begun)()
 	}
 	return nil
 }
 
+// sameLogin returns a function that reports whether a record is base, or has become of it.
+func sameLogin(base *Token) func(*Token) bool {
+	return func(cur *Token) bool { return cur != nil && cur.Epoch == base.Epoch }
+}
+
 // beginLogin proves that the store takes writes under key, and returns the record that the
-// login will replace: what is there, or a mark that it has put there.
-func (k *keeper) beginLogin(ctx context.Context, key string) (base *Token, err error) {
+// login will replace: what is there, or a mark that it has put there. The caller leaves the
+// place.
+func (k *keeper) beginLogin(ctx context.Context, key string) (base *Token, p *place, err error) {
 	for range 10 {
 		cur, err := k.records.load(ctx, key)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if base = cur; base == nil {
 			base = &Token{Epoch: rand.Text(), IssuedAt: seconds(time.Now()), ExpiresAt: seconds(time.Now().Add(markLifetime))}
 		}
-		if err := k.records.swap(ctx, key, cur, base); !errors.Is(err, ErrSuperseded) {
-			return base, err
+		p = k.unsaved.begin(key)
+		err = k.records.swap(ctx, key, cur, base)
+		if err == nil && !p.isTaken() { // else nobody knows what came first
+			return base, p, nil
+		}
+		p.leave()
+		if err != nil && !errors.Is(err, ErrSuperseded) {
+			return nil, nil, err
 		}
 	}
-	return nil, unavailable("ganbauth: begin login: %w", ErrSuperseded)
+	return nil, nil, unavailable("ganbauth: begin login: %w", ErrSuperseded)
 }
 
 // exchangeFailed returns nil if the code was refused because another process has used it,
@@ -316,7 +350,7 @@ func (k *keeper) drop(ctx context.Context, key string) error {
 	for pause := minPause; ; pause = min(2*pause, time.Second) {
 		err := k.dropOnce(ctx, key, begun.Add(lockerPatience))
 		if err == nil {
-			k.unsaved.drop(key)
+			k.unsaved.take(key, nil)
 			k.coolDowns.clear(key)
 			return nil
 		}
@@ -348,29 +382,33 @@ func (k *keeper) dropOnce(ctx context.Context, key string, patience time.Time) e
 }
 
 // set stores a token that came from elsewhere. It counts as a login: a mark goes before it
-// where nothing is, or a write that arrives late would connect a user who has logged out.
+// where nothing is, or a write that arrives late would connect a user who has logged out. It
+// does not begin again when another record is there: that may have replaced this token.
 func (k *keeper) set(ctx context.Context, key string, t *Token) error {
 	t.Epoch = rand.Text()
-	for range 10 {
-		base, err := k.beginLogin(ctx, key)
-		if err != nil {
-			return err
-		}
-		if err := k.records.swap(ctx, key, base, t); !errors.Is(err, ErrSuperseded) {
-			if err == nil {
-				k.unsaved.drop(key)
-				k.coolDowns.clear(key)
-			}
-			return err
-		}
+	base, place, err := k.beginLogin(ctx, key)
+	if err != nil {
+		return err
 	}
-	return unavailable("ganbauth: save token: %w", ErrSuperseded)
+	defer place.leave()
+	p := &placement{k, key, place, t, base, sameLogin(base)}
+	switch _, err := p.putLogin(ctx); {
+	case err == nil:
+		k.unsaved.take(key, place)
+		k.coolDowns.clear(key)
+		return nil
+	case errors.Is(err, ErrSuperseded):
+		return unavailable("ganbauth: save token: the user has logged in or out meanwhile: %w", err)
+	default:
+		return err
+	}
 }
 
 // placement puts a token that the bank has issued in its place.
 type placement struct {
 	*keeper
 	key      string
+	place    *place
 	mine     *Token
 	old      *Token                // what stands there, as far as known
 	replaces func(cur *Token) bool // whether mine may replace cur
@@ -400,17 +438,26 @@ func (p *placement) put(ctx context.Context) (there *Token, err error) {
 	}
 }
 
-// keepPutting has the process serve the token from now on. It returns a function that tells
-// so, and begins to try until the token is stored or its place is taken. Then it does the
+// putLogin is put for a login, which may have been refreshed already.
+func (p *placement) putLogin(ctx context.Context) (there *Token, err error) {
+	there, err = p.put(ctx)
+	if errors.Is(err, ErrSuperseded) && sameLogin(p.mine)(there) {
+		return there, nil
+	}
+	return there, err
+}
+
+// keepPutting is for a token that is served from its place. It returns a function that tells
+// so, and begins to try until the token is stored or another record is there. Then it does the
 // rest.
 func (p *placement) keepPutting(ctx context.Context, err error, begun time.Time, rest ...func()) func() {
-	done := p.unsaved.add(p.key, p.mine)
 	took := time.Since(begun)
 	return func() {
 		p.event(ctx, EventTokenUnsaved, took, err)
 		go func() {
-			defer done()
+			defer p.place.leave()
 			defer inTurn(rest...)()
+			defer p.place.drop() // an unlock may take its time
 			for pause := minPause; ; pause = min(2*pause, maxPause) {
 				time.Sleep(pause)
 				if _, err := p.put(ctx); err == nil || errors.Is(err, ErrSuperseded) {
