@@ -91,6 +91,9 @@ const (
 	stepEmptied   = "emptied"
 )
 
+// ofHooks is what the numbers of steps begin with that Observe does, or the checker itself.
+const ofHooks = 1 << 20
+
 // step is one thing that a user or a job does at one process.
 type step struct {
 	world   *world
@@ -132,7 +135,7 @@ func (s *step) draw() *rand.Rand {
 	s.world.mu.Lock()
 	defer s.world.mu.Unlock()
 	s.calls++
-	return rand.New(rand.NewPCG(s.world.seed, s.number<<32|s.calls))
+	return rand.New(rand.NewPCG(s.world.seed, s.number<<24|s.calls))
 }
 
 // plan is a step or a fault of the environment that is to come.
@@ -161,8 +164,8 @@ func (w *world) run(t *testing.T) {
 // calls that fail: what breaks a protocol is a coincidence, and not much of everything.
 func (w *world) round() {
 	w.calm = false
-	w.budget = w.rand.IntN(4)
-	w.focus = tripKind(w.rand.IntN(2 * int(tripKinds)))
+	w.budget = 1 + w.rand.IntN(3)
+	w.focus = []tripKind{tripLook, tripWrite, tripWrite, tripLock, tripUnlock, tripToken, tripToken, tripToken, tripKinds}[w.rand.IntN(9)]
 	kinds := w.kinds()
 	if w.rand.IntN(3) > 0 {
 		w.rand.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
@@ -211,8 +214,8 @@ func (w *world) kinds() []string {
 // newStep chooses a step for a living process.
 func (w *world) newStep(kinds []string) func() {
 	kind, u := kinds[w.rand.IntN(len(kinds))], w.users[0]
-	if w.rand.IntN(6) == 0 {
-		u = w.users[1]
+	if w.rand.IntN(5) == 0 {
+		u = w.users[w.rand.IntN(len(w.users))]
 	}
 	which, variant := w.rand.IntN(16), w.rand.IntN(4)
 	var leaves time.Duration
@@ -244,7 +247,10 @@ func (w *world) step(p *process, u *user, kind string, number uint64) *step {
 	defer w.mu.Unlock()
 	w.events++
 	s := &step{world: w, process: p, user: u, kind: kind, number: number, start: time.Now(), done: make(chan struct{}), began: w.events}
-	s.name = fmt.Sprintf("%s%d", p.name, number)
+	s.name = fmt.Sprint(p.name, number%ofHooks)
+	if number > ofHooks {
+		s.name = p.name + "hook"
+	}
 	w.running = append(w.running, s)
 	return s
 }
@@ -294,12 +300,12 @@ func (w *world) ended(s *step, err error) {
 	if p.dead || s.kind == stepKeepAlive || s.kind == stepShutdown {
 		return
 	}
-	limit := 10*time.Second + 500*time.Millisecond // hooks and what belongs to an answer have a moment
-	if s.kind == stepLogin {
-		limit *= 3 // the page that leads to the bank, the callback and its reload
-	}
-	if took > limit && !p.stoodStill(s.start) {
-		w.blame(s, "the answer took %v", took)
+	switch s.kind {
+	case stepLogin: // several requests: see ask
+	case stepCall: // the API takes its time, too
+		w.judgeTime(s, "call", s.start, 2*mostOfAnAnswer)
+	default:
+		w.judgeTime(s, s.kind, s.start, mostOfAnAnswer)
 	}
 	switch {
 	case err == nil, errors.Is(err, ganbauth.ErrUnavailable):
@@ -324,6 +330,16 @@ func (w *world) token(s *step) error {
 	return err
 }
 
+// mostOfAnAnswer is ten seconds, and a moment for hooks and for what belongs to an answer.
+const mostOfAnAnswer = 10*time.Second + 500*time.Millisecond
+
+// judgeTime: nobody waits for longer, whatever hangs.
+func (w *world) judgeTime(s *step, what string, start time.Time, limit time.Duration) {
+	if took := time.Since(start); took > limit && !s.process.stoodStill(start) && !s.process.dead {
+		w.blame(s, "the answer to a %s took %v", what, took)
+	}
+}
+
 var errStatus = map[int]error{401: ganbauth.ErrLoginRequired, 503: ganbauth.ErrUnavailable}
 
 // ask sends a request of the user's browser to the process.
@@ -337,9 +353,13 @@ func (w *world) ask(s *step, jar http.CookieJar, method, target string, h http.H
 	for _, c := range jar.Cookies(req.URL) {
 		req.AddCookie(c)
 	}
+	start := time.Now()
 	rec := httptest.NewRecorder()
 	s.process.handler.ServeHTTP(rec, req)
 	resp := rec.Result()
+	w.mu.Lock()
+	w.judgeTime(s, "request for "+req.URL.Path, start, mostOfAnAnswer)
+	w.mu.Unlock()
 	jar.SetCookies(req.URL, resp.Cookies())
 	return resp
 }
@@ -425,6 +445,14 @@ func (w *world) login(s *step, variant int) error {
 		}
 		return nil // the page says what has happened
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events++
+	for _, g := range w.grants {
+		if g.by == s && g.tokens[0].lost == "" && !s.process.dead {
+			g.told = w.events
+		}
+	}
 	return nil
 }
 
@@ -473,7 +501,10 @@ func (w *world) logout(s *step, variant int) error {
 // shutdown ends a process in order. What it has been issued before is stored then.
 func (w *world) shutdown(s *step) error {
 	p := s.process
-	for _, other := range w.running {
+	w.mu.Lock()
+	running := slices.Clone(w.running)
+	w.mu.Unlock()
+	for _, other := range running {
 		if other.process == p && other != s {
 			<-other.done
 		}
@@ -483,7 +514,13 @@ func (w *world) shutdown(s *step) error {
 	err := p.kit.Shutdown(ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p.tidy = err == nil
+	if p.tidy = err == nil && !p.dead; p.tidy {
+		for _, r := range w.requests {
+			if r.process == p && !r.over {
+				w.blame(s, "Shutdown has returned, and a token request of %s is under way", r.step.name)
+			}
+		}
+	}
 	p.die()
 	return err
 }

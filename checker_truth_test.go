@@ -28,6 +28,7 @@ type truth struct {
 	subjects map[string]string // who that is at the bank
 	refused  map[string]int    // refresh tokens that the gateway has refused, by how often
 	spent    map[string][]*request
+	requests []*request // of this round
 }
 
 func newTruth() truth {
@@ -46,6 +47,7 @@ type grant struct {
 	stored        int       // event at which it was in the store for the first time; 0 is never
 	brought       bool      // by SetToken
 	over          string    // why the store need not have it any more
+	told          int       // event at which the user was told of it
 	out           int       // event at which a logout had answered
 	outBy         *step
 }
@@ -59,6 +61,7 @@ type issued struct {
 	holder          *process
 	lost            string // why it never came to a process that lived on
 	stored          bool
+	odd             bool // the rest of its answer could not be used
 }
 
 func (t *issued) String() string { return fmt.Sprintf("%s.%d", t.grant.name, t.generation) }
@@ -211,6 +214,7 @@ func (w *world) judgeVerdict(s *step, old, now record) {
 	case !w.isDead(old.token):
 		w.blame(s, "%s is judged dead, and it is not", old.token)
 	}
+	s.process.verdicts++
 }
 
 // isDead reports whether the bank refuses the refresh token.
@@ -298,6 +302,7 @@ func (w *world) lose(g *grant, generation int, why string) { g.tokens[generation
 // sends checks that a refresh token may be sent.
 func (w *world) sends(s *step, r *request) {
 	r.step = s
+	w.requests = append(w.requests, r)
 	proven := s.proven
 	s.proven = false
 	if !proven {
@@ -368,6 +373,8 @@ func (w *world) served(s *step, access string) {
 	defer w.mu.Unlock()
 	t := w.byAccess[access]
 	switch {
+	case s.process.dead:
+		return
 	case t == nil:
 		w.blame(s, "is served a token that the bank has not issued")
 		return
@@ -376,6 +383,12 @@ func (w *world) served(s *step, access string) {
 	}
 	w.note(s, "is served %s", t)
 	g := t.grant
+	for _, newer := range w.grants {
+		if newer.key == g.key && newer.told > 0 && newer.told < s.began && newer.over == "" && g.stored > 0 && g.stored < newer.begun &&
+			(newer.by.process == s.process || newer.stored > 0 && s.process.looked[g.key] > newer.stored) {
+			w.blame(s, "is served %s, and the login %s has answered before", t, newer.name)
+		}
+	}
 	if g.out == 0 || g.out > s.began {
 		return
 	}
@@ -452,6 +465,7 @@ func (w *world) rest() {
 		}
 	}
 	clear(w.lostLock)
+	w.requests = nil
 }
 
 // settled checks that nothing is lost.
@@ -466,6 +480,25 @@ func (w *world) settled() {
 		}
 		if why := w.excuse(g, newest); why == "" {
 			w.blame(nil, "%s is lost: the store has %s", newest, w.nameOf(r))
+		}
+	}
+	refreshed := map[*process]int{}
+	for _, g := range w.grants {
+		for _, t := range g.tokens[1:] {
+			if t.stored && !t.odd {
+				refreshed[t.holder]++
+			}
+		}
+	}
+	for _, p := range w.processes {
+		if p.dead || w.delayed {
+			continue
+		}
+		if told := p.told[ganbauth.EventTokenRefreshed]; told < refreshed[p] {
+			w.blame(nil, "%s has refreshed %d tokens, and tells of %d", p.name, refreshed[p], told)
+		}
+		if told := p.told[ganbauth.EventTokenLost]; told < p.verdicts {
+			w.blame(nil, "%s has judged %d tokens, and tells of %d", p.name, p.verdicts, told)
 		}
 	}
 	for key, held := range w.locks {

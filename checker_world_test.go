@@ -1,6 +1,7 @@
 package ganbauth_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -58,6 +59,7 @@ type world struct {
 	grave   chan struct{} // closed when the dead may rest
 	going   sync.WaitGroup
 	over    bool
+	hook    string // what Observe does
 
 	mu        sync.Mutex // never held while time passes
 	processes []*process
@@ -66,6 +68,7 @@ type world struct {
 	steps     uint64
 	calm      bool     // nothing fails any more
 	budget    int      // of faults
+	delayed   bool     // somebody has had to wait, and others were quicker
 	focus     tripKind // of the calls that fail
 	readOnly  bool     // the store takes no writes
 	away      bool     // the store answers nothing
@@ -101,6 +104,8 @@ type process struct {
 	frozen              time.Time // until then it stands still
 	frozenFrom          time.Time
 	looked              map[string]int // event of its last look, by key
+	told                map[ganbauth.EventType]int
+	verdicts            int // marks of dead tokens that it has put
 }
 
 func newWorld(seed uint64, manager *scs.SessionManager) *world {
@@ -111,6 +116,7 @@ func newWorld(seed uint64, manager *scs.SessionManager) *world {
 	}
 	w.shape.sealed = w.rand.IntN(4) == 0
 	w.shape.strict = w.shape.strict && w.rand.IntN(2) == 0
+	w.hook = []string{"", "", "", "panics", "hangs", "asks for a token", "shuts down"}[w.rand.IntN(7)]
 	return w
 }
 
@@ -136,7 +142,7 @@ func (w *world) build(t *testing.T) {
 	if w.clean = store; w.shape.sealed {
 		w.clean = ganbauth.Seal(store, w.keys...)
 	}
-	for _, name := range []string{"alice", "bob"} {
+	for _, name := range []string{"alice", "bob", "carol", "dave"} {
 		jar, _ := cookiejar.New(nil)
 		w.users = append(w.users, &user{name, jar})
 		w.names[w.engineName("bank/"+name)] = "bank/" + name
@@ -144,11 +150,11 @@ func (w *world) build(t *testing.T) {
 	for range w.shape.processes {
 		w.start(t, store)
 	}
-	w.say(nil, "%s; %d processes; sealed %v, strict bank %v", w.shape.name, w.shape.processes, w.shape.sealed, w.shape.strict)
+	w.say(nil, "%s; %d processes; sealed %v, strict bank %v; Observe %s", w.shape.name, w.shape.processes, w.shape.sealed, w.shape.strict, cmp.Or(w.hook, "works"))
 	w.calm = true
 	for _, u := range w.users {
 		if w.shape.keyed && w.rand.IntN(4) > 0 {
-			s := w.step(w.processes[0], u, stepSet, 1<<20+w.steps)
+			s := w.step(w.processes[0], u, stepSet, ofHooks<<8+w.steps)
 			w.perform(s, 0)
 		}
 	}
@@ -172,8 +178,8 @@ func (n *nameOf) Delete(name string) error             { *n = nameOf(name); retu
 
 // start makes a process.
 func (w *world) start(t *testing.T, store ganbauth.TokenStore) {
-	p := &process{world: w, name: string(rune('A' + len(w.processes))), looked: map[string]int{}}
-	p.idle = &step{world: w, process: p, user: w.users[0], kind: "idle", name: p.name, number: 1<<30 + uint64(len(w.processes))}
+	p := &process{world: w, name: string(rune('A' + len(w.processes))), looked: map[string]int{}, told: map[ganbauth.EventType]int{}}
+	p.idle = &step{world: w, process: p, user: w.users[0], kind: "idle", name: p.name, number: ofHooks<<9 + uint64(len(w.processes))}
 	cfg := w.bank.Config()
 	cfg.HTTPClient = &http.Client{Transport: wayToBank{p, w.bank.Client().Transport}}
 	c, err := ganbauth.NewConnector(w.bank.ClientID, w.bank.ClientSecret, w.bank.AuthMethod, cfg)
@@ -182,7 +188,7 @@ func (w *world) start(t *testing.T, store ganbauth.TokenStore) {
 	}
 	opts := ganbauth.Options{
 		RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid", "offline_access"}, DefaultReturn: "/home",
-		Logger: discard, EncryptionKeys: w.keys,
+		Logger: discard, EncryptionKeys: w.keys, Observe: p.observe,
 	}
 	var sessions *scs.SessionManager
 	if w.shape.keyed {
@@ -209,6 +215,31 @@ func (w *world) start(t *testing.T, store ganbauth.TokenStore) {
 	}
 	p.handler = p.mount(sessions)
 	w.processes = append(w.processes, p)
+}
+
+// observe counts events, and then does in some schedules what a hook should not.
+func (p *process) observe(ctx context.Context, e ganbauth.Event) {
+	p.mu.Lock()
+	p.told[e.Type]++
+	number := p.events
+	s, _ := ctx.Value(stepKey{}).(*step)
+	hook := p.hook
+	p.mu.Unlock()
+	if s == nil || p.over {
+		return
+	}
+	switch hook {
+	case "panics":
+		panic("a hook")
+	case "hangs":
+		time.Sleep(time.Minute)
+	case "asks for a token":
+		p.perform(p.step(p, s.user, stepToken, ofHooks+uint64(number)), 0)
+	case "shuts down":
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		_ = p.kit.Shutdown(ctx)
+	}
 }
 
 // mount is the application.
@@ -255,6 +286,7 @@ func (p *process) freeze(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tally["suspensions"]++
+	p.delayed = true
 	if time.Now().After(p.frozen) {
 		p.frozenFrom = time.Now()
 	}
@@ -331,7 +363,8 @@ var faultsOf = map[tripKind][]fault{
 	tripUnlock: {{"slow", false}, {"panic", true}, {"death", false}, {"freeze", false}},
 	tripToken: {
 		{"error", false}, {"error", true}, {"slow", false}, {"slow", true}, {"slow", true}, {"hang", false}, {"hang", true}, {"death", false},
-		{"death", true}, {"freeze", false}, {"freeze", true}, {"status", false}, {"refused", false}, {"odd", true}, {"panic", false},
+		{"death", true}, {"freeze", false}, {"freeze", true}, {"status", false}, {"refused", false}, {"refused", false}, {"odd", true}, {"odd", true}, {"panic", false},
+		{"outage", true}, {"outage", true}, {"outage", true},
 	},
 	tripAPI: {{"error", false}, {"slow", false}},
 }
@@ -340,9 +373,9 @@ var faultsOf = map[tripKind][]fault{
 func (w *world) strike(r *rand.Rand, v trip) (f fault, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	odds := 0.05
+	odds := 0.03
 	if v.kind == w.focus {
-		odds = 0.3
+		odds = 0.35
 	}
 	if w.calm || w.budget == 0 || r.Float64() > odds {
 		return fault{}, false
@@ -365,6 +398,10 @@ func (w *world) strike(r *rand.Rand, v trip) (f fault, ok bool) {
 	}
 	w.budget--
 	w.tally["faults"]++
+	switch f.name {
+	case "slow", "hang", "late", "freeze", "outage":
+		w.delayed = true
+	}
 	return f, true
 }
 
@@ -491,6 +528,13 @@ func (p *process) suffer(ctx context.Context, s *step, v trip, f fault, r *rand.
 		})
 		p.linger(ctx, 3*time.Minute)
 		return true, errors.Join(errFault, ctx.Err())
+	case "outage": // the store fails when the bank has issued a token
+		state := []*bool{&p.readOnly, &p.away}[r.IntN(2)]
+		d := time.Duration(r.Int64N(int64([]time.Duration{2 * time.Second, 15 * time.Second}[r.IntN(2)])))
+		p.say(s, "THE STORE IS AWAY OR TAKES NO WRITE for %v", d)
+		p.set(state, true)
+		p.going.Go(func() { time.Sleep(d); p.set(state, false) })
+		return false, nil
 	case "death":
 		p.mu.Lock()
 		p.die()
@@ -570,7 +614,7 @@ func (p *process) write(ctx context.Context, key, what string, do func() error) 
 	switch {
 	case errors.Is(err, errBuried):
 		return ganbauth.ErrSuperseded
-	case err == nil && by != nil:
+	case err == nil && by != nil && at > by.written: // the kit may wait for a newer one by now
 		by.written, by.writtenKey, by.proven = at, key, true
 	}
 	return err
@@ -775,7 +819,10 @@ func (b wayToBank) RoundTrip(req *http.Request) (resp *http.Response, err error)
 	defer b.mu.Unlock()
 	var odd bankFault
 	switch isFault := errors.As(err, &odd); {
+	case isFault && odd == "odd" && sent.got == nil:
+		return resp, b.heard(sent, true)
 	case isFault && odd == "odd":
+		sent.got.odd = true
 		return answer(200, oddAnswer(body(resp))), b.heard(sent, sent.token != nil)
 	case isFault && odd == "status":
 		return answer(503, ""), b.heard(sent, false)
@@ -812,6 +859,7 @@ func (w *world) trouble() (plan, bool) {
 	during := func(state *bool) func() {
 		return func() {
 			w.set(state, true)
+			w.set(&w.delayed, true)
 			w.going.Go(func() { time.Sleep(d); w.set(state, false) })
 		}
 	}
