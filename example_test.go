@@ -20,14 +20,14 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// newBrowser is a client with cookies that follows redirects, as a user's browser does. The bank in a box approves
-// at once.
+// newBrowser returns a client with cookies that follows redirects, as a user's browser does.
+// The fake bank approves at once.
 func newBrowser() *http.Client {
 	jar, _ := cookiejar.New(nil)
 	return &http.Client{Jar: jar}
 }
 
-// visit opens a page as a browser does, and returns what it shows.
+// visit opens a page as a browser does, and returns the page's text.
 func visit(browser *http.Client, url string) string {
 	req, _ := http.NewRequest(http.MethodGet, url, nil)
 	req.Header.Set("Accept", "text/html")
@@ -40,7 +40,7 @@ func visit(browser *http.Client, url string) string {
 	return string(page)
 }
 
-// Connecting: mount the three handlers, and protect what needs the bank.
+// Mount three handlers, and protect the routes that need the bank.
 func Example() {
 	bankServer := ganbtest.NewServer(ganbtest.Options{}) // in production: the bank
 	defer bankServer.Close()
@@ -86,7 +86,7 @@ func Example() {
 	// Output: 2 balances
 }
 
-// exampleKit is an app with a kit on the bank in a box, for the examples below.
+// exampleKit returns an application with a kit at a fake bank, for the examples below.
 func exampleKit(opts ganbauth.Options) (bank *ganbauth.Kit, mux *http.ServeMux, app *httptest.Server, box *ganbtest.Server) {
 	box = ganbtest.NewServer(ganbtest.Options{Subject: "user-1"})
 	mux = http.NewServeMux()
@@ -108,7 +108,8 @@ func exampleKit(opts ganbauth.Options) (bank *ganbauth.Kit, mux *http.ServeMux, 
 	return bank, mux, app, box
 }
 
-// Protecting a route: the handler is called with a live token, or not at all.
+// The handler is called with a live token or not at all. A browser is sent to the bank, and
+// a program gets a status.
 func ExampleKit_RequireToken() {
 	bank, mux, app, box := exampleKit(ganbauth.Options{})
 	defer box.Close()
@@ -131,7 +132,7 @@ func ExampleKit_RequireToken() {
 	// a program: 401 Unauthorized application/problem+json; charset=utf-8
 }
 
-// Incremental scopes: ask for the right to transfer money when the user wants to, not before.
+// Ask for permission to transfer money when the user wants to transfer, and not before.
 func ExampleKit_RequireScopes() {
 	bank, mux, app, box := exampleKit(ganbauth.Options{})
 	defer box.Close()
@@ -151,7 +152,8 @@ func ExampleKit_RequireScopes() {
 	// openid offline_access private:transfer
 }
 
-// userStore is a custom TokenStore. Yours would keep the fields in columns, or the bytes of Token.MarshalBinary.
+// userStore is a TokenStore of the application's own. Yours would store the fields in columns,
+// or the bytes of Token.MarshalBinary.
 type userStore struct {
 	mu     sync.Mutex
 	tokens map[string]ganbauth.Token
@@ -181,8 +183,8 @@ func (s *userStore) Delete(_ context.Context, key string) error {
 	return nil
 }
 
-// A custom store, and tokens that belong to the application's own users instead of to sessions. The store sees
-// nothing but sealed secrets, as there is an encryption key.
+// Tokens belong to the application's users instead of to sessions, in a store of the
+// application's own. With an encryption key the store gets no secret in clear.
 func ExampleTokenStore() {
 	store := &userStore{tokens: map[string]ganbauth.Token{}}
 	bank, mux, app, box := exampleKit(ganbauth.Options{
@@ -204,8 +206,8 @@ func ExampleTokenStore() {
 	// openid offline_access false <nil>
 }
 
-// Calling the API: the client adds the token, refreshes it when the bank says that it has expired, and sends the
-// request again.
+// The client adds the token. If the bank's API says that the token has expired, the client
+// refreshes it and sends the request again.
 func ExampleKit_Client() {
 	bank, mux, app, box := exampleKit(ganbauth.Options{})
 	defer box.Close()
@@ -231,7 +233,7 @@ func ExampleKit_Client() {
 	// 1 refresh
 }
 
-// Background use: a nightly job acts for a user who is not there.
+// A nightly job calls the API for a user who is not present.
 func ExampleKit_Token() {
 	bank, _, app, box := exampleKit(ganbauth.Options{
 		Store: ganbauth.NewMemoryStore(), // in production: one that outlives the process
@@ -259,7 +261,7 @@ func ExampleKit_Token() {
 	// true
 }
 
-// Taking over the tokens of another SDK: their users stay connected.
+// Take over the tokens of another SDK. Their users need not connect again.
 func ExampleKit_SetToken() {
 	bank, _, app, box := exampleKit(ganbauth.Options{
 		Store: ganbauth.NewMemoryStore(), // in production: one that outlives the process
@@ -377,7 +379,7 @@ func ExampleErrorPage() {
 	// <p><a href="/">Back to the site</a>
 }
 
-// Every refusal in the application's own hands, for programs as for persons.
+// The application answers every refusal itself, to persons and to programs.
 func ExampleOptions_onError() {
 	bank, _, app, box := exampleKit(ganbauth.Options{
 		OnError: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -400,8 +402,8 @@ func ExampleOptions_onError() {
 	// Output: Please start again.
 }
 
-// Several kits in one application, a personal and a corporate account for instance: give each a Name and a
-// RedirectURI of its own.
+// One application can have several kits, for personal and corporate accounts for example. Give
+// each its own Name and RedirectURI.
 func ExampleNew_several() {
 	box := ganbtest.NewServer(ganbtest.Options{})
 	defer box.Close()
