@@ -283,6 +283,7 @@ func TestI15Numbers(t *testing.T) {
 			"at intervals that grow to " + n(ganbauth.MaxProbePause) + " s",
 			fmt.Sprintf("any string of up to %d bytes", ganbauth.MaxConnection),
 			"at most 1,024 bytes",
+			fmt.Sprintf("or %.0f hours before it expires", ganbauth.MaxLead.Hours()),
 			"agree to within " + n(ganbauth.MaxClockSkew) + " s",
 		},
 		"docs/ja/production.md": {
@@ -299,6 +300,7 @@ func TestI15Numbers(t *testing.T) {
 			"最大" + n(ganbauth.MaxProbePause) + "秒まで延びます",
 			fmt.Sprintf("名前は%dバイト以内", ganbauth.MaxConnection),
 			"1,024バイト以内",
+			fmt.Sprintf("期限の%.0f時間前", ganbauth.MaxLead.Hours()),
 			n(ganbauth.MaxClockSkew) + "秒以内",
 		},
 		"docs/migrating.md":   {"| " + n(ganbauth.ExchangeTimeout) + " s | `TestDeadline`", "| 1 MiB | `TestHostileNetwork`"},

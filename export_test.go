@@ -99,6 +99,7 @@ const (
 	Grace           = grace
 	AttemptLifetime = attemptLifetime
 	MaxProbePause   = maxProbePause
+	MaxLead         = maxLead
 	MaxConnection   = maxConnection
 	MaxKey          = maxKey
 	MaxClockSkew    = maxClockSkew
