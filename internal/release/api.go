@@ -92,6 +92,7 @@ func publicPackages(dir string) (public []*packages.Package, err error) {
 	for _, module := range modules {
 		loaded, err := packages.Load(&packages.Config{
 			Dir:  filepath.Join(dir, module),
+			Env:  append(os.Environ(), "GOFLAGS=-trimpath"), // clones share the build cache
 			Mode: packages.NeedName | packages.NeedImports | packages.NeedTypes,
 		}, "./...")
 		if err != nil {

@@ -88,7 +88,8 @@ func TestOutside(t *testing.T) {
 }
 
 // TestStoresUseThePublicAPI holds that a store's code lives on what its users can see, as a
-// newer root may have another internal/.
+// newer root may have another internal/, and that its tests need no other package of the
+// root's internal/ than the two that docs/releasing.md promises to keep in their places.
 func TestStoresUseThePublicAPI(t *testing.T) {
 	public, err := publicPackages("../..")
 	require.NoError(t, err)
@@ -103,6 +104,17 @@ func TestStoresUseThePublicAPI(t *testing.T) {
 		}
 	}
 	require.Positive(t, stores)
+	modules, err := published("../..")
+	require.NoError(t, err)
+	for _, dir := range modules[1:] {
+		tests := run(t, filepath.Join("../..", dir), "go", "list", "-f", `{{join .TestImports "\n"}}
+{{join .XTestImports "\n"}}`, "./...")
+		for name := range strings.FieldsSeq(tests) {
+			if strings.HasPrefix(name, rootPath+"/internal/") {
+				require.Contains(t, []string{rootPath + "/internal/storetest", rootPath + "/internal/testenv"}, name, dir)
+			}
+		}
+	}
 }
 
 // copyOfWorkTree returns a repository with the history and the tags of this one, whose HEAD
@@ -162,7 +174,8 @@ func outside(t *testing.T, repo string, versions ...string) {
 	}
 	env := map[string]string{}
 	require.NoError(t, json.Unmarshal([]byte(run(t, ".", "go", "env", "-json")), &env))
-	t.Setenv("GOPROXY", fmt.Sprintf("file://%s,file://%s/cache/download,%s", proxy, env["GOMODCACHE"], env["GOPROXY"]))
+	others := strings.TrimSuffix(env["GOPROXY"], ",direct") // nobody asks GitHub for what is not there
+	t.Setenv("GOPROXY", fmt.Sprintf("file://%s,file://%s/cache/download,%s", proxy, env["GOMODCACHE"], others))
 	t.Setenv("GOSUMDB", "off") // it does not know the unpublished versions
 	t.Setenv("GOMODCACHE", t.TempDir())
 	t.Setenv("GOFLAGS", "-modcacherw -trimpath") // trimmed paths let runs share the build cache
