@@ -232,9 +232,12 @@ func TestKeepAlive(t *testing.T) {
 			lapsed := map[string]time.Duration{}
 			const watched = 2 * 5000 * time.Second // twice around
 			for range watched / time.Minute {
-				for _, e := range o.store.index[:o.store.lapsed()] {
+				o.store.mu.Lock()
+				i, _ := o.store.find(ganbauth.Expiry{At: time.Now()})
+				for _, e := range o.store.index[:i] {
 					lapsed[e.Key] += time.Minute
 				}
+				o.store.mu.Unlock()
 				time.Sleep(time.Minute)
 			}
 			require.ErrorIs(t, end(), context.Canceled)

@@ -157,7 +157,9 @@ func (w *world) run(t *testing.T) {
 	for _, failure := range w.failures {
 		t.Error(failure)
 	}
+	w.mu.Lock()
 	w.over = true
+	w.mu.Unlock()
 }
 
 // round plans and runs steps that overlap. Most rounds have few kinds of steps and one kind of
@@ -234,7 +236,7 @@ func (w *world) newStep(kinds []string) func() {
 			kind = stepToken
 		}
 		if kind == stepShutdown {
-			p.leaving = true
+			p.leaving.Store(true)
 		}
 		s := w.step(p, u, kind, number)
 		s.leaves = leaves
@@ -297,7 +299,7 @@ func (w *world) ended(s *step, err error) {
 	took := time.Since(s.start)
 	w.note(s, "%s ends after %v: %v", s.kind, took.Round(time.Microsecond), err)
 	p := s.process
-	if p.dead || s.kind == stepKeepAlive || s.kind == stepShutdown {
+	if p.dead.Load() || s.kind == stepKeepAlive || s.kind == stepShutdown {
 		return
 	}
 	switch s.kind {
@@ -335,7 +337,7 @@ const mostOfAnAnswer = 10*time.Second + 500*time.Millisecond
 
 // judgeTime: nobody waits for longer, whatever hangs.
 func (w *world) judgeTime(s *step, what string, start time.Time, limit time.Duration) {
-	if took := time.Since(start); took > limit && !s.process.stoodStill(start) && !s.process.dead {
+	if took := time.Since(start); took > limit && !s.process.stoodStill(start) && !s.process.dead.Load() {
 		w.blame(s, "the answer to a %s took %v", what, took)
 	}
 }
@@ -449,7 +451,7 @@ func (w *world) login(s *step, variant int) error {
 	defer w.mu.Unlock()
 	w.events++
 	for _, g := range w.grants {
-		if g.by == s && g.tokens[0].lost == "" && !s.process.dead {
+		if g.by == s && g.tokens[0].lost == "" && !s.process.dead.Load() {
 			g.told = w.events
 		}
 	}
@@ -492,7 +494,7 @@ func (w *world) logout(s *step, variant int) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err == nil && !s.process.dead {
+	if err == nil && !s.process.dead.Load() {
 		w.loggedOut(s)
 	}
 	return err
@@ -514,7 +516,7 @@ func (w *world) shutdown(s *step) error {
 	err := p.kit.Shutdown(ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if p.tidy = err == nil && !p.dead; p.tidy {
+	if p.tidy = err == nil && !p.dead.Load(); p.tidy {
 		for _, r := range w.requests {
 			if r.process == p && !r.over {
 				w.blame(s, "Shutdown has returned, and a token request of %s is under way", r.step.name)

@@ -320,7 +320,7 @@ func (w *world) sends(s *step, r *request) {
 	w.note(s, "sends %s", r.token)
 	key := r.token.grant.key
 	for _, other := range w.spent[r.token.refresh] {
-		dead := other.process.dead || other.process != r.process && (!w.shape.locker || w.lostLock[key])
+		dead := other.process.dead.Load() || other.process != r.process && (!w.shape.locker || w.lostLock[key])
 		if !dead && (other.ok || !other.over) {
 			w.blame(s, "%s is sent a second time, %s has sent it", r.token, other.step.name)
 		}
@@ -373,7 +373,7 @@ func (w *world) served(s *step, access string) {
 	defer w.mu.Unlock()
 	t := w.byAccess[access]
 	switch {
-	case s.process.dead:
+	case s.process.dead.Load():
 		return
 	case t == nil:
 		w.blame(s, "is served a token that the bank has not issued")
@@ -446,13 +446,13 @@ func (w *world) rest() {
 	w.mu.Unlock()
 	limit := time.After(5 * time.Minute)
 	for _, s := range running {
-		if s.process.dead {
+		if s.process.dead.Load() {
 			continue
 		}
 		select {
 		case <-s.done:
 		case <-limit:
-			if !s.process.dead {
+			if !s.process.dead.Load() {
 				w.fail(s, "does not end")
 			}
 		}
@@ -491,7 +491,7 @@ func (w *world) settled() {
 		}
 	}
 	for _, p := range w.processes {
-		if p.dead || w.delayed {
+		if p.dead.Load() || w.delayed {
 			continue
 		}
 		if told := p.told[ganbauth.EventTokenRefreshed]; told < refreshed[p] {
@@ -502,7 +502,7 @@ func (w *world) settled() {
 		}
 	}
 	for key, held := range w.locks {
-		if !held.dead {
+		if !held.dead.Load() {
 			w.blame(held.step, "the lock of %s is still held", w.short(key))
 		}
 	}
@@ -517,7 +517,7 @@ func (w *world) excuse(g *grant, newest *issued) string {
 		return newest.lost
 	case newest.stored && w.endedAtBank(g), w.endedAtBank(g):
 		return "the bank has ended it"
-	case newest.holder.dead && !newest.holder.tidy:
+	case newest.holder.dead.Load() && !newest.holder.tidy:
 		return "its process has died"
 	case w.refused[newest.refresh] > 1:
 		return "the bank's gateway has refused it twice"
@@ -564,7 +564,7 @@ func (w *world) end() {
 	w.going.Wait()
 	time.Sleep(25 * time.Hour) // a suspicion lasts for a day
 	for _, p := range w.processes {
-		if n := ganbauth.KeysHeld(p.kit); n > 0 && !p.dead {
+		if n := ganbauth.KeysHeld(p.kit); n > 0 && !p.dead.Load() {
 			w.fail(nil, "%s remembers %d keys", p.name, n)
 		}
 	}

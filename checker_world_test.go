@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -100,12 +101,13 @@ type process struct {
 	handler http.Handler
 	idle    *step // does what the kit does by itself
 
-	dead, leaving, tidy bool
-	frozen              time.Time // until then it stands still
-	frozenFrom          time.Time
-	looked              map[string]int // event of its last look, by key
-	told                map[ganbauth.EventType]int
-	verdicts            int // marks of dead tokens that it has put
+	dead, leaving atomic.Bool
+	tidy          bool
+	frozen        time.Time // until then it stands still
+	frozenFrom    time.Time
+	looked        map[string]int // event of its last look, by key
+	told          map[ganbauth.EventType]int
+	verdicts      int // marks of dead tokens that it has put
 }
 
 func newWorld(seed uint64, manager *scs.SessionManager) *world {
@@ -223,9 +225,9 @@ func (p *process) observe(ctx context.Context, e ganbauth.Event) {
 	p.told[e.Type]++
 	number := p.events
 	s, _ := ctx.Value(stepKey{}).(*step)
-	hook := p.hook
+	hook, over := p.hook, p.over
 	p.mu.Unlock()
-	if s == nil || p.over {
+	if s == nil || over {
 		return
 	}
 	switch hook {
@@ -265,7 +267,7 @@ func (p *process) mount(sessions *scs.SessionManager) http.Handler {
 
 func (w *world) living() (alive []*process) {
 	for _, p := range w.processes {
-		if !p.dead && !p.leaving {
+		if !p.dead.Load() && !p.leaving.Load() {
 			alive = append(alive, p)
 		}
 	}
@@ -274,8 +276,9 @@ func (w *world) living() (alive []*process) {
 
 // die ends the process: nothing of it gets out any more.
 func (p *process) die() {
-	if !p.dead {
-		p.dead, p.leaving = true, true
+	if !p.dead.Load() {
+		p.dead.Store(true)
+		p.leaving.Store(true)
 		p.tally["deaths"]++
 		p.note(nil, "%s IS DEAD", p.name)
 	}
@@ -309,7 +312,7 @@ func (p *process) stillFor() time.Duration {
 func (p *process) await() error {
 	for {
 		p.mu.Lock()
-		dead, left := p.dead, time.Until(p.frozen)
+		dead, left := p.dead.Load(), time.Until(p.frozen)
 		p.mu.Unlock()
 		switch {
 		case dead:
@@ -659,9 +662,9 @@ func (p *process) lock(ctx context.Context, key string, then func(*step)) (unloc
 			held := p.locks[key]
 			switch {
 			case held == nil:
-			case held.dead, held.stillFor() > lease:
+			case held.dead.Load(), held.stillFor() > lease:
 				p.note(s, "takes the lock of %s over from %s", p.short(key), held.step.name)
-				p.lostLock[key] = p.lostLock[key] || !held.dead
+				p.lostLock[key] = p.lostLock[key] || !held.dead.Load()
 			default:
 				return "held by " + held.step.name, nil
 			}

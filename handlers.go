@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -418,7 +419,7 @@ func (k *Kit) writeErrorPage(w http.ResponseWriter, r *http.Request, page *Error
 		if err == nil {
 			return
 		}
-		k.log.ErrorContext(r.Context(), "ganbauth: Options.ErrorPage failed", "error", err)
+		k.say(r.Context(), slog.LevelError, "ganbauth: Options.ErrorPage failed", "error", err)
 	}
 	writeOwnPage(w, page)
 }
@@ -430,5 +431,5 @@ func (k *Kit) logRefusal(r *http.Request, err error) {
 	if status < 500 || errors.As(err, new(*TokenError)) || r.Context().Err() != nil {
 		return
 	}
-	k.log.WarnContext(r.Context(), "ganbauth: refused", "status", status, "error", err)
+	k.say(r.Context(), slog.LevelWarn, "ganbauth: refused", "status", status, "error", err)
 }

@@ -28,6 +28,7 @@ const appURL = "https://app.example"
 
 // app is an application with a kit, and its bank, in process: https without a network, fit for a synctest bubble.
 type app struct {
+	options  ganbauth.Options
 	t        *testing.T
 	bank     *ganbtest.Server
 	sessions *scs.SessionManager
@@ -90,6 +91,7 @@ func newApp(t *testing.T, s setup) *app {
 	var err error
 	a.kit, err = ganbauth.New(a.connector(s.config), a.sessions, s.options)
 	require.NoError(t, err)
+	a.options = s.options
 	a.mux.Handle("/bank/login", a.kit.LoginHandler())
 	a.mux.Handle("/bank/callback", a.kit.CallbackHandler())
 	a.mux.Handle("/bank/logout", a.kit.LogoutHandler())
@@ -123,6 +125,9 @@ func (a *app) eventTypes() (types []ganbauth.EventType) {
 	}
 	return types
 }
+
+// store is the Store in the Options.
+func (a *app) store() ganbauth.TokenStore { return a.options.Store }
 
 func (a *app) lastEvent() ganbauth.Event {
 	a.mu.Lock()

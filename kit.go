@@ -341,7 +341,7 @@ func (k *Kit) Shutdown(ctx context.Context) error {
 // connection is the outcome of a login: whose token was stored.
 type connection struct {
 	owner
-	attached atomic.Bool // the session has its handle, or needs none
+	attached atomic.Bool // the session has its handle, may have had it before, or needs none
 }
 
 // rememberLogin returns how long the outcome of a login is remembered for a second delivery

@@ -29,7 +29,7 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, lo
 		return "", err
 	}
 	if k.atAnotherHost(r) && k.hostWarned.CompareAndSwap(false, true) {
-		k.log.WarnContext(r.Context(), "ganbauth: a login was begun at another host than RedirectURI's: unless a proxy "+
+		k.say(r.Context(), slog.LevelWarn, "ganbauth: a login was begun at another host than RedirectURI's: unless a proxy "+
 			"changes Host, the browser will not send its cookie to the callback", "host", r.Host, "redirect_uri", k.redirectURI)
 	}
 	if returnTo == k.defaultReturn {
@@ -155,7 +155,7 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 	}, func(ctx context.Context) (*connection, func(), error) {
 		began = true
 		c := &connection{owner: who}
-		c.attached.Store(k.keyOf != nil)
+		c.attached.Store(k.keyOf != nil || k.connectionOf != nil)
 		return c, nil, k.keeper.connect(ctx, who.storeKey, func(ctx context.Context) (*Token, error) {
 			return k.exchange(ctx, a, q.code, turn)
 		})

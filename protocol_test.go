@@ -403,3 +403,24 @@ func TestH6Forget(t *testing.T) {
 	require.Equal(t, 400, b.get(begun).StatusCode, "a login that was under way is over, too")
 	require.ErrorContains(t, (*ganbauth.Kit)(nil).Forget(nil, nil), "New")
 }
+
+// A record in clear below a sealed store that compares does not stand in the way of a login or a
+// logout, also if a login that began on it has failed.
+func TestSealedStoreMeetsARecordInClear(t *testing.T) {
+	inBubble(t, setup{options: ganbauth.Options{
+		Store: ganbauth.NewMemoryStore(), EncryptionKeys: [][]byte{key(1)}, Key: func(*http.Request) (string, error) { return "u", nil },
+	}}, func(t *testing.T, a *app) {
+		inClear := backgroundKit(t, a.bank, a.store(), nil)
+		for range 2 {
+			require.NoError(t, inClear.SetToken(t.Context(), "u", a.bank.Token()))
+			b := a.browser()
+			require.False(t, b.connected())
+			callback := b.callbackURL("/bank/login")
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+			require.Equal(t, 502, b.get(callback).StatusCode)
+			b.login()
+			require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+			require.False(t, b.connected())
+		}
+	})
+}

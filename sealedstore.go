@@ -100,7 +100,7 @@ func (s sealedStore) Load(ctx context.Context, key string) (*Token, error) {
 }
 
 func (s sealedStore) Save(ctx context.Context, key string, token *Token) error {
-	return s.TokenStore.Save(ctx, key, s.seal(key, token))
+	return s.TokenStore.Save(ctx, key, s.seal(key, token.opened()))
 }
 
 // seal returns the record that the store gets. Nil, which is no record, stays nil.
@@ -130,5 +130,16 @@ type sealedSwapper struct {
 }
 
 func (s sealedSwapper) Swap(ctx context.Context, key string, old, new *Token) error {
-	return s.swapper.Swap(ctx, key, s.seal(key, old), s.seal(key, new))
+	return s.swapper.Swap(ctx, key, s.seal(key, old), s.seal(key, new.opened()))
+}
+
+// opened returns t as it is loaded after it has been sealed. It differs if t stands for a
+// record that is not sealed, whose fingerprint t has.
+func (t *Token) opened() *Token {
+	if t == nil || t.sealed == "" {
+		return t
+	}
+	own := *t
+	own.sealed = ""
+	return &own
 }
