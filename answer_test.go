@@ -227,6 +227,7 @@ func TestRefuse(t *testing.T) {
 		a.next.serve = func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "1000")
 			w.Header().Set("Etag", `"x"`)
+			w.Header().Set("Last-Modified", "Wed, 25 Nov 2026 00:00:00 GMT")
 			w.Header().Set("Content-Type", "application/pdf")
 			a.kit.Refuse(w, r, err)
 		}
@@ -264,6 +265,7 @@ func TestRefuse(t *testing.T) {
 			require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
 			require.Empty(t, resp.Header.Get("Content-Length"))
 			require.Empty(t, resp.Header.Get("Etag"))
+		require.Empty(t, resp.Header.Get("Last-Modified"))
 
 			helps := c.code == "login_required" || c.code == "insufficient_scope"
 			require.Equal(t, helps, problem.LoginURL != "")
