@@ -265,7 +265,7 @@ func TestRefuse(t *testing.T) {
 			require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
 			require.Empty(t, resp.Header.Get("Content-Length"))
 			require.Empty(t, resp.Header.Get("Etag"))
-		require.Empty(t, resp.Header.Get("Last-Modified"))
+			require.Empty(t, resp.Header.Get("Last-Modified"))
 
 			helps := c.code == "login_required" || c.code == "insufficient_scope"
 			require.Equal(t, helps, problem.LoginURL != "")
