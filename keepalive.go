@@ -321,12 +321,12 @@ func (ke *keeping) keep(ctx context.Context, storeKey string) error {
 	if !t.Valid() {
 		ke.lapsed = t
 	}
-	ke.underWay.Go(func() { ke.refreshed(storeKey, t, turn, ctx) })
+	ke.underWay.Go(func() { ke.refreshed(ctx, storeKey, t, turn) })
 	return nil
 }
 
 // refreshed refreshes t in its turn.
-func (ke *keeping) refreshed(storeKey string, t *Token, turn *turn, ctx context.Context) {
+func (ke *keeping) refreshed(ctx context.Context, storeKey string, t *Token, turn *turn) {
 	next, err := ke.ahead(ctx, storeKey, t, func(cur *Token) bool { return ke.due(storeKey, cur) }, turn)
 	if turn.wasSent() {
 		ke.mu.Lock()

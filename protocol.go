@@ -414,10 +414,11 @@ type placement struct {
 	replaces func(cur *Token) bool // whether mine may replace cur
 }
 
-// put tries once. The error is ErrSuperseded if the place is taken, and then there is what
-// has taken it; after any other error put may be tried again.
+// put replaces what stands there by mine, however often that changes meanwhile. The error is
+// ErrSuperseded if the place is taken, and then there is what has taken it; after any other
+// error put may be tried again.
 func (p *placement) put(ctx context.Context) (there *Token, err error) {
-	for {
+	for range 10 {
 		putErr := p.records.swap(ctx, p.key, p.old, p.mine)
 		if putErr == nil {
 			return p.mine, nil
@@ -436,6 +437,7 @@ func (p *placement) put(ctx context.Context) (there *Token, err error) {
 			return nil, putErr
 		}
 	}
+	return nil, unavailable("ganbauth: the Store says that another record is there, and has the same one")
 }
 
 // putLogin is put for a login, which may have been refreshed already.

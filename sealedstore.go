@@ -136,7 +136,7 @@ func (s sealedSwapper) Swap(ctx context.Context, key string, old, new *Token) er
 // opened returns t as it is loaded after it has been sealed. It differs if t stands for a
 // record that is not sealed, whose fingerprint t has.
 func (t *Token) opened() *Token {
-	if t == nil || t.sealed == "" {
+	if t == nil || t.AccessToken != "" || t.sealed == "" {
 		return t
 	}
 	own := *t
