@@ -389,7 +389,7 @@ func (tn *turn) leave() {
 		tn.late.Stop()
 	}
 	if tn.sentAt.IsZero() {
-		g.pace.giveBack(now)
+		g.pace.giveBack()
 		if tn.class == forJob {
 			g.nextJob = now
 		}
@@ -584,7 +584,7 @@ func (pc *pace) take(now time.Time) {
 }
 
 // giveBack counts out a request that was not sent.
-func (pc *pace) giveBack(now time.Time) {
+func (pc *pace) giveBack() {
 	if !pc.learning {
 		pc.next = pc.next.Add(-pc.interval())
 	}

@@ -193,7 +193,6 @@ func (c *crowd) requireNothingLeft() {
 
 // countingLocker is a Locker for one process that counts.
 type countingLocker struct {
-	keyLocker
 	mu           sync.Mutex
 	locked, most int
 }

@@ -173,19 +173,6 @@ func TestLoginRequest(t *testing.T) {
 	})
 }
 
-// changeIDToken has the bank sign other claims.
-func changeIDToken(bank *ganbtest.Server, change func(claims)) ganbtest.Fault {
-	return ganbtest.Fault{Change: func(response map[string]any) {
-		payload, err := base64.RawURLEncoding.DecodeString(strings.Split(response["id_token"].(string), ".")[1])
-		if err != nil {
-			panic(err)
-		}
-		c := parseClaims(payload)
-		change(c)
-		response["id_token"] = jws(sha256.New, hs256, c.json(), bank.ClientSecret)
-	}}
-}
-
 // refused checks R-CB: a callback that leads nowhere and tells nothing.
 func refused(t *testing.T, resp *http.Response) {
 	t.Helper()

@@ -509,7 +509,7 @@ func TestLivePathAllocations(t *testing.T) {
 // oddContext is a router's context that Go cannot compare.
 type oddContext struct {
 	context.Context
-	params []string
+	_ []string
 }
 
 func TestContextsThatCannotBeCompared(t *testing.T) {
