@@ -22,8 +22,8 @@ const (
 	// maxJobs of the refreshes may be nobody's who waits.
 	maxJobs = 16
 
-	// maxWait is how long a request waits for a refresh or a code exchange. The work goes on
-	// without it.
+	// maxWait is how long a request waits for a refresh or a code exchange. The work goes
+	// on without it.
 	maxWait = 10 * time.Second
 
 	// maxQueue is how much of maxWait a request may spend in the queue. What is left is for

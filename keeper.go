@@ -120,8 +120,8 @@ func isToken(t *Token) bool { return t != nil && t.AccessToken != "" }
 // leewayShare is the share of a token's life that the leeway takes at most, a quarter.
 const leewayShare = 4
 
-// due reports whether t expires within the leeway. A share of the token's life bounds it, so
-// that a token of five seconds is not refreshed on every request.
+// due reports whether t expires within the leeway. A share of the token's life bounds it,
+// so that a token of five seconds is not refreshed on every request.
 func (k *keeper) due(t *Token) bool {
 	leeway := min(k.leeway, t.ExpiresAt.Sub(t.IssuedAt)/leewayShare)
 	return time.Until(t.ExpiresAt) <= max(leeway, 0)
@@ -190,8 +190,8 @@ func (k *keeper) refreshOrJoin(ctx context.Context, key string, t *Token, refuse
 	return nil, unavailable("%w", errRefused)
 }
 
-// fly joins or begins the flight that refreshes t. Unless it is patient it does not wait for
-// its turn at the bank. No user waits for a probe.
+// fly joins or begins the flight that refreshes t. Unless it is patient it does not wait
+// for its turn at the bank. No user waits for a probe.
 func (k *keeper) fly(ctx context.Context, key string, t *Token, needed func(*Token) bool, c class, patient bool) (*Token, error) {
 	var turn *turn
 	spent := *t // the caller goes on with t, and may change it
@@ -226,8 +226,8 @@ func (k *keeper) end(ctx context.Context, key string, t *Token) (*Token, error) 
 	})
 }
 
-// unsaved are the places of tokens that are on their way from the bank to the store. A token
-// that the store has not taken yet is served from here.
+// unsaved are the places of tokens that are on their way from the bank to the store. A
+// token that the store has not taken yet is served from here.
 type unsaved struct {
 	mu sync.RWMutex
 	m  map[string][]*place // by key, in the order in which they began
@@ -257,8 +257,8 @@ func (u *unsaved) begin(key string) *place {
 	return p
 }
 
-// serve has the token served until drop. Its caller then holds the place once more. It returns
-// false if the place is taken.
+// serve has the token served until drop. Its caller then holds the place once more. It
+// returns false if the place is taken.
 func (p *place) serve(t *Token) bool {
 	p.in.mu.Lock()
 	defer p.in.mu.Unlock()

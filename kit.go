@@ -14,9 +14,10 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// Kit is what an application mounts: handlers for login, callback and logout, a middleware that hands live tokens
-// to routes, and an HTTP client for the bank's API. Make one with [New]. It is immutable and safe for concurrent
-// use. A nil or zero Kit lets nobody through.
+// Kit is what an application mounts: handlers for login, callback and logout, a
+// middleware that hands live tokens to routes, and an HTTP client for the bank's API.
+// Make one with [New]. It is immutable and safe for concurrent use. A nil or zero Kit
+// lets nobody through.
 type Kit struct {
 	connector *Connector
 	keeper    *keeper
@@ -48,12 +49,12 @@ func (k *Kit) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "ganbauth.Kit(%q)", k.owners.kit)
 }
 
-// New makes a Kit. It reports every mistake that can be seen now at once, and warns in the log
-// of what works and should not go to production. The sessions may be nil when opts has both
-// Store and Key.
+// New makes a Kit. It reports every mistake that can be seen now at once, and warns in
+// the log of what works and should not go to production. The sessions may be nil when
+// opts has both Store and Key.
 //
-// Two kits of one application need different Names; with the same one they would take each
-// other's sessions and callbacks.
+// Two kits of one application need different Names; with the same one they would take
+// each other's sessions and callbacks.
 func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error) {
 	if c == nil || c.http == nil {
 		return nil, errors.New("ganbauth: New needs a Connector from NewConnector")
@@ -98,21 +99,21 @@ func (k *Kit) usable() error {
 	return nil
 }
 
-// Client returns an HTTP client for the bank's API that acts for the user of ctx, the context
-// of a request behind [Kit.RequireToken]; elsewhere its requests fail with
-// [ErrLoginRequired]. It adds the header x-access-token, to the hosts of the connector and
-// APIHosts only, over https (http on a loopback address), and never after a redirect that led
-// elsewhere; it does not follow redirects to other hosts.
+// Client returns an HTTP client for the bank's API that acts for the user of ctx, the
+// context of a request behind [Kit.RequireToken]; elsewhere its requests fail with
+// [ErrLoginRequired]. It adds the header x-access-token, to the hosts of the connector
+// and APIHosts only, over https (http on a loopback address), and never after a redirect
+// that led elsewhere; it does not follow redirects to other hosts.
 //
 // When the API answers 401 with WG_ERR_105, the token is refreshed, once for all who meet
-// that together, and the request sent again once if its body can be rewound (GetBody). If it
-// cannot, or if the token is less than a minute old, the caller gets the 401. Every other
-// answer is the caller's: [CheckResponse] makes an [*APIError] of one. Idempotency-Key is the
-// caller's to set.
+// that together, and the request sent again once if its body can be rewound (GetBody). If
+// it cannot, or if the token is less than a minute old, the caller gets the 401. Every
+// other answer is the caller's: [CheckResponse] makes an [*APIError] of one.
+// Idempotency-Key is the caller's to set.
 //
-// The client trusts the request's token for five seconds and asks the store after that, so a
-// stream ends with the connection. Requests end with ctx, and after 60 seconds in all (the
-// client's Timeout, which may be changed).
+// The client trusts the request's token for five seconds and asks the store after that,
+// so a stream ends with the connection. Requests end with ctx, and after 60 seconds in
+// all (the client's Timeout, which may be changed).
 func (k *Kit) Client(ctx context.Context) *http.Client {
 	if k.usable() != nil {
 		return (&transport{ctx: ctx}).client()
@@ -124,9 +125,9 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 	return t.client()
 }
 
-// ClientFor is [Kit.Client] outside a request, for the user whose token is stored under key.
-// It asks the store for each request, so it may be kept: it follows a new connection, and
-// fails with [ErrLoginRequired] while there is none. See [Kit.Token].
+// ClientFor is [Kit.Client] outside a request, for the user whose token is stored under
+// key. It asks the store for each request, so it may be kept: it follows a new
+// connection, and fails with [ErrLoginRequired] while there is none. See [Kit.Token].
 func (k *Kit) ClientFor(key string, connection ...string) *http.Client {
 	if k.usable() != nil {
 		return (&transport{ctx: context.Background()}).client()
@@ -201,14 +202,14 @@ func (k *Kit) withOwner(r *http.Request) *http.Request {
 	return r.WithContext(k.aboutRequest(r, connection))
 }
 
-// SetToken stores a token that came from elsewhere, another SDK's for instance: its user need
-// not connect again. It replaces what is there, as a login would; key and connection are as in
-// [Kit.Token].
+// SetToken stores a token that came from elsewhere, another SDK's for instance: its user
+// need not connect again. It replaces what is there, as a login would; key and connection
+// are as in [Kit.Token].
 //
-// The token needs an AccessToken, and a RefreshToken or an ExpiresAt. One with a zero ExpiresAt
-// is refreshed at its first use. Nothing else may use its refresh token afterwards. An IDToken
-// and a Subject are taken as verified. A token that the bank cannot have issued is
-// [ErrTokenFormat]; else the error has the [StatusCode] 503.
+// The token needs an AccessToken, and a RefreshToken or an ExpiresAt. One with a zero
+// ExpiresAt is refreshed at its first use. Nothing else may use its refresh token
+// afterwards. An IDToken and a Subject are taken as verified. A token that the bank
+// cannot have issued is [ErrTokenFormat]; else the error has the [StatusCode] 503.
 func (k *Kit) SetToken(ctx context.Context, key string, token *Token, connection ...string) error {
 	who, err := k.job(key, connection)
 	if err != nil {
@@ -260,24 +261,24 @@ func (k *Kit) Disconnect(ctx context.Context, key string, connection ...string) 
 	return k.keeper.drop(ctx, who.storeKey)
 }
 
-// KeepAlive keeps every token of the Store alive until ctx ends or [Kit.Shutdown] is called,
-// whose error it then returns: the bank stops its webhooks for a user whose token lapses. Run
-// it in every process, in a goroutine of its own:
+// KeepAlive keeps every token of the Store alive until ctx ends or [Kit.Shutdown] is
+// called, whose error it then returns: the bank stops its webhooks for a user whose token
+// lapses. Run it in every process, in a goroutine of its own:
 //
 //	go bank.KeepAlive(ctx)
 //
-// A token is refreshed when half of its life is over, or 24 hours before it expires if that
-// is later. What expires soonest goes first; a key whose refresh fails waits, longer each time,
-// while others go on. KeepAlive makes as many token requests a second as Options.TokenRate
-// says, by default one, and lets users go first. The log warns if that is too few for the
-// number of tokens.
+// A token is refreshed when half of its life is over, or 24 hours before it expires if
+// that is later. What expires soonest goes first; a key whose refresh fails waits, longer
+// each time, while others go on. KeepAlive makes as many token requests a second as
+// Options.TokenRate says, by default one, and lets users go first. The log warns if that
+// is too few for the number of tokens.
 //
-// With a Locker one process does it, and another takes over when that process ends: within
-// two leases if it has died. While the bank is away one request at a time looks for it. While
-// the Store or the Locker fails, KeepAlive logs so and tries again.
+// With a Locker one process does it, and another takes over when that process ends:
+// within two leases if it has died. While the bank is away one request at a time looks
+// for it. While the Store or the Locker fails, KeepAlive logs so and tries again.
 //
-// It fails at once if the Store is neither an [ExpiryPager] nor an [ExpiryLister]. It needs
-// memory for a hundred tokens, and for the keys whose refreshes fail.
+// It fails at once if the Store is neither an [ExpiryPager] nor an [ExpiryLister]. It
+// needs memory for a hundred tokens, and for the keys whose refreshes fail.
 func (k *Kit) KeepAlive(ctx context.Context) error {
 	ctx, end, err := k.startEngine(ctx, "KeepAlive")
 	if err != nil {
@@ -287,15 +288,16 @@ func (k *Kit) KeepAlive(ctx context.Context) error {
 	return k.engine.keepAlive(ctx)
 }
 
-// RefreshExpiring refreshes the tokens that expire within that time, and returns how many it
-// has refreshed. It is for schedulers that come and go; [Kit.KeepAlive] does more, with less
-// to get wrong. Its order, its pace, its lock and what it needs of the Store are KeepAlive's.
+// RefreshExpiring refreshes the tokens that expire within that time, and returns how many
+// it has refreshed. It is for schedulers that come and go; [Kit.KeepAlive] does more,
+// with less to get wrong. Its order, its pace, its lock and what it needs of the Store
+// are KeepAlive's.
 //
-// A token whose refresh fails is left for the next call. If the bank is away for everybody,
-// or the Store fails, RefreshExpiring ends with that error. If tokens cannot be read, it
-// refreshes the others and returns an error in the end. While another process or call keeps
-// the tokens alive, it waits for 30 seconds, which is longer than the lease of a process
-// that has died, and then returns an [ErrUnavailable]. It ends with ctx.
+// A token whose refresh fails is left for the next call. If the bank is away for
+// everybody, or the Store fails, RefreshExpiring ends with that error. If tokens cannot
+// be read, it refreshes the others and returns an error in the end. While another process
+// or call keeps the tokens alive, it waits for 30 seconds, which is longer than the lease
+// of a process that has died, and then returns an [ErrUnavailable]. It ends with ctx.
 func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int, err error) {
 	ctx, end, err := k.startEngine(ctx, "RefreshExpiring")
 	if err != nil {
@@ -305,8 +307,8 @@ func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int,
 	return k.engine.refreshExpiring(ctx, within)
 }
 
-// startEngine returns a context for the engine that Shutdown ends. A mistake is logged, too:
-// KeepAlive's error is easily lost.
+// startEngine returns a context for the engine that Shutdown ends. A mistake is logged,
+// too: KeepAlive's error is easily lost.
 func (k *Kit) startEngine(ctx context.Context, what string) (_ context.Context, end func(), err error) {
 	if err := k.usable(); err != nil {
 		return nil, nil, err
@@ -320,9 +322,10 @@ func (k *Kit) startEngine(ctx context.Context, what string) (_ context.Context, 
 }
 
 // Shutdown ends [Kit.KeepAlive] and waits until every token that the bank has issued is
-// stored, or until ctx ends, whose error it then returns. A refresh goes on when its request
-// has gone: call Shutdown after [http.Server.Shutdown] and before the process ends. The Kit can
-// be used during and after it, but for KeepAlive and [Kit.RefreshExpiring].
+// stored, or until ctx ends, whose error it then returns. A refresh goes on when its
+// request has gone: call Shutdown after [http.Server.Shutdown] and before the process
+// ends. The Kit can be used during and after it, but for KeepAlive and
+// [Kit.RefreshExpiring].
 func (k *Kit) Shutdown(ctx context.Context) error {
 	if err := k.usable(); err != nil {
 		return err

@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// begin starts a login: it sets the attempt's cookie and returns the bank's URL. It fails if
-// the application does not know its user, or if its configuration is wrong.
+// begin starts a login: it sets the attempt's cookie and returns the bank's URL. It fails
+// if the application does not know its user, or if its configuration is wrong.
 //
-// The login comes back to returnTo. If it was begun at a LoginHandler, login is that handler's
-// path, without return_to.
+// The login comes back to returnTo. If it was begun at a LoginHandler, login is that
+// handler's path, without return_to.
 func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, login string, scopes []string) (string, error) {
 	owner, err := k.beginner(r)
 	if err != nil {
@@ -85,7 +85,8 @@ type callbackQuery struct {
 
 const maxCallbackQuery = 16 << 10
 
-// parseCallback reads a callback's query (RFC 6749 section 4.1.2). No parameter may occur twice (section 3.1).
+// parseCallback reads a callback's query (RFC 6749 section 4.1.2). No parameter may occur
+// twice (section 3.1).
 func parseCallback(raw string) (callbackQuery, error) {
 	invalid := func(why string) (callbackQuery, error) {
 		return callbackQuery{}, fmt.Errorf("%w: %s", ErrInvalidState, why)
@@ -117,8 +118,8 @@ func parseCallback(raw string) (callbackQuery, error) {
 	return q, nil
 }
 
-// judge returns an error if the callback q cannot finish its login, which is mine if this user
-// began it.
+// judge returns an error if the callback q cannot finish its login, which is mine if this
+// user began it.
 func (k *Kit) judge(q callbackQuery, mine bool) error {
 	switch {
 	case !mine:
@@ -135,9 +136,9 @@ func (k *Kit) judge(q callbackQuery, mine bool) error {
 	return nil
 }
 
-// connect exchanges the code of a callback, once per attempt, and stores the token. It waits
-// for ten seconds at most, its turn at the bank included; the exchange goes on, and a second delivery of the callback gets
-// its outcome.
+// connect exchanges the code of a callback, once per attempt, and stores the token. It
+// waits for ten seconds at most, its turn at the bank included; the exchange goes on, and
+// a second delivery of the callback gets its outcome.
 func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string) (*connection, error) {
 	who, err := k.loginOwner(r, a.connection)
 	if err != nil {

@@ -26,10 +26,11 @@ type Event struct {
 	Type EventType
 	// Kit is the Name in the Kit's Options.
 	Kit string
-	// Duration is how long it took: the whole callback for a login, the token request for a refresh.
+	// Duration is how long it took: the whole callback for a login, the token request for
+	// a refresh.
 	Duration time.Duration
-	// ErrorClass is empty on success, and otherwise one of these words, whatever a browser or
-	// the bank sends:
+	// ErrorClass is empty on success, and otherwise one of these words, whatever a
+	// browser or the bank sends:
 	//
 	//   - what the application or its user has to do: refused, no_user, login_required,
 	//     insufficient_scope, invalid_state

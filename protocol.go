@@ -11,11 +11,11 @@ import (
 
 // The token protocol: how a record is refreshed, judged, connected and logged out.
 //
-// A record is a token or a mark. A mark is a Token without an access token, and to everybody
-// who reads it nobody is connected. There are two: a login that finds nothing puts a blank
-// mark there first, so that a logout can end that login; and where the bank has declared a
-// token dead, a mark with Judged takes the token's place, so that a process that has its
-// successor and could not store it yet finds the place again.
+// A record is a token or a mark. A mark is a Token without an access token, and to
+// everybody who reads it nobody is connected. There are two: a login that finds nothing
+// puts a blank mark there first, so that a logout can end that login; and where the bank
+// has declared a token dead, a mark with Judged takes the token's place, so that a
+// process that has its successor and could not store it yet finds the place again.
 //
 // Every change is a compare and swap. Three rules follow from what breaks without them:
 //
@@ -41,8 +41,8 @@ const (
 	minPause, maxPause = 50 * time.Millisecond, 5 * time.Second // between two tries
 )
 
-// refreshing is the flight of one refresh of t, which needed has judged necessary. It has its
-// turn at the bank.
+// refreshing is the flight of one refresh of t, which needed has judged necessary. It has
+// its turn at the bank.
 func (k *keeper) refreshing(key string, t *Token, needed func(*Token) bool, turn *turn) call[*Token] {
 	return func(ctx context.Context) (*Token, func(), error) {
 		for range 3 {
@@ -215,8 +215,8 @@ func (r refresh) awaitWinner(ctx context.Context) {
 	}
 }
 
-// ask makes a token request. A panic on the way, of the application's HTTPClient for one, is
-// as good as no answer: the lock must be given back.
+// ask makes a token request. A panic on the way, of the application's HTTPClient for one,
+// is as good as no answer: the lock must be given back.
 func (k *keeper) ask(ctx context.Context, request func() (*Token, error)) (t *Token, err error) {
 	err = safely(func() (err error) {
 		t, err = request()
@@ -381,9 +381,10 @@ func (k *keeper) dropOnce(ctx context.Context, key string, patience time.Time) e
 	return err
 }
 
-// set stores a token that came from elsewhere. It counts as a login: a mark goes before it
-// where nothing is, or a write that arrives late would connect a user who has logged out. It
-// does not begin again when another record is there: that may have replaced this token.
+// set stores a token that came from elsewhere. It counts as a login: a mark goes before
+// it where nothing is, or a write that arrives late would connect a user who has logged
+// out. It does not begin again when another record is there: that may have replaced this
+// token.
 func (k *keeper) set(ctx context.Context, key string, t *Token) error {
 	t.Epoch = rand.Text()
 	base, place, err := k.beginLogin(ctx, key)
@@ -414,9 +415,9 @@ type placement struct {
 	replaces func(cur *Token) bool // whether mine may replace cur
 }
 
-// put replaces what stands there by mine, however often that changes meanwhile. The error is
-// ErrSuperseded if the place is taken, and then there is what has taken it; after any other
-// error put may be tried again.
+// put replaces what stands there by mine, however often that changes meanwhile. The error
+// is ErrSuperseded if the place is taken, and then there is what has taken it; after any
+// other error put may be tried again.
 func (p *placement) put(ctx context.Context) (there *Token, err error) {
 	for range 10 {
 		putErr := p.records.swap(ctx, p.key, p.old, p.mine)
@@ -449,9 +450,9 @@ func (p *placement) putLogin(ctx context.Context) (there *Token, err error) {
 	return there, err
 }
 
-// keepPutting is for a token that is served from its place. It returns a function that tells
-// so, and begins to try until the token is stored or another record is there. Then it does the
-// rest.
+// keepPutting is for a token that is served from its place. It returns a function that
+// tells so, and begins to try until the token is stored or another record is there. Then
+// it does the rest.
 func (p *placement) keepPutting(ctx context.Context, err error, begun time.Time, rest ...func()) func() {
 	took := time.Since(begun)
 	return func() {

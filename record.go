@@ -35,8 +35,8 @@ func readRecord(data string, version byte, first, second *time.Time, fields []*s
 	return r.end()
 }
 
-// recordReader reads the parts of a record. After the first fault everything reads as zero. Its strings share one
-// allocation.
+// recordReader reads the parts of a record. After the first fault everything reads as
+// zero. Its strings share one allocation.
 type recordReader struct {
 	rest string
 	err  error

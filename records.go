@@ -112,9 +112,9 @@ func (r *records) compareAndWrite(ctx context.Context, key string, old, new *Tok
 	return r.store.Save(ctx, key, &copied)
 }
 
-// probe proves that a store of three methods takes writes, and looks whether t is still there.
-// Without a Locker it must not write t itself: another process may have replaced t between the
-// look and the write, and t would be back. So it writes a mark beside it.
+// probe proves that a store of three methods takes writes, and looks whether t is still
+// there. Without a Locker it must not write t itself: another process may have replaced t
+// between the look and the write, and t would be back. So it writes a mark beside it.
 func (r *records) probe(ctx context.Context, key string, t *Token) error {
 	beside := key + "//probe"
 	mark := &Token{Epoch: t.Epoch, IssuedAt: seconds(time.Now()), ExpiresAt: seconds(time.Now().Add(time.Minute))}
@@ -198,7 +198,8 @@ func (r *records) lock(ctx context.Context, name string) (unlock func(), err err
 	return unlock, err
 }
 
-// hold takes a lock, and returns what came with it. The unlock that it returns cannot panic.
+// hold takes a lock, and returns what came with it. The unlock that it returns cannot
+// panic.
 func (r *records) hold(ctx context.Context, take func(context.Context) (string, func(), error)) (found string, unlock func(), err error) {
 	type lock struct {
 		found  string
@@ -235,9 +236,10 @@ func unlessSuperseded(what string, err error) error {
 }
 
 // await makes a call of the Store or the Locker and waits for it: until ctx ends, and for
-// limit at most, whatever the call does. The call itself is not cut off when a request leaves,
-// which would cost some drivers their connection. Its context ends after limit, or with the
-// deadline of ctx. What it returns when nobody waits any more goes to late, unless that is nil.
+// limit at most, whatever the call does. The call itself is not cut off when a request
+// leaves, which would cost some drivers their connection. Its context ends after limit,
+// or with the deadline of ctx. What it returns when nobody waits any more goes to late,
+// unless that is nil.
 func await[V any](ctx context.Context, r *records, limit time.Duration, call func(context.Context) (V, error), late func(V)) (V, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline))

@@ -50,8 +50,9 @@ const (
 )
 
 // recordName returns the record's name in the engine, at most 43 characters, the limit of
-// some engines. It contains a semicolon, which a cookie's value cannot, so no cookie can make
-// scs open or overwrite a record. The key of a session's token is such a name itself.
+// some engines. It contains a semicolon, which a cookie's value cannot, so no cookie can
+// make scs open or overwrite a record. The key of a session's token is such a name
+// itself.
 func recordName(key string) string {
 	if _, handle, _ := strings.Cut(key, "/"); len(key) < 43 && isHandle(handle) {
 		return key
@@ -113,8 +114,8 @@ func (s *scsStore) Save(ctx context.Context, key string, token *Token) error {
 	return s.write(ctx, key, token, stored, deadline)
 }
 
-// compareAndWrite replaces old by new with one look. It is not atomic: the kit calls it below
-// its write lock.
+// compareAndWrite replaces old by new with one look. It is not atomic: the kit calls it
+// below its write lock.
 func (s *scsStore) compareAndWrite(ctx context.Context, key string, old, new *Token) error {
 	stored, deadline, err := s.find(ctx, key)
 	switch {
@@ -128,7 +129,8 @@ func (s *scsStore) compareAndWrite(ctx context.Context, key string, old, new *To
 	return s.write(ctx, key, new, stored, deadline)
 }
 
-// write puts token in the place of stored, which ends at that deadline. A nil stored is none.
+// write puts token in the place of stored, which ends at that deadline. A nil stored is
+// none.
 func (s *scsStore) write(ctx context.Context, key string, token, stored *Token, deadline time.Time) error {
 	deadline, err := s.deadline(ctx, key, token, stored, deadline)
 	if err != nil {

@@ -54,8 +54,8 @@ func (o *owners) session(r *http.Request) (session, error) {
 	return session{o.sessions, ctx, ours}, nil
 }
 
-// whose returns the owner of the token that r is about. Its storeKey is "" if r's session has
-// none.
+// whose returns the owner of the token that r is about. Its storeKey is "" if r's session
+// has none.
 func (o *owners) whose(r *http.Request) (owner, error) {
 	connection, err := o.connection(r)
 	if err != nil {
@@ -118,8 +118,8 @@ func (o *owners) named(key, connection string) (owner, error) {
 	return owner{key, connection, storeKey}, nil
 }
 
-// inSession returns the owner of the connection whose key, without the connection, a session
-// holds. The storeKey is "" if the session holds none.
+// inSession returns the owner of the connection whose key, without the connection, a
+// session holds. The storeKey is "" if the session holds none.
 func (o *owners) inSession(held, connection string) (owner, error) {
 	handle, ok := strings.CutPrefix(held, o.kit+"/")
 	switch {
@@ -143,8 +143,8 @@ func (o *owners) owned(storeKey string) (_ owner, ok bool) {
 
 var keyUnescaper = strings.NewReplacer("%25", "%", "%2F", "/")
 
-// loginOwner returns whose the token of a login will be. A session gets a new handle, unless
-// it may have other connections under the one that it has.
+// loginOwner returns whose the token of a login will be. A session gets a new handle,
+// unless it may have other connections under the one that it has.
 func (o *owners) loginOwner(r *http.Request, connection string) (owner, error) {
 	if o.keyOf != nil {
 		return o.whoseConnection(r, connection)
@@ -160,10 +160,10 @@ func (o *owners) loginOwner(r *http.Request, connection string) (owner, error) {
 	return o.inSession(held, connection)
 }
 
-// handle returns what a login stored in the session: held is the store key of the session's
-// token, without a connection, and ancestor is a hash of the session token before the login renewed it, so that logins begun
-// in other tabs still recognize their session. Both share one value because every value is
-// decoded on every request.
+// handle returns what a login stored in the session: held is the store key of the
+// session's token, without a connection, and ancestor is a hash of the session token
+// before the login renewed it, so that logins begun in other tabs still recognize their
+// session. Both share one value because every value is decoded on every request.
 func (o *owners) handle(s session) (held, ancestor string) {
 	return splitHandle(s.GetString(s.ctx, o.handleName))
 }
@@ -223,8 +223,8 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 	return former, s.commit(w)
 }
 
-// detach takes the handle out of the session. A session with nothing else in it ends; another
-// gets a new token.
+// detach takes the handle out of the session. A session with nothing else in it ends;
+// another gets a new token.
 func (o *owners) detach(w http.ResponseWriter, r *http.Request) error {
 	s, err := o.session(r)
 	if err != nil || s.SessionManager == nil || !s.Exists(s.ctx, o.handleName) {

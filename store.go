@@ -10,65 +10,77 @@ import (
 	"time"
 )
 
-// TokenStore keeps records, each under a key that says whose it is. A record is a token, or a mark in place of one (see
-// [Token]): a store treats both alike.
+// TokenStore keeps records, each under a key that says whose it is. A record is a token,
+// or a mark in place of one (see [Token]): a store treats both alike.
 //
-// An error means that the store failed: requests are answered 503 and nobody is logged out. Methods are called
-// concurrently. The caller owns the Token that Load returns, and Save must copy the one it is given. Keys are at most
-// 1,024 bytes of any content. [ganbtest.TestStore] tests an implementation.
+// An error means that the store failed: requests are answered 503 and nobody is logged
+// out. Methods are called concurrently. The caller owns the Token that Load returns, and
+// Save must copy the one it is given. Keys are at most 1,024 bytes of any content.
+// [ganbtest.TestStore] tests an implementation.
 //
-// A store that can should be a [Swapper], too. Without it the kit compares for itself, under a lock.
+// A store that can should be a [Swapper], too. Without it the kit compares for itself,
+// under a lock.
 //
 // [ganbtest.TestStore]: https://pkg.go.dev/github.com/ganbauth/ganbauth/ganbtest#TestStore
 type TokenStore interface {
-	// Load returns the record under key, as the last write left it, or [ErrTokenNotFound] if there is none. A record
-	// that is there and cannot be read is another error.
+	// Load returns the record under key, as the last write left it, or [ErrTokenNotFound]
+	// if there is none. A record that is there and cannot be read is another error.
 	Load(ctx context.Context, key string) (*Token, error)
-	// Save puts the record under key, replacing what was there. When it returns nil, the record is safe.
+	// Save puts the record under key, replacing what was there. When it returns nil, the
+	// record is safe.
 	Save(ctx context.Context, key string, token *Token) error
 	// Delete removes the record under key. It is no error if there is none.
 	Delete(ctx context.Context, key string) error
 }
 
-// Swapper is an optional interface of a [TokenStore]: compare and swap. With it a write says what it replaces, so that
-// neither a late refresh nor a late logout undoes what has happened since.
+// Swapper is an optional interface of a [TokenStore]: compare and swap. With it a write
+// says what it replaces, so that neither a late refresh nor a late logout undoes what has
+// happened since.
 type Swapper interface {
-	// Swap replaces old by new in one atomic step if old is what is stored under key. A nil old means that nothing is
-	// stored; a nil new deletes. Records are the same if their [Token.Fingerprint] is; old may be new itself, and is then
-	// written all the same. If something else is stored, nothing changes and the error is [ErrSuperseded]. After any
-	// other error the caller does not know whether the swap happened.
+	// Swap replaces old by new in one atomic step if old is what is stored under key. A
+	// nil old means that nothing is stored; a nil new deletes. Records are the same if
+	// their [Token.Fingerprint] is; old may be new itself, and is then written all the
+	// same. If something else is stored, nothing changes and the error is
+	// [ErrSuperseded]. After any other error the caller does not know whether the swap
+	// happened.
 	Swap(ctx context.Context, key string, old, new *Token) error
 }
 
 // Locker makes a refresh exclusive across processes.
 //
-// A lock must outlive a refresh, whose new token may have to wait for the store for as long as the store is away: extend
-// it while its process lives. It must end by itself soon after its process has died.
+// A lock must outlive a refresh, whose new token may have to wait for the store for as
+// long as the store is away: extend it while its process lives. It must end by itself
+// soon after its process has died.
 type Locker interface {
-	// Lock waits for the lock on key, or for ctx. The caller calls unlock once; it must not fail.
+	// Lock waits for the lock on key, or for ctx. The caller calls unlock once; it must
+	// not fail.
 	Lock(ctx context.Context, key string) (unlock func(), err error)
 }
 
-// RecordLocker is an optional interface of a store that is a [Locker] and a [Swapper] in one engine. Its lock is a write
-// to the record's own place, which proves that the store takes writes, and it tells which record is there. That spares a
-// refresh one round trip.
+// RecordLocker is an optional interface of a store that is a [Locker] and a [Swapper] in
+// one engine. Its lock is a write to the record's own place, which proves that the store
+// takes writes, and it tells which record is there. That spares a refresh one round trip.
 type RecordLocker interface {
-	// LockRecord is Lock, and returns the [Token.Fingerprint] of the record under key, or "" if there is none.
+	// LockRecord is Lock, and returns the [Token.Fingerprint] of the record under key, or
+	// "" if there is none.
 	LockRecord(ctx context.Context, key string) (fingerprint string, unlock func(), err error)
 }
 
-// ExpiryLister is an optional interface of a [TokenStore], required by [Kit.RefreshExpiring].
+// ExpiryLister is an optional interface of a [TokenStore], required by
+// [Kit.RefreshExpiring].
 type ExpiryLister interface {
-	// Expiring returns the keys of the tokens that have a refresh token and end before that time, soonest first. A key
-	// that is listed needlessly does no harm.
+	// Expiring returns the keys of the tokens that have a refresh token and end before
+	// that time, soonest first. A key that is listed needlessly does no harm.
 	Expiring(ctx context.Context, before time.Time) (keys []string, err error)
 }
 
-// ExpiryPager is an ExpiryLister that returns a page at a time, for stores with many tokens.
+// ExpiryPager is an ExpiryLister that returns a page at a time, for stores with many
+// tokens.
 type ExpiryPager interface {
-	// ExpiringAfter returns the tokens that have a refresh token and end before that time, at most limit of them, soonest
-	// first and then by key. It begins behind the entry after; the zero Expiry is before all others. A key that is listed
-	// needlessly does no harm.
+	// ExpiringAfter returns the tokens that have a refresh token and end before that
+	// time, at most limit of them, soonest first and then by key. It begins behind the
+	// entry after; the zero Expiry is before all others. A key that is listed needlessly
+	// does no harm.
 	ExpiringAfter(ctx context.Context, after Expiry, before time.Time, limit int) ([]Expiry, error)
 }
 
@@ -78,8 +90,9 @@ type Expiry struct {
 	Key string
 }
 
-// NewMemoryStore returns a TokenStore in the process's memory, for tests and for a single process: tokens end with it, and
-// those that nobody deletes stay. It is a [Swapper], an [ExpiryLister] and an [ExpiryPager].
+// NewMemoryStore returns a TokenStore in the process's memory, for tests and for a single
+// process: tokens end with it, and those that nobody deletes stay. It is a [Swapper], an
+// [ExpiryLister] and an [ExpiryPager].
 func NewMemoryStore() TokenStore { return &memoryStore{tokens: map[string]Token{}} }
 
 type memoryStore struct {

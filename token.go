@@ -14,34 +14,38 @@ import (
 
 // Token is what the bank's token endpoint issued for one user (RFC 6749 section 5.1).
 //
-// In a [TokenStore] a Token without an AccessToken is a mark: nobody is connected, and a login is under way, or the bank
-// has ended the connection that was here.
+// In a [TokenStore] a Token without an AccessToken is a mark: nobody is connected, and a
+// login is under way, or the bank has ended the connection that was here.
 //
-// A Token is a plain value: copy it freely. It is not safe to write to one Token from several goroutines.
-// Formatting a Token with fmt or log/slog shows no secret, and encoding/json refuses it; a [TokenStore] uses the
-// fields, or [Token.MarshalBinary].
+// A Token is a plain value: copy it freely. It is not safe to write to one Token from
+// several goroutines. Formatting a Token with fmt or log/slog shows no secret, and
+// encoding/json refuses it; a [TokenStore] uses the fields, or [Token.MarshalBinary].
 type Token struct {
-	// AccessToken goes to the bank's API in the header x-access-token. At most 4,096 bytes of visible ASCII.
+	// AccessToken goes to the bank's API in the header x-access-token. At most 4,096
+	// bytes of visible ASCII.
 	AccessToken string
-	// RefreshToken buys the next Token, once. It is empty when the bank granted none (the scope offline_access
-	// was not asked for), and in every Token that the Kit gives to handlers. At most 4,096 bytes.
+	// RefreshToken buys the next Token, once. It is empty when the bank granted none (the
+	// scope offline_access was not asked for), and in every Token that the Kit gives to
+	// handlers. At most 4,096 bytes.
 	RefreshToken string
 	// TokenType is "Bearer".
 	TokenType string
 	// Scope holds the granted scopes, separated by single spaces.
 	Scope string
-	// IDToken is the verified ID token of the login. One that comes with a refresh is checked against it
-	// (OpenID Connect Core section 12.2) and not kept. It is empty in plain OAuth 2.0.
+	// IDToken is the verified ID token of the login. One that comes with a refresh is
+	// checked against it (OpenID Connect Core section 12.2) and not kept. It is empty in
+	// plain OAuth 2.0.
 	IDToken string
 	// Subject identifies the user at the bank. It is set from a verified ID token only.
 	Subject string
-	// Epoch names the login that the token comes from; refreshes keep it. It is at most 64 bytes of visible ASCII and not
-	// secret. The kit sets it.
+	// Epoch names the login that the token comes from; refreshes keep it. It is at most
+	// 64 bytes of visible ASCII and not secret. The kit sets it.
 	Epoch string
-	// Judged is set in a mark only: it identifies the refresh token that the bank has declared dead.
-	// It is at most 64 bytes of visible ASCII and not secret.
+	// Judged is set in a mark only: it identifies the refresh token that the bank has
+	// declared dead. It is at most 64 bytes of visible ASCII and not secret.
 	Judged string
-	// ExpiresAt is when AccessToken ends, and IssuedAt when it was asked for, both in UTC and whole seconds.
+	// ExpiresAt is when AccessToken ends, and IssuedAt when it was asked for, both in UTC
+	// and whole seconds.
 	ExpiresAt, IssuedAt time.Time
 
 	sealed string // the fingerprint of what a sealed record holds
@@ -57,7 +61,8 @@ func (t *Token) HasScope(scope string) bool {
 	return t != nil && scope != "" && slices.Contains(strings.Fields(t.Scope), scope)
 }
 
-// withoutRefresh is the copy that leaves the gate: nobody can spend the refresh token past it.
+// withoutRefresh is the copy that leaves the gate: nobody can spend the refresh token
+// past it.
 func (t Token) withoutRefresh() *Token {
 	t.RefreshToken = ""
 	return &t
@@ -67,7 +72,8 @@ func (t Token) redacted() string {
 	return fmt.Sprintf("ganbauth.Token{Scope:%q ExpiresAt:%s [redacted]}", t.Scope, t.ExpiresAt.Format(time.RFC3339))
 }
 
-// Format implements [fmt.Formatter] and shows the scope and the expiry only, whatever the verb.
+// Format implements [fmt.Formatter] and shows the scope and the expiry only, whatever the
+// verb.
 func (t Token) Format(f fmt.State, _ rune) { fmt.Fprint(f, t.redacted()) }
 
 // LogValue implements [slog.LogValuer] and shows the scope and the expiry only.
@@ -75,7 +81,8 @@ func (t Token) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("scope", t.Scope), slog.Time("expires_at", t.ExpiresAt))
 }
 
-// MarshalJSON always fails: JSON of a Token ends up in logs and browsers. Stores use [Token.MarshalBinary].
+// MarshalJSON always fails: JSON of a Token ends up in logs and browsers. Stores use
+// [Token.MarshalBinary].
 func (t Token) MarshalJSON() ([]byte, error) {
 	return nil, errors.New("ganbauth: a Token is not for JSON, use MarshalBinary")
 }
@@ -86,9 +93,10 @@ var (
 	_ json.Marshaler = Token{}
 )
 
-// Fingerprint identifies a record: 43 characters, or "" for a nil Token. It is the same for records with the same
-// AccessToken, RefreshToken, Epoch and Judged, and does not reveal them. A [Swapper] keeps it beside the record and
-// compares it. A sealed record has the fingerprint of what is sealed.
+// Fingerprint identifies a record: 43 characters, or "" for a nil Token. It is the same
+// for records with the same AccessToken, RefreshToken, Epoch and Judged, and does not
+// reveal them. A [Swapper] keeps it beside the record and compares it. A sealed record
+// has the fingerprint of what is sealed.
 func (t *Token) Fingerprint() string {
 	switch {
 	case t == nil:
@@ -109,8 +117,8 @@ func (t *Token) strings() []*string {
 	return []*string{&t.AccessToken, &t.RefreshToken, &t.TokenType, &t.Scope, &t.IDToken, &t.Subject, &t.Epoch, &t.Judged}
 }
 
-// MarshalBinary implements [encoding.BinaryMarshaler] with a compact, versioned record, secrets included: it is
-// for stores. The error is always nil.
+// MarshalBinary implements [encoding.BinaryMarshaler] with a compact, versioned record,
+// secrets included: it is for stores. The error is always nil.
 func (t Token) MarshalBinary() ([]byte, error) {
 	return t.marshal(), nil
 }
@@ -119,8 +127,8 @@ func (t *Token) marshal() []byte {
 	return appendRecord(tokenVersion, t.ExpiresAt, t.IssuedAt, t.strings())
 }
 
-// UnmarshalBinary implements [encoding.BinaryUnmarshaler]. It fails on a record that is truncated, has bytes left
-// over, or is of another version, and then leaves t as it was.
+// UnmarshalBinary implements [encoding.BinaryUnmarshaler]. It fails on a record that is
+// truncated, has bytes left over, or is of another version, and then leaves t as it was.
 func (t *Token) UnmarshalBinary(data []byte) error { return t.unmarshal(string(data)) }
 
 func (t *Token) unmarshal(record string) error {

@@ -153,8 +153,8 @@ func (t *transport) remember(token *Token) *Token {
 	return t.token
 }
 
-// withToken clones req for base, because a RoundTripper must not change it. Set, not Add: what
-// the browser sent is not forwarded.
+// withToken clones req for base, because a RoundTripper must not change it. Set, not Add:
+// what the browser sent is not forwarded.
 func withToken(req *http.Request, token *Token, base http.RoundTripper) *http.Request {
 	next := req.Clone(req.Context())
 	next.Header.Set("X-Access-Token", token.AccessToken)
@@ -162,9 +162,9 @@ func withToken(req *http.Request, token *Token, base http.RoundTripper) *http.Re
 	return next
 }
 
-// sendOnce keeps base from repeating a request that the bank may have processed. net/http takes
-// any request with an Idempotency-Key for idempotent, and repeats it by itself when a kept
-// connection dies before the answer.
+// sendOnce keeps base from repeating a request that the bank may have processed. net/http
+// takes any request with an Idempotency-Key for idempotent, and repeats it by itself when
+// a kept connection dies before the answer.
 func sendOnce(req *http.Request, base http.RoundTripper) {
 	_, isNetHTTP := base.(*http.Transport)
 	hasBody := req.Body != nil && req.Body != http.NoBody
@@ -204,7 +204,8 @@ func (a *bankAPI) cameFromElsewhere(req *http.Request) bool {
 	return false
 }
 
-// joinedContext is a request's context with the values of the Client's, too: those that Observe and the Logger know.
+// joinedContext is a request's context with the values of the Client's, too: those that
+// Observe and the Logger know.
 type joinedContext struct {
 	context.Context
 	more context.Context
@@ -223,8 +224,8 @@ type releasingBody struct {
 	release func()
 }
 
-// Read implements [io.Reader]. An error is marked as the bank's: with HTTP/2 it has a type that
-// nobody else could recognize.
+// Read implements [io.Reader]. An error is marked as the bank's: with HTTP/2 it has a
+// type that nobody else could recognize.
 func (b *releasingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
