@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -199,9 +198,6 @@ func (cfg Config) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "ganbauth.Config{AuthBaseURL:%q AuthPath:%q TokenPath:%q JWTIssuer:%q Salt:[redacted]}",
 		cfg.AuthBaseURL, cfg.AuthPath, cfg.TokenPath, cfg.JWTIssuer)
 }
-
-// LogValue implements [slog.LogValuer]. It hides the salt.
-func (cfg Config) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(cfg)) }
 
 // MarshalText always fails, and so do encoding/json and other encodings that use it. The
 // text would show the salt, or something in its place that reads back as the salt.

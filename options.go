@@ -114,9 +114,6 @@ func (o Options) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "ganbauth.Options{Name:%q RedirectURI:%q Scopes:%q}", o.Name, o.RedirectURI, o.Scopes)
 }
 
-// LogValue implements [slog.LogValuer] and hides the encryption keys.
-func (o Options) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(o)) }
-
 var (
 	kitName   = regexp.MustCompile(`^[A-Za-z0-9_-]{0,32}$`)
 	scopeName = regexp.MustCompile(`^[!#-\[\]-~]+$`) // RFC 6749 section 3.3
