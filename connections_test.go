@@ -69,6 +69,9 @@ func TestConnections(t *testing.T) {
 				require.Equal(t, subjects[1], subject("u", "b%2F%25"))
 
 				if !keyed {
+					// A logout that names no connection leaves none to the session's next user.
+					require.Equal(t, 303, b.do("POST", "/bank/logout", post).StatusCode)
+					require.Equal(t, "401 Unauthorized", subject("u", "b%2F%25"))
 					return
 				}
 				// Another user's callback is refused, whatever it is for.

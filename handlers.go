@@ -253,7 +253,9 @@ func (k *Kit) LogoutHandler() http.Handler {
 // answer.
 //
 // An application that ends a login of its own by RenewToken and Remove must call it:
-// otherwise the next user of that session has the former user's bank account.
+// otherwise the next user of that session has the former user's bank account. If sessions
+// have several connections (Options.Connection without Options.Key), a request that names
+// none takes all of them out of the session.
 func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 	if err := k.usable(); err != nil {
 		return err
@@ -270,7 +272,7 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 		}
 		k.event(k.about(r.Context(), who), EventLogout, time.Since(start), nil)
 	}
-	return k.detach(w, r)
+	return k.detach(w, r, who.connection)
 }
 
 // Status says whether the user of a request is connected.

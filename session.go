@@ -223,14 +223,14 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 	return former, s.commit(w)
 }
 
-// detach takes the handle out of the session. A session with nothing else in it ends;
-// another gets a new token.
-func (o *owners) detach(w http.ResponseWriter, r *http.Request) error {
+// detach takes the handle out of the session, unless only that connection is forgotten. A
+// session with nothing else in it ends; another gets a new token.
+func (o *owners) detach(w http.ResponseWriter, r *http.Request, connection string) error {
 	s, err := o.session(r)
 	if err != nil || s.SessionManager == nil || !s.Exists(s.ctx, o.handleName) {
 		return err
 	}
-	if o.connectionOf != nil {
+	if connection != "" {
 		return nil // the session's other connections are under the same handle
 	}
 	s.Remove(s.ctx, o.handleName)
