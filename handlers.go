@@ -2,6 +2,7 @@ package ganbauth
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -179,7 +180,7 @@ func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mi
 	if err == nil {
 		connected, err = k.connect(r, c.attempt, c.query, c.name)
 	}
-	if r.Context().Err() != nil {
+	if gone := context.Cause(r.Context()); gone != nil && gone != errTooLong {
 		return err
 	}
 	if err == nil {
@@ -353,7 +354,11 @@ func (k *Kit) handler(methods string, serve func(http.ResponseWriter, *http.Requ
 	return &endpoint{k, methods, serve}
 }
 
-// ServeHTTP checks the method, and answers the error that the handler returns.
+// errTooLong ends the context of a request that has waited for maxWait.
+var errTooLong = unavailable("ganbauth: it takes too long: %w", context.DeadlineExceeded)
+
+// ServeHTTP checks the method, and answers the error that the handler returns. Whatever the
+// handler waits for has maxWait, all of it together.
 func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setHeaders(w)
 	err := e.kit.usable()
@@ -362,7 +367,9 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if slices.Contains(strings.Split(e.methods, ", "), r.Method) {
-		err = e.serve(w, r)
+		ctx, cancel := context.WithTimeoutCause(r.Context(), maxWait, errTooLong)
+		defer cancel()
+		err = e.serve(w, r.WithContext(ctx))
 	} else {
 		w.Header().Set("Allow", e.methods)
 		err = &refusal{http.StatusMethodNotAllowed, "the method is not allowed"}

@@ -42,16 +42,18 @@ type keeper struct {
 
 // live returns key's token, refreshed if it is about to expire.
 func (k *keeper) live(ctx context.Context, key string) (*Token, error) {
+	begun := time.Now()
 	t, err := k.load(ctx, key)
 	if err != nil || !k.due(t) {
 		return t, err
 	}
-	return k.refresh(ctx, key, t, "", k.due)
+	return k.refresh(ctx, key, t, begun, "", k.due)
 }
 
 // replace returns another token than the one whose access token the bank's API has refused,
 // or that same one if a refresh would not help.
 func (k *keeper) replace(ctx context.Context, key, refused string) (*Token, error) {
+	begun := time.Now()
 	t, err := k.load(ctx, key)
 	if err != nil {
 		return nil, err
@@ -68,7 +70,7 @@ func (k *keeper) replace(ctx context.Context, key, refused string) (*Token, erro
 		}
 		return k.end(ctx, key, t)
 	}
-	next, err := k.refresh(ctx, key, t, refused, func(t *Token) bool { return k.due(t) || t.AccessToken == refused })
+	next, err := k.refresh(ctx, key, t, begun, refused, func(t *Token) bool { return k.due(t) || t.AccessToken == refused })
 	if err == nil {
 		_ = k.refusals.begin(key, errRefused, fresh)
 	}
@@ -127,11 +129,11 @@ func (k *keeper) due(t *Token) bool {
 	return time.Until(t.ExpiresAt) <= max(leeway, 0)
 }
 
-// refresh joins or begins the refresh of key. The caller has t. If refused is not empty, it
-// is the access token that the bank's API has refused. While t serves, the caller gets t
-// when the refresh fails or takes long. The function needed is asked about the record that
-// the refresh finds.
-func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused string, needed func(*Token) bool) (*Token, error) {
+// refresh joins or begins the refresh of key. The caller has t, and has waited since begun. If
+// refused is not empty, it is the access token that the bank's API has refused. While t serves,
+// the caller gets t when the refresh fails or takes long. The function needed is asked about
+// the record that the refresh finds.
+func (k *keeper) refresh(ctx context.Context, key string, t *Token, begun time.Time, refused string, needed func(*Token) bool) (*Token, error) {
 	serves := func() bool { return t.Valid() && t.AccessToken != refused }
 	if t.RefreshToken == "" {
 		if serves() {
@@ -145,9 +147,9 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, refused stri
 		}
 		return nil, unavailable("ganbauth: the new token is not stored yet")
 	}
-	wait := maxWait
+	wait := maxWait - time.Since(begun)
 	if serves() {
-		wait = patience
+		wait = min(wait, patience)
 	}
 	wait -= k.refreshes.age(key) // of a flight that hangs, not every request waits as long
 	ctx, cancel := context.WithTimeout(ctx, wait)

@@ -172,11 +172,12 @@ func (k *Kit) Token(ctx context.Context, key string, connection ...string) (*Tok
 // context say whose it is, which Observe asks for: a request with a live token should not
 // pay for that.
 func (k *Kit) live(ctx context.Context, who owner) (*Token, error) {
+	begun := time.Now()
 	t, err := k.keeper.load(ctx, who.storeKey)
 	if err != nil || !k.keeper.due(t) {
 		return t, err
 	}
-	return k.keeper.refresh(k.about(ctx, who), who.storeKey, t, "", k.keeper.due)
+	return k.keeper.refresh(k.about(ctx, who), who.storeKey, t, begun, "", k.keeper.due)
 }
 
 // about adds to ctx whose connection it is about.

@@ -136,16 +136,14 @@ func (k *Kit) judge(q callbackQuery, mine bool) error {
 	return nil
 }
 
-// connect exchanges the code of a callback, once per attempt, and stores the token. It
-// waits for ten seconds at most, its turn at the bank included; the exchange goes on, and
-// a second delivery of the callback gets its outcome.
+// connect exchanges the code of a callback, once per attempt, and stores the token. The
+// exchange goes on when r ends, and a second delivery of the callback gets its outcome.
 func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string) (*connection, error) {
 	who, err := k.loginOwner(r, a.connection)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(k.about(r.Context(), who), maxWait)
-	defer cancel()
+	ctx := k.about(r.Context(), who)
 	began := false
 	var turn *turn
 	c, err := k.exchanges.do(ctx, name, func(ctx context.Context) (leave func(), err error) {
@@ -194,9 +192,23 @@ func (k *Kit) attach(w http.ResponseWriter, r *http.Request, c *connection, a *a
 	}
 	c.attached.Store(true)
 	if former != "" {
-		if err := k.keeper.drop(r.Context(), former); err != nil {
-			k.say(r.Context(), slog.LevelError, "ganbauth: the token of the login before could not be deleted", "error", err)
-		}
+		k.dropFormer(r.Context(), former)
 	}
 	return nil
+}
+
+// dropFormer deletes the token of the login before, which no session has any more. It goes on
+// when ctx ends.
+func (k *Kit) dropFormer(ctx context.Context, former string) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := k.keeper.drop(ctx, former); err != nil {
+			k.say(ctx, slog.LevelError, "ganbauth: the token of the login before could not be deleted", "error", err)
+		}
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
 }
