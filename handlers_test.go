@@ -514,14 +514,19 @@ func TestCallbackSucceeds(t *testing.T) {
 	})
 }
 
-// records counts the token records among the sessions.
 // records counts what the kit has in the sessions' engine, and tokens those that are no marks.
 func records(t *testing.T, a *app) int { t.Helper(); n, _ := stored(t, a); return n }
 func tokens(t *testing.T, a *app) int  { t.Helper(); _, n := stored(t, a); return n }
 
 func stored(t *testing.T, a *app) (records, tokens int) {
 	t.Helper()
-	all, err := a.sessions.Store.(scs.IterableStore).All()
+	return storedIn(t, a.sessions.Store.(scs.IterableStore))
+}
+
+// storedIn is stored for an engine.
+func storedIn(t *testing.T, engine scs.IterableStore) (records, tokens int) {
+	t.Helper()
+	all, err := engine.All()
 	require.NoError(t, err)
 	for name, data := range all {
 		if strings.Contains(name, ";") {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -141,7 +142,7 @@ func (k *Kit) judge(q callbackQuery, mine bool) error {
 func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string) (*connection, error) {
 	who, err := k.loginOwner(r, a.connection)
 	if err != nil {
-		return nil, err
+		return nil, &resumableError{err}
 	}
 	ctx := k.about(r.Context(), who)
 	began := false
@@ -165,7 +166,11 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 	case err != nil:
 		return nil, err
 	case !began: // the user may have logged out since
-		if _, err := k.keeper.load(ctx, c.storeKey); err != nil {
+		_, err := k.keeper.load(ctx, c.storeKey)
+		if err != nil && !errors.Is(err, ErrLoginRequired) {
+			err = &resumableError{err}
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
