@@ -91,6 +91,7 @@ const (
 	LeewayShare     = leewayShare
 	Patience        = patience
 	MaxWait         = maxWait
+	MaxRemembered   = maxRemembered
 	ExchangeTimeout = exchangeTimeout
 	APITimeout      = apiTimeout
 	LookAgain       = lookAgain
@@ -213,6 +214,13 @@ func KeysHeld(k *Kit) int {
 	defer k.keeper.unsaved.mu.Unlock()
 	return k.keeper.guard.held() + len(k.keeper.refreshes.m) + len(k.keeper.refreshes.active) + len(k.keeper.records.writing.m) +
 		len(k.keeper.coolDowns.m) + len(k.keeper.refusals.m) + len(k.keeper.unsaved.m)
+}
+
+// LoginsHeld counts the callbacks that the kit remembers.
+func LoginsHeld(k *Kit) int {
+	k.exchanges.mu.Lock()
+	defer k.exchanges.mu.Unlock()
+	return len(k.exchanges.m)
 }
 
 // Guard is a guard as tests use it.

@@ -20,6 +20,8 @@ const grace = 100 * time.Millisecond
 type flights[V any] struct {
 	// keep returns how long an outcome is remembered. Nil means not at all.
 	keep func(V, error) time.Duration
+	// most is how many flights there may be for one that has failed to be remembered.
+	most int
 	// forgotten is told of an outcome that is not remembered any more. It may be nil.
 	forgotten func(V, error)
 
@@ -109,6 +111,12 @@ func (f *flights[V]) age(key string) time.Duration {
 	return 0
 }
 
+func (f *flights[V]) size() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.m)
+}
+
 // cancel gives up a flight that has not begun. Those who have joined it try for themselves.
 func (f *flights[V]) cancel(key string, c *flight[V]) {
 	f.mu.Lock()
@@ -138,7 +146,7 @@ func (f *flights[V]) fly(ctx context.Context, key string, c *flight[V], leave fu
 	leave()
 	// A request that comes after the answer must not be told an old outcome.
 	var keep time.Duration
-	if f.keep != nil {
+	if f.keep != nil && (c.err == nil || f.size() <= f.most) {
 		keep = f.keep(c.value, c.err)
 	}
 	if keep > 0 {

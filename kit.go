@@ -85,7 +85,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 	if pagesOf(s.Store, s.records) != nil {
 		k.engine = &engine{keeper: k.keeper, lock: s.Name + keepAliveLock, store: s.Store, owned: k.owned, about: k.about}
 	}
-	k.exchanges = &flights[*connection]{keep: rememberLogin, forgotten: k.forgetLogin}
+	k.exchanges = &flights[*connection]{keep: rememberLogin, most: maxRemembered, forgotten: k.forgetLogin}
 	k.api = &bankAPI{k.keeper, c.http.Transport, s.hosts}
 	s.warn(c, sessions)
 	return k, nil
@@ -347,6 +347,10 @@ type connection struct {
 	owner
 	attached atomic.Bool // the session has its handle, may have had it before, or needs none
 }
+
+// maxRemembered is how many logins may be remembered for one that has failed to be: anybody can
+// forge codes. The code of one that is not remembered is sent again, and refused again.
+const maxRemembered = 1024
 
 // rememberLogin returns how long the outcome of a login is remembered for a second delivery
 // of its callback. A code that was not sent may be sent then.

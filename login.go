@@ -156,9 +156,13 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 		began = true
 		c := &connection{owner: who}
 		c.attached.Store(k.keyOf != nil || k.connectionOf != nil)
-		return c, nil, k.keeper.connect(ctx, who.storeKey, func(ctx context.Context) (*Token, error) {
+		err := k.keeper.connect(ctx, who.storeKey, func(ctx context.Context) (*Token, error) {
 			return k.exchange(ctx, a, q.code, turn)
 		})
+		if err == nil || c.attached.Load() {
+			return c, nil, err
+		}
+		return c, func() { _ = k.keeper.drop(ctx, who.storeKey) }, err // nobody else knows this key
 	})
 	switch {
 	case ctx.Err() != nil:
