@@ -127,8 +127,14 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	if len(missing) > 0 {
 		return nil, &scopeError{granted: strings.Fields(t.Scope), missing: missing}
 	}
-	t.RefreshToken = "" // only the keeper may spend it
-	return &grant{kit: k, owner: who, token: t}, nil
+	// The store may still have t.
+	own := &struct {
+		grant
+		token Token
+	}{grant{kit: k, owner: who}, *t}
+	own.token.RefreshToken = "" // only the keeper may spend it
+	own.grant.token = &own.token
+	return &own.grant, nil
 }
 
 // Refuse answers an error that a handler met, exactly as [Kit.RequireToken] answers one.

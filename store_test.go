@@ -360,3 +360,53 @@ func (s *brokenStore) Delete(ctx context.Context, key string) error {
 	}
 	return s.TokenStore.Delete(ctx, key)
 }
+
+// sharingStore hands out its own tokens, which no store should.
+type sharingStore struct {
+	mu     sync.Mutex
+	tokens map[string]*ganbauth.Token
+}
+
+func (s *sharingStore) Load(_ context.Context, key string) (*ganbauth.Token, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.tokens[key]; t != nil {
+		return t, nil
+	}
+	return nil, ganbauth.ErrTokenNotFound
+}
+
+func (s *sharingStore) Save(_ context.Context, key string, token *ganbauth.Token) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tokens[key] = token
+	return nil
+}
+
+func (s *sharingStore) Delete(_ context.Context, key string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tokens, key)
+	return nil
+}
+
+// The kit changes no token that a store may still have: a store that hands out its own would lose
+// the refresh token of each.
+func TestStoreThatSharesItsTokens(t *testing.T) {
+	s := setup{bank: rotating, options: ganbauth.Options{Store: &sharingStore{tokens: map[string]*ganbauth.Token{}}}}
+	inBubble(t, s, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		for i := range 3 {
+			var wg sync.WaitGroup
+			for range 10 {
+				wg.Go(func() { b.do("GET", "/p", program) })
+			}
+			wg.Wait()
+			require.True(t, b.connected())
+			require.Equal(t, i, a.bank.Refreshes())
+			time.Sleep(61 * time.Minute)
+		}
+		require.Empty(t, a.next.last().RefreshToken)
+	})
+}
