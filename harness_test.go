@@ -48,6 +48,7 @@ type setup struct {
 	config   func(*ganbauth.Config)
 	options  ganbauth.Options
 	sessions func(*scs.SessionManager)
+	logger   func(slog.Handler) slog.Handler
 	bare     bool // no LoadAndSave
 	manager  *scs.SessionManager
 }
@@ -80,7 +81,11 @@ func newApp(t *testing.T, s setup) *app {
 		s.options.RedirectURI = appURL + "/bank/callback"
 	}
 	s.options.DefaultReturn = "/home"
-	s.options.Logger = slog.New(slog.NewTextHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	var log slog.Handler = slog.NewTextHandler(a.log, &slog.HandlerOptions{Level: slog.LevelDebug})
+	if s.logger != nil {
+		log = s.logger(log)
+	}
+	s.options.Logger = slog.New(log)
 	if s.options.Observe == nil {
 		s.options.Observe = func(_ context.Context, e ganbauth.Event) {
 			a.mu.Lock()
