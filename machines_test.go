@@ -65,6 +65,53 @@ func TestClockOfOneMachineIsOff(t *testing.T) {
 	}
 }
 
+// steppedStore is skewed with a clock that steps.
+type steppedStore struct {
+	ganbauth.TokenStore
+	ahead *time.Duration
+}
+
+func (s steppedStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	return skewed{s.TokenStore, *s.ahead}.Load(ctx, key)
+}
+
+func (s steppedStore) Save(ctx context.Context, key string, t *ganbauth.Token) error {
+	return skewed{s.TokenStore, *s.ahead}.Save(ctx, key, t)
+}
+
+// The clock of the machine steps by an hour and back, also while a refresh is at the bank: every
+// request is served, there is no loop of refreshes, and nobody is logged out.
+func TestClockStepsByAnHour(t *testing.T) {
+	for _, step := range []time.Duration{time.Hour, -time.Hour} {
+		t.Run(fmt.Sprint(step), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, RevokeOnReuse: true})
+				memory, ahead := ganbauth.NewMemoryStore(), time.Duration(0)
+				connect(t, bank, memory, "u")
+				kit := backgroundKit(t, bank, steppedStore{memory, &ahead}, nil)
+				client := kit.ClientFor("u")
+				for minute := range 12 * 60 {
+					switch minute {
+					case 90: // at the next refresh
+						bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(map[string]any) { ahead = step }}, 1)
+					case 250, 500:
+						ahead = 0
+					case 400:
+						ahead = step
+					}
+					resp, err := client.Get(bank.APIBase() + "/accounts")
+					require.NoError(t, err, "minute %d", minute)
+					require.NoError(t, resp.Body.Close())
+					require.Equal(t, http.StatusOK, resp.StatusCode, "minute %d", minute)
+					time.Sleep(time.Minute)
+				}
+				require.LessOrEqual(t, bank.Refreshes(), 12+4)
+				require.LessOrEqual(t, bank.Count(ganbtest.API), 12*60+4, "tokens that the bank has refused")
+			})
+		})
+	}
+}
+
 // A logout on one machine while another refreshes is a logout on every machine.
 func TestLogoutOnOneMachineWhileAnotherRefreshes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
