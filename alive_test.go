@@ -192,7 +192,7 @@ func (o *keptOffice) watch(d time.Duration) {
 }
 
 func TestKeepAlive(t *testing.T) {
-	t.Run("hourly tokens, one a second", func(t *testing.T) {
+	t.Run("C4 hourly tokens, one a second", func(t *testing.T) {
 		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
 			users, kit := 1000, o.kit()
 			if n := crowdSize(100); n != users { // the same load at another size
@@ -254,7 +254,7 @@ func TestKeepAlive(t *testing.T) {
 			require.LessOrEqual(t, strings.Count(o.log.String(), "level=WARN"), 12, "once an hour")
 		})
 	})
-	t.Run("tokens of 30 days, a month with maintenance", func(t *testing.T) {
+	t.Run("C4 tokens of 30 days, a month with maintenance", func(t *testing.T) {
 		inKeptOffice(t, ganbtest.Options{Lifetime: 30 * 24 * time.Hour}, func(t *testing.T, o *keptOffice) {
 			users := crowdSize(2000)
 			o.connect(users, 29*24*time.Hour)
@@ -270,7 +270,7 @@ func TestKeepAlive(t *testing.T) {
 			require.Less(t, away, 5*6*60, "less than one a minute")
 		})
 	})
-	t.Run("who fails for good stands in nobody's way", func(t *testing.T) {
+	t.Run("C2 who fails for good stands in nobody's way", func(t *testing.T) {
 		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
 			const hours = 3
 			subjects := map[string]bool{}
@@ -308,7 +308,7 @@ func TestKeepAlive(t *testing.T) {
 			require.Zero(t, o.sum)
 		})
 	})
-	t.Run("entries without a token, and tokens that no key opens", func(t *testing.T) {
+	t.Run("C3 I9 entries without a token, and tokens that no key opens", func(t *testing.T) {
 		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
 			sealed := ganbauth.Seal(o.store, key(1))
 			soon := func(token *ganbauth.Token, d time.Duration) *ganbauth.Token {
@@ -402,7 +402,7 @@ func TestKeepAlive(t *testing.T) {
 			require.ErrorIs(t, end(), context.Canceled)
 		})
 	})
-	t.Run("Shutdown ends it before it waits", func(t *testing.T) {
+	t.Run("G4 Shutdown ends it before it waits", func(t *testing.T) {
 		inKeptOffice(t, ganbtest.Options{Latency: 3 * time.Second}, func(t *testing.T, o *keptOffice) {
 			o.connect(100, 0)
 			time.Sleep(45 * time.Minute)

@@ -887,7 +887,7 @@ func TestReturnPaths(t *testing.T) {
 	for _, test := range returnPaths {
 		t.Run(test.id, func(t *testing.T) {
 			got, ok := ganbauth.LocalPath(test.payload)
-			if test.want != "" || !ok {
+			if !strings.HasPrefix(test.payload, "/bank/") { // the kit's own paths are refused later
 				require.Equal(t, test.want, got)
 				require.Equal(t, test.want != "", ok)
 			}
@@ -989,6 +989,7 @@ func TestRequestLines(t *testing.T) {
 				io.Copy(io.Discard, resp.Body)
 				location := resp.Header.Get("Location")
 				if name == "mux" && !strings.HasPrefix(location, a.bank.URL) {
+					requireSameOrigin(t, location)
 					return // ServeMux has cleaned the path by a redirect of its own
 				}
 				require.Equal(t, 303, resp.StatusCode)

@@ -424,3 +424,177 @@ func TestSealedStoreMeetsARecordInClear(t *testing.T) {
 		}
 	})
 }
+
+// A4: a login needs no Locker, so none that is away or hangs costs a code.
+func TestA4LoginNeedsNoLocker(t *testing.T) {
+	for name, locker := range map[string]ganbauth.Locker{
+		"away": lockerFunc(func(context.Context, string) (func(), error) { return nil, errors.New("connection refused") }),
+		"hangs": lockerFunc(func(ctx context.Context, _ string) (func(), error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}),
+		"panics": lockerFunc(func(context.Context, string) (func(), error) { panic("locker") }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, setup{options: ganbauth.Options{Store: ganbauth.NewMemoryStore(), Locker: locker}}, func(t *testing.T, a *app) {
+				start, b := time.Now(), a.browser()
+				b.login()
+				require.True(t, b.connected())
+				require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+				require.Zero(t, time.Since(start))
+			})
+		})
+	}
+}
+
+// B2: a logout that stands still, between its look and its write, is a logout all the same when
+// it answers, whoever has refreshed or connected meanwhile.
+func TestB2LogoutThatStoodStill(t *testing.T) {
+	for name, locker := range map[string]ganbauth.Locker{"with a Locker": &keyLocker{held: map[string]bool{}}, "without": nil} {
+		t.Run(name, func(t *testing.T) {
+			pairs(t, locker, func(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore, other, _ *ganbauth.Kit) {
+				still := make(chan bool)
+				var once sync.Once
+				slow := backgroundKit(t, bank, swapStore{store, func() error {
+					once.Do(func() { <-still })
+					return nil
+				}}, locker)
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					if err := slow.Disconnect(t.Context(), "u"); err != nil {
+						t.Error(err)
+					}
+				})
+				synctest.Wait()
+				token, err := other.Token(t.Context(), "u")
+				require.NoError(t, err)
+				require.True(t, token.Valid(), "refreshed meanwhile")
+				close(still)
+				wg.Wait()
+				for _, kit := range []*ganbauth.Kit{slow, other} {
+					_, err := kit.Token(t.Context(), "u")
+					require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+				}
+			})
+		})
+	}
+}
+
+// B4: without a Locker a refresh at one process neither overwrites a newer login at another, nor
+// brings back what a logout there has deleted.
+func TestB4RefreshMeetsAnotherProcess(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, bank *ganbtest.Server, other *ganbauth.Kit) (want string){
+		"a login": func(t *testing.T, bank *ganbtest.Server, other *ganbauth.Kit) string {
+			newer := bank.Token()
+			require.NoError(t, other.SetToken(t.Context(), "u", newer))
+			return newer.AccessToken
+		},
+		"a logout": func(t *testing.T, _ *ganbtest.Server, other *ganbauth.Kit) string {
+			require.NoError(t, other.Disconnect(t.Context(), "u"))
+			return ""
+		},
+		"a logout and a login": func(t *testing.T, bank *ganbtest.Server, other *ganbauth.Kit) string {
+			require.NoError(t, other.Disconnect(t.Context(), "u"))
+			newer := bank.Token()
+			require.NoError(t, other.SetToken(t.Context(), "u", newer))
+			return newer.AccessToken
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pairs(t, nil, func(t *testing.T, bank *ganbtest.Server, _ ganbauth.TokenStore, one, two *ganbauth.Kit) {
+				bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(time.Second), 1)
+				var wg sync.WaitGroup
+				var served *ganbauth.Token
+				wg.Go(func() { served, _ = one.Token(t.Context(), "u") })
+				time.Sleep(500 * time.Millisecond) // the refresh is at the bank
+				want := change(t, bank, two)
+				wg.Wait()
+				require.Equal(t, 1, bank.Refreshes())
+				if want == "" {
+					require.Nil(t, served)
+				} else {
+					require.Equal(t, want, served.AccessToken)
+				}
+				for _, kit := range []*ganbauth.Kit{one, two} {
+					token, err := kit.Token(t.Context(), "u")
+					if want == "" {
+						require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+						continue
+					}
+					require.NoError(t, err)
+					require.Equal(t, want, token.AccessToken)
+				}
+			})
+		})
+	}
+}
+
+// I5: what a browser or a job has begun goes on when it leaves: a logout logs out, and a token
+// that is being written is stored, at a store that ends with its context.
+func TestI5CallersThatLeave(t *testing.T) {
+	leaving := func(t *testing.T, method string, skip int, call func(ctx context.Context, a *app, b *browser)) (connected bool) {
+		ctx, leave := context.WithCancel(t.Context())
+		var armed atomic.Bool
+		s := setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}}
+		s.options.Store = obedientStore{callStore{ganbauth.NewMemoryStore(), func(called, _ string) {
+			if called == method && armed.Load() {
+				if skip--; skip < 0 {
+					leave()
+				}
+			}
+		}}}
+		inBubble(t, s, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			armed.Store(true)
+			call(ctx, a, b)
+			require.Error(t, ctx.Err(), "it has left")
+			time.Sleep(time.Second)
+			connected = b.connected()
+		})
+		return connected
+	}
+	for _, method := range []string{"Load", "Delete"} {
+		require.False(t, leaving(t, method, 0, func(ctx context.Context, _ *app, b *browser) {
+			r := mustRequest("POST", appURL+"/bank/logout").WithContext(ctx)
+			r.Header = with(navigate, "Sec-Fetch-Site", "same-origin", "Cookie", b.cookieHeader())
+			_, _ = b.client.Transport.RoundTrip(r)
+		}), "a logout, in %s", method)
+		require.False(t, leaving(t, method, 0, func(ctx context.Context, a *app, _ *browser) {
+			require.NoError(t, a.kit.Disconnect(ctx, "u"))
+		}), "Disconnect, in %s", method)
+	}
+	require.True(t, leaving(t, "Save", 1, func(ctx context.Context, a *app, _ *browser) {
+		require.NoError(t, a.kit.Disconnect(t.Context(), "u"))
+		require.ErrorIs(t, a.kit.SetToken(ctx, "u", a.bank.Token()), context.Canceled, "nobody knows yet")
+	}), "SetToken, in the write of the token, behind that of the mark")
+}
+
+// obedientStore does nothing once its context has ended.
+type obedientStore struct{ callStore }
+
+func (s obedientStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	t, err := s.callStore.Load(ctx, key)
+	return t, cmpErr(ctx.Err(), err)
+}
+
+func (s obedientStore) Save(ctx context.Context, key string, t *ganbauth.Token) error {
+	if s.before("Save", key); ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return s.TokenStore.Save(ctx, key, t)
+}
+
+func (s obedientStore) Delete(ctx context.Context, key string) error {
+	if s.before("Delete", key); ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return s.TokenStore.Delete(ctx, key)
+}
+
+func cmpErr(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,6 +123,21 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 		require.ErrorContains(t, err, "https only")
 		require.Len(t, g.seen, before)
 	})
+	t.Run("I3 with the port of https, or with a port of its own, http is refused as well", func(t *testing.T) {
+		client, _, g := connectedClient(t, ganbtest.Options{}, func(o *ganbauth.Options) {
+			o.APIHosts = []string{"api3.bank.test:8443", "api4.bank.test"}
+		})
+		before := len(g.seen)
+		for _, target := range []string{"http://bank.test:443/accounts", "http://api3.bank.test:8443/", "http://api4.bank.test/", "http://api4.bank.test:443/"} {
+			_, err := client.Get(target)
+			require.ErrorContains(t, err, "https only", target)
+		}
+		require.Len(t, g.seen, before)
+		g.hosts["bank.test:80"] = func(r *http.Request) (*http.Response, error) { return response(r, 200, ""), nil }
+		_, err := client.Get("https://bank.test:80/")
+		require.NoError(t, err)
+		require.Empty(t, g.last().Header.Get("x-access-token"), "another port is another host")
+	})
 	t.Run("upper case and the explicit port are the bank", func(t *testing.T) {
 		client, bank, _ := connectedClient(t, ganbtest.Options{})
 		resp, err := client.Get(strings.Replace(bank.APIBase(), "bank.test", "BANK.test:443", 1) + "/accounts")
@@ -221,6 +237,16 @@ func TestClientRefreshes(t *testing.T) {
 		require.ErrorAs(t, ganbauth.CheckResponse(resp), &e)
 		require.True(t, e.Expired())
 		require.Equal(t, `{"errorCode":"WG_ERR_105"}`, body(resp), "and its body can be read")
+	})
+	t.Run("I8 without another token nothing is sent a second time", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{})
+		bank.ExpireAccessTokens()
+		bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, -1)
+		resp, err := client.Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 401, resp.StatusCode)
+		require.Equal(t, 1, bank.Count(ganbtest.API))
+		require.Equal(t, 1, bank.Refreshes())
 	})
 	t.Run("A-45 the resource answers 401 until the refresh token has been used twice", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -667,4 +693,74 @@ func refuseFirstStream(conn net.Conn) (streams int) {
 			return streams
 		}
 	}
+}
+
+// bodies counts the answers whose bodies have not been closed.
+type bodies struct {
+	next http.RoundTripper
+	all  atomic.Int32
+	open atomic.Int32
+}
+
+func (b *bodies) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := b.next.RoundTrip(r)
+	if err == nil {
+		b.all.Add(1)
+		b.open.Add(1)
+		resp.Body = &countedBody{resp.Body, sync.OnceFunc(func() { b.open.Add(-1) })}
+	}
+	return resp, err
+}
+
+type countedBody struct {
+	io.ReadCloser
+	closed func()
+}
+
+func (b *countedBody) Close() error {
+	b.closed()
+	return b.ReadCloser.Close()
+}
+
+// I11: every answer of the bank is closed, whatever it says, and a request's context is released
+// with the body that the caller closes.
+func TestI11AnswersAreClosed(t *testing.T) {
+	counted := &bodies{}
+	s := setup{config: func(c *ganbauth.Config) {
+		counted.next = c.HTTPClient.Transport
+		c.HTTPClient = &http.Client{Transport: counted}
+	}}
+	inBubble(t, s, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		a.next.serve = func(_ http.ResponseWriter, r *http.Request) {
+			resp, err := a.kit.Client(r.Context()).Get(a.bank.APIBase() + "/accounts")
+			if err == nil {
+				resp.Body.Close()
+			}
+		}
+		faults := []ganbtest.Fault{
+			{}, ganbtest.ServerError, ganbtest.InvalidClient, ganbtest.Maintenance, ganbtest.NotJSON, ganbtest.Redirect("https://evil.example/"),
+			{Status: 200, Header: jsonType, Body: `{"access_token":"a"`},
+			{Status: 200, Header: jsonType, Body: strings.Repeat(" ", 2<<20)},
+			{Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_105"}`},
+		}
+		for _, fault := range faults {
+			for _, endpoint := range []ganbtest.Endpoint{ganbtest.TokenEndpoint, ganbtest.API} {
+				a.bank.Fail(endpoint, fault, 1)
+				a.bank.ExpireAccessTokens()
+				b.do("GET", "/p", program)
+				time.Sleep(5 * time.Minute)
+				b.do("GET", "/p", program)
+				time.Sleep(61 * time.Minute)
+				if a.bank.Heal(); !b.connected() {
+					b.login()
+				}
+			}
+		}
+		require.Greater(t, counted.all.Load(), int32(4*len(faults)))
+		require.Zero(t, counted.open.Load())
+		time.Sleep(2 * time.Minute)
+		require.Zero(t, ganbauth.KeysHeld(a.kit))
+	})
 }
