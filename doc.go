@@ -33,7 +33,8 @@
 // keeps the tokens, by default as records of their own in the engine of the alexedwards/scs
 // sessions. A [Locker] makes refreshes exclusive across processes; package
 // [github.com/ganbauth/ganbauth/lease] makes one for an engine of your own. Package
-// [github.com/ganbauth/ganbauth/ganbtest] is a fake bank for tests.
+// [github.com/ganbauth/ganbauth/ganbtest] is a fake bank for tests. Modules beside this one
+// are stores, and Lockers, in Redis, PostgreSQL and MySQL.
 //
 // # What an application has to do
 //

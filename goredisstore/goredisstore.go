@@ -1,5 +1,5 @@
 // Package goredisstore keeps ganbauth's tokens in Redis, and makes refreshes exclusive across
-// processes there.
+// processes there, with the client go-redis.
 //
 //	store := goredisstore.New(redis.NewClient(&redis.Options{Addr: addr}), goredisstore.Options{})
 //	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{Store: store, Key: userID, …})
@@ -8,44 +8,17 @@
 // [ganbauth.Swapper], a [ganbauth.Locker], a [ganbauth.RecordLocker] and a
 // [ganbauth.ExpiryPager]. A single server, Sentinel and Cluster all work.
 //
-// # How a record changes
-//
-// A record is a hash with the token's bytes and its fingerprint. A script compares the
-// fingerprint and replaces the record in one step. A refresh takes four round trips: load,
-// lock, swap, unlock.
-//
-// # How a lock is safe
-//
-// A lock is a random name in the same hash, with a count that its holder raises while it
-// lives. A waiter takes the lock over only after it has seen the count stand still for a whole
-// lease, by the waiter's own clock, while Redis was answering. SET NX PX, and the libraries
-// built on it, would not do: such a lock expires during an outage of Redis, when its holder may
-// still have a new token to save. Package lease has the details.
-//
-// # What Redis must be
-//
-// A refresh token exists in one copy in the world. Redis must neither evict it nor forget it:
-// set maxmemory-policy to noeviction and appendonly to yes. [Store.Check] tells whether Redis
-// evicts. The store runs on one primary; a failover that loses the last write loses what was
-// in it.
+// Package [redisstore] says how a record changes, how a lock is safe, and what Redis must be:
+// it must neither evict a token nor forget it. Check tells whether it evicts.
 package goredisstore
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/base64"
-	"errors"
-	"fmt"
 	"log/slog"
-	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/ganbauth/ganbauth"
-	"github.com/ganbauth/ganbauth/lease"
+	"github.com/ganbauth/ganbauth/redisstore"
 )
 
 // Options configure a [Store]. The zero value of each field is the right default.
@@ -59,7 +32,8 @@ type Options struct {
 	// Lease is how long a lock outlives a process that has died; a living one extends it. One to
 	// 20 seconds. Default: 10 seconds.
 	Lease time.Duration
-	// Logger gets a warning if tokens are not safe in Redis: see [Store.Check]. Default: [slog.Default].
+	// Logger gets a warning if tokens are not safe in Redis: see [redisstore.Store.Check].
+	// Default: [slog.Default].
 	Logger *slog.Logger
 }
 
@@ -67,185 +41,12 @@ type Options struct {
 //
 // Every call ends with its context, and after three seconds at most, whatever the client's
 // timeouts are. A list of tokens takes as many calls as it has pages.
-type Store struct {
-	client redis.UniversalClient
-	prefix string
-	ttl    time.Duration
-	locker *lease.Locker
-	log    *slog.Logger
-
-	// Whether a script may not touch a record and the index together, as in Cluster, where they
-	// are in different slots.
-	split atomic.Bool
-
-	checked sync.Once
-
-	mu    sync.Mutex
-	beats redis.UniversalClient // for beats alone, while this process holds locks; or nil
-}
-
-var (
-	_ ganbauth.TokenStore   = (*Store)(nil)
-	_ ganbauth.Swapper      = (*Store)(nil)
-	_ ganbauth.Locker       = (*Store)(nil)
-	_ ganbauth.RecordLocker = (*Store)(nil)
-	_ ganbauth.ExpiryLister = (*Store)(nil)
-	_ ganbauth.ExpiryPager  = (*Store)(nil)
-)
+type Store = redisstore.Store
 
 // New returns a Store that uses client, which its owner closes.
 func New(client redis.UniversalClient, opts Options) *Store {
-	if opts.Prefix == "" {
-		opts.Prefix = "ganbauth:"
-	}
-	if opts.Logger == nil {
-		opts.Logger = slog.Default()
-	}
-	s := &Store{client: client, prefix: opts.Prefix, ttl: opts.TTL, log: opts.Logger}
-	if _, single := client.(*redis.Client); !single {
-		s.split.Store(true)
-	}
-	s.locker = lease.New(engine{s}, opts.Lease)
-	return s
-}
-
-// name returns the name of the hash of key. The braces are Redis Cluster's hash tag; hashing
-// the key keeps braces in it from changing the tag.
-func (s *Store) name(key string) string {
-	sum := sha256.Sum256([]byte(key))
-	return s.prefix + "{" + base64.RawURLEncoding.EncodeToString(sum[:]) + "}:token"
-}
-
-// The fields of a hash:
-//
-//   - token is the record, and print its fingerprint;
-//   - end is the second in which the token expires, if it can be refreshed;
-//   - holder and beats are the lock.
-//
-// A hash without a record is a lock. It goes when the lock does, or after lockSeconds without a
-// beat.
-const lockSeconds = 600
-
-// writeScript replaces or deletes a record, if the record that is there is the expected one:
-// "*" for whatever is there, "" for nothing. A record without a fingerprint, of an earlier
-// version, is any. The index, where it is given, follows the record.
-const writeScript = `
-local there, print = redis.call('HEXISTS', KEYS[1], 'token') == 1, redis.call('HGET', KEYS[1], 'print')
-local expected, record, newprint, ending, ttl, lock, key = unpack(ARGV)
-if expected == '' and there then return 0 end
-if expected ~= '' and expected ~= '*' and (not there or print and print ~= expected) then return 0 end
-if record == '' then
-	redis.call('HDEL', KEYS[1], 'token', 'print', 'end')
-	redis.call('EXPIRE', KEYS[1], lock)
-else
-	redis.call('HSET', KEYS[1], 'token', record, 'print', newprint)
-	if ending == '' then redis.call('HDEL', KEYS[1], 'end') else redis.call('HSET', KEYS[1], 'end', ending) end
-	if tonumber(ttl) > 0 then redis.call('PEXPIRE', KEYS[1], ttl) else redis.call('PERSIST', KEYS[1]) end
-end
-if KEYS[2] then
-	if ending == '' then redis.call('ZREM', KEYS[2], key) else redis.call('ZADD', KEYS[2], ending, key) end
-end
-return 1`
-
-var writeRecord = redis.NewScript(writeScript)
-
-const anything = "*"
-
-var errNoToken = errors.New("goredisstore: save: there is no token to save")
-
-// Load implements [ganbauth.TokenStore].
-func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
-	data, err := call(ctx, func(ctx context.Context) ([]byte, error) {
-		return s.client.HGet(ctx, s.name(key), "token").Bytes()
-	})
-	switch {
-	case errors.Is(err, redis.Nil):
-		return nil, ganbauth.ErrTokenNotFound
-	case err != nil:
-		return nil, fmt.Errorf("goredisstore: load: %w", err)
-	}
-	t := new(ganbauth.Token)
-	if err := t.UnmarshalBinary(data); err != nil {
-		return nil, fmt.Errorf("goredisstore: load: %w", err)
-	}
-	return t, nil
-}
-
-// Save implements [ganbauth.TokenStore].
-func (s *Store) Save(ctx context.Context, key string, token *ganbauth.Token) error {
-	if token == nil {
-		return errNoToken
-	}
-	if _, err := s.write(ctx, key, anything, token); err != nil {
-		return fmt.Errorf("goredisstore: save: %w", err)
-	}
-	return nil
-}
-
-// Delete implements [ganbauth.TokenStore].
-func (s *Store) Delete(ctx context.Context, key string) error {
-	if _, err := s.write(ctx, key, anything, nil); err != nil {
-		return fmt.Errorf("goredisstore: delete: %w", err)
-	}
-	return nil
-}
-
-// Swap implements [ganbauth.Swapper].
-func (s *Store) Swap(ctx context.Context, key string, old, new *ganbauth.Token) error {
-	done, err := s.write(ctx, key, old.Fingerprint(), new)
-	if err != nil {
-		return fmt.Errorf("goredisstore: swap: %w", err)
-	}
-	if !done {
-		return ganbauth.ErrSuperseded
-	}
-	return nil
-}
-
-// write puts t under key, or deletes what is there if t is nil, and reports whether the
-// expected record was there.
-func (s *Store) write(ctx context.Context, key, expected string, t *ganbauth.Token) (done bool, err error) {
-	var record []byte
-	if t != nil {
-		if record, err = t.MarshalBinary(); err != nil {
-			return false, err
-		}
-	}
-	end := s.end(t)
-	run := func(ctx context.Context, keys ...string) (bool, error) {
-		return writeRecord.Run(ctx, s.client, keys,
-			expected, record, t.Fingerprint(), end, s.ttl.Milliseconds(), lockSeconds, key).Bool()
-	}
-	return call(ctx, func(ctx context.Context) (bool, error) {
-		if s.ttl > 0 {
-			return run(ctx, s.name(key))
-		}
-		if !s.split.Load() {
-			done, err := run(ctx, s.name(key), s.index(key))
-			if !redis.HasErrorPrefix(err, "CROSSSLOT") {
-				return done, err
-			}
-			s.split.Store(true) // the client is a single server's, and a Cluster answers
-		}
-		return s.writeApart(ctx, key, end, run)
+	_, single := client.(*redis.Client)
+	return redisstore.New(&spareClient{client: commands{client}}, redisstore.Options{
+		Prefix: opts.Prefix, TTL: opts.TTL, Lease: opts.Lease, Logger: opts.Logger, Cluster: !single,
 	})
 }
-
-// writeApart writes where the record and the index are in different slots. First an entry is
-// added where there is none: a token that is missing in the index would lapse, while one that
-// is listed needlessly does no harm. When the record is written, the index follows.
-func (s *Store) writeApart(ctx context.Context, key, end string, run func(context.Context, ...string) (bool, error)) (done bool, err error) {
-	if end != "" {
-		if err := s.client.ZAddNX(ctx, s.index(key), entry(key, end)).Err(); err != nil {
-			return false, err
-		}
-	}
-	done, err = run(ctx, s.name(key))
-	if done && err == nil {
-		_ = s.follow(ctx, map[string]string{key: end})
-	}
-	return done, err
-}
-
-// String shows where the Store keeps its tokens.
-func (s *Store) String() string { return "goredisstore.Store(" + strconv.Quote(s.prefix) + ")" }

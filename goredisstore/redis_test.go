@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"net"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -49,29 +48,8 @@ func TestRoundTrips(t *testing.T) {
 	storetest.RoundTrips(t, s, 1, func() int { return int(counter.n.Load()) })
 }
 
-// cluster starts a Cluster of two nodes and returns their addresses.
-func cluster(t *testing.T) (addrs []string) {
-	var nodes []*redis.Client
-	for i := range 2 {
-		bus := strconv.Itoa(testenv.FreePort(t))
-		addrs = append(addrs, testenv.Redis(t, "--cluster-enabled", "yes", "--cluster-port", bus).Addr)
-		nodes = append(nodes, client(t, addrs[i]))
-		require.NoError(t, nodes[i].ClusterAddSlotsRange(t.Context(), 8192*i, 8192*i+8191).Err())
-		host, port, err := net.SplitHostPort(addrs[i])
-		require.NoError(t, err)
-		require.NoError(t, nodes[0].Do(t.Context(), "CLUSTER", "MEET", host, port, bus).Err())
-	}
-	for _, node := range nodes {
-		require.Eventually(t, func() bool {
-			info, err := node.ClusterInfo(t.Context()).Result()
-			return err == nil && strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_known_nodes:2")
-		}, 30*time.Second, 50*time.Millisecond)
-	}
-	return addrs
-}
-
 func clusterClient(t *testing.T) redis.UniversalClient {
-	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: cluster(t)})
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: testenv.RedisCluster(t, 2)})
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -82,14 +60,7 @@ func everywhere(t *testing.T, test func(t *testing.T, c redis.UniversalClient)) 
 	t.Run("server", func(t *testing.T) { test(t, client(t, testenv.Redis(t).Addr)) })
 	t.Run("Cluster", func(t *testing.T) { test(t, clusterClient(t)) })
 	t.Run("Cluster behind a proxy", func(t *testing.T) {
-		bus := strconv.Itoa(testenv.FreePort(t))
-		c := client(t, testenv.Redis(t, "--cluster-enabled", "yes", "--cluster-port", bus).Addr)
-		require.NoError(t, c.ClusterAddSlotsRange(t.Context(), 0, 16383).Err())
-		require.Eventually(t, func() bool {
-			info, err := c.ClusterInfo(t.Context()).Result()
-			return err == nil && strings.Contains(info, "cluster_state:ok")
-		}, 30*time.Second, 50*time.Millisecond)
-		test(t, c)
+		test(t, client(t, testenv.RedisCluster(t, 1)[0]))
 	})
 }
 
@@ -300,7 +271,7 @@ func TestCheck(t *testing.T) {
 		require.ErrorContains(t, s.Check(t.Context()), "allkeys-lfu")
 	})
 	t.Run("replicas are read", func(t *testing.T) {
-		c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: cluster(t), ReadOnly: true})
+		c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: testenv.RedisCluster(t, 2), ReadOnly: true})
 		t.Cleanup(func() { c.Close() })
 		require.ErrorContains(t, goredisstore.New(c, goredisstore.Options{}).Check(t.Context()), "replicas")
 	})

@@ -4,7 +4,7 @@
 //	locker := lease.New(engine, 0) // engine is yours, an [Engine]
 //	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{Locker: locker, …})
 //
-// goredisstore, pgxstore and mysqlstore of this repository lock with it.
+// All stores of this repository lock with it.
 //
 // # How a lock is safe
 //

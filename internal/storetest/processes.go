@@ -72,7 +72,7 @@ func serve(t *testing.T, newStore func(engine string) Store) {
 }
 
 // The kit's own code and the stores', not the tests'.
-var ganbauthFrame = regexp.MustCompile(`ganbauth/ganbauth(/lease|/goredisstore|/pgxstore|/mysqlstore)?\.`)
+var ganbauthFrame = regexp.MustCompile(`ganbauth/ganbauth(/lease|/redisstore|/goredisstore|/rueidisstore|/pgxstore|/mysqlstore)?\.`)
 
 func ganbauthGoroutines() (n int) { return len(ganbauthStacks()) }
 

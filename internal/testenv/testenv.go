@@ -3,6 +3,7 @@ package testenv
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -131,6 +132,49 @@ func Redis(t testing.TB, args ...string) *Process {
 	p.Start(t)
 	t.Cleanup(p.Stop)
 	return p
+}
+
+// RedisCluster starts a Redis Cluster of that many nodes and returns their addresses.
+func RedisCluster(t testing.TB, nodes int) (addrs []string) {
+	t.Helper()
+	const slots = 16384
+	ask := func(addr, command string) string {
+		conn, err := net.DialTimeout("tcp", addr, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := fmt.Fprintf(conn, "%s\r\nQUIT\r\n", command); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(conn)
+		if err != nil || strings.HasPrefix(string(answer), "-") {
+			t.Fatalf("%s: %s%v", command, answer, err)
+		}
+		return string(answer)
+	}
+	for i := range nodes {
+		bus := strconv.Itoa(FreePort(t))
+		addrs = append(addrs, Redis(t, "--cluster-enabled", "yes", "--cluster-port", bus).Addr)
+		ask(addrs[i], fmt.Sprintf("CLUSTER ADDSLOTSRANGE %d %d", slots*i/nodes, slots*(i+1)/nodes-1))
+		host, port, err := net.SplitHostPort(addrs[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask(addrs[0], "CLUSTER MEET "+host+" "+port+" "+bus)
+	}
+	for _, addr := range addrs {
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			info := ask(addr, "CLUSTER INFO")
+			if strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d\r", nodes)) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(info)
+			}
+		}
+	}
+	return addrs
 }
 
 func (p *Process) listens() error {

@@ -1,14 +1,11 @@
-package goredisstore
+package redisstore
 
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/ganbauth/ganbauth"
 )
@@ -34,31 +31,25 @@ func (s *Store) end(t *ganbauth.Token) string {
 	return strconv.FormatInt(t.ExpiresAt.Unix(), 10)
 }
 
-func entry(key, end string) redis.Z {
-	score, _ := strconv.ParseFloat(end, 64)
-	return redis.Z{Score: score, Member: key}
-}
-
 // follow makes the index say what the hashes do. It is given what they said a moment ago, and
 // looks again after each change until they say the same: of several that change the index at
 // once, one looks last.
 func (s *Store) follow(ctx context.Context, ends map[string]string) error {
 	for len(ends) > 0 {
-		_, err := s.pipeline(ctx, func(ctx context.Context, p redis.Pipeliner) {
-			for key, end := range ends {
-				if end == "" {
-					p.ZRem(ctx, s.index(key), key)
-				} else {
-					p.ZAdd(ctx, s.index(key), entry(key, end))
-				}
-			}
-		})
-		if err != nil {
-			return err
-		}
 		var keys []string
-		for key := range ends {
+		var commands []Command
+		for key, end := range ends {
 			keys = append(keys, key)
+			if end == "" {
+				commands = append(commands, Command{[]string{"ZREM"}, []string{s.index(key)}, []string{key}})
+			} else {
+				commands = append(commands, Command{[]string{"ZADD"}, []string{s.index(key)}, []string{end, key}})
+			}
+		}
+		for _, a := range s.do(ctx, s.client, commands...) {
+			if a.Err != nil {
+				return a.Err
+			}
 		}
 		now, err := s.ends(ctx, keys)
 		if err != nil {
@@ -77,21 +68,16 @@ func (s *Store) follow(ctx context.Context, ends map[string]string) error {
 
 // ends returns what the hashes of keys say.
 func (s *Store) ends(ctx context.Context, keys []string) (map[string]string, error) {
-	answers, err := s.pipeline(ctx, func(ctx context.Context, p redis.Pipeliner) {
-		for _, key := range keys {
-			p.HGet(ctx, s.name(key), "end")
-		}
-	})
-	ends := map[string]string{}
-	for i, a := range answers {
-		end, ok := a.(*redis.StringCmd)
-		if !ok || end.Err() != nil && !errors.Is(end.Err(), redis.Nil) {
-			return nil, a.Err()
-		}
-		ends[keys[i]] = end.Val()
+	commands := make([]Command, len(keys))
+	for i, key := range keys {
+		commands[i] = Command{[]string{"HGET"}, []string{s.name(key)}, []string{"end"}}
 	}
-	if len(ends) != len(keys) {
-		return nil, err
+	ends := map[string]string{}
+	for i, a := range s.do(ctx, s.client, commands...) {
+		if a.Err != nil {
+			return nil, a.Err
+		}
+		ends[keys[i]], _ = a.Value.(string)
 	}
 	return ends, nil
 }
@@ -131,7 +117,7 @@ func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("goredisstore: list: %w", err)
+			return nil, fmt.Errorf("redisstore: list: %w", err)
 		}
 	}
 	return page, nil

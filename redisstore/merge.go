@@ -1,4 +1,4 @@
-package goredisstore
+package redisstore
 
 import (
 	"cmp"
@@ -7,15 +7,13 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/ganbauth/ganbauth"
 )
 
-// pageScript returns at most n entries of a sorted set behind an entry, which need not be in
+// readPage returns at most n entries of a sorted set behind an entry, which need not be in
 // it. Where many have the same score, that place is found by halving. Members are compared byte
 // by byte, as in a sorted set; Lua itself would go by the server's locale.
-const pageScript = `
+var readPage = newScript(`
 local score, member, n = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local function behind(other)
 	for i = 1, math.min(#other, #member) do
@@ -30,9 +28,7 @@ while first < last do
 	local middle = math.floor((first + last) / 2)
 	if behind(redis.call('ZRANGE', KEYS[1], middle, middle)[1]) then last = middle else first = middle + 1 end
 end
-return redis.call('ZRANGE', KEYS[1], first, first + n - 1, 'WITHSCORES')`
-
-var readPage = redis.NewScript(pageScript)
+return redis.call('ZRANGE', KEYS[1], first, first + n - 1, 'WITHSCORES')`)
 
 // merge reads the index in the order of its entries. It holds a few entries of each sorted set.
 type merge struct {
@@ -110,24 +106,13 @@ func (m *merge) unknown() (sets []int) {
 
 // read reads on in some of the sorted sets.
 func (m *merge) read(ctx context.Context, sets []int) error {
-	run := func() ([]redis.Cmder, error) {
-		return m.pipeline(ctx, func(ctx context.Context, p redis.Pipeliner) {
-			for _, i := range sets {
-				after := m.sets[i].after
-				readPage.EvalSha(ctx, p, []string{m.shard(i)}, after.At.Unix(), after.Key, m.few)
-			}
-		})
+	commands := make([]Command, len(sets))
+	for n, i := range sets {
+		after := m.sets[i].after
+		commands[n] = readPage.command([]string{m.shard(i)},
+			[]string{strconv.FormatInt(after.At.Unix(), 10), after.Key, strconv.Itoa(m.few)})
 	}
-	answers, err := run()
-	if redis.HasErrorPrefix(err, "NOSCRIPT") {
-		if _, err = call(ctx, func(ctx context.Context) (string, error) { return readPage.Load(ctx, m.client).Result() }); err != nil {
-			return err
-		}
-		answers, err = run()
-	}
-	if err != nil {
-		return err
-	}
+	answers := m.runAll(ctx, m.client, readPage, commands)
 	for n, i := range sets {
 		if err := m.take(&m.sets[i], answers[n]); err != nil {
 			return err
@@ -136,21 +121,19 @@ func (m *merge) read(ctx context.Context, sets []int) error {
 	return nil
 }
 
-// take puts an answer of pageScript, which has keys and scores in turn, in part.
-func (m *merge) take(part *part, answer redis.Cmder) error {
-	cmd, ok := answer.(*redis.Cmd)
-	if !ok {
-		return errors.New("not an answer to a script")
-	}
-	values, err := cmd.StringSlice()
-	if err != nil {
-		return err
+// take puts an answer of readPage, which has keys and scores in turn, in part.
+func (m *merge) take(part *part, answer Answer) (err error) {
+	values, ok := answer.Value.([]any)
+	if answer.Err != nil || !ok {
+		return cmp.Or(answer.Err, errNoList)
 	}
 	part.done = len(values) < 2*m.few
 	for ; len(values) > 1 && err == nil; values = values[2:] {
+		key, _ := values[0].(string)
+		score, _ := values[1].(string)
 		var second float64
-		second, err = strconv.ParseFloat(values[1], 64)
-		part.after = ganbauth.Expiry{At: time.Unix(int64(second), 0).UTC(), Key: values[0]}
+		second, err = strconv.ParseFloat(score, 64)
+		part.after = ganbauth.Expiry{At: time.Unix(int64(second), 0).UTC(), Key: key}
 		if !part.after.At.Before(m.before) {
 			part.done = true
 			break
@@ -161,3 +144,5 @@ func (m *merge) take(part *part, answer redis.Cmder) error {
 	}
 	return err
 }
+
+var errNoList = errors.New("the answer to a script is not a list")

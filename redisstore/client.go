@@ -1,0 +1,137 @@
+package redisstore
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha1" // by which Redis names scripts
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Client sends commands to Redis, which is one server or a Cluster. It is safe for concurrent
+// use.
+type Client interface {
+	// Do sends the commands, one or several, and returns an answer for each, in their order. It
+	// takes one round trip, or one for each node of a Cluster. When ctx ends the Store waits no
+	// longer, and Do should soon end, too. A command that may have reached Redis may be sent
+	// again: none of them does harm when it runs twice.
+	Do(ctx context.Context, commands []Command) []Answer
+	// Memory returns the answer to INFO memory of each node that has tokens. Its error is an
+	// [ErrUnfit] if the client itself is set up so that tokens are not safe.
+	Memory(ctx context.Context) (infos []string, err error)
+}
+
+// Spare is an optional interface of a [Client] whose connections the application can use up. A
+// lock must be extended just when its refreshes take long.
+type Spare interface {
+	// Beats returns a client that has connections of its own, a few.
+	Beats() Client
+	// Rest is called when this process holds no lock any more, and closes these connections. Beats
+	// may be called again later.
+	Rest()
+}
+
+// Command is a command of Redis: words, then keys, then arguments. Any part may be empty but the
+// words.
+type Command struct {
+	Words, Keys, Args []string
+}
+
+// Answer is what Redis answers to a [Command].
+type Answer struct {
+	// Value is a string, an int64, a list of these as []any, or nil if there is nothing.
+	Value any
+	// Err is an error of Redis, whose text begins with its code ("NOSCRIPT …"), or of the way to
+	// it. After an error of the way the command may have run.
+	Err error
+}
+
+// How long one call may take, whatever the client's timeouts and retries are.
+const callTimeout = 3 * time.Second
+
+var errNoAnswer = errors.New("the client has not answered every command")
+
+// do sends commands with the time that one call may take.
+func (s *Store) do(ctx context.Context, client Client, commands ...Command) []Answer {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	answers, err := await(ctx, func() ([]Answer, error) { return client.Do(ctx, commands), nil })
+	for len(answers) < len(commands) {
+		answers = append(answers, Answer{Err: cmp.Or(err, errNoAnswer)})
+	}
+	return answers
+}
+
+// await runs fn, and leaves it when ctx ends: a client may heed no cancellation while it waits for
+// an answer or a connection.
+func await[T any](ctx context.Context, fn func() (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		var a answer
+		defer func() {
+			if p := recover(); p != nil {
+				a.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			}
+			answered <- a
+		}()
+		a.value, a.err = fn()
+	}()
+	select {
+	case a := <-answered:
+		return a.value, a.err
+	case <-ctx.Done():
+		return *new(T), fmt.Errorf("no answer from Redis: %w", ctx.Err())
+	}
+}
+
+func (s *Store) one(ctx context.Context, c Command) Answer { return s.do(ctx, s.client, c)[0] }
+
+// script is a Lua script, which Redis knows by its hash once it has run it.
+type script struct{ text, hash string }
+
+func newScript(text string) script {
+	sum := sha1.Sum([]byte(text))
+	return script{text, hex.EncodeToString(sum[:])}
+}
+
+func (sc script) command(keys, args []string) Command {
+	return Command{[]string{"EVALSHA", sc.hash, strconv.Itoa(len(keys))}, keys, args}
+}
+
+func (s *Store) run(ctx context.Context, client Client, sc script, keys []string, args ...string) Answer {
+	return s.runAll(ctx, client, sc, []Command{sc.command(keys, args)})[0]
+}
+
+// runAll runs the script's commands in one round trip, and once more those whose node does not know
+// the script yet.
+func (s *Store) runAll(ctx context.Context, client Client, sc script, commands []Command) []Answer {
+	answers := s.do(ctx, client, commands...)
+	var unknown []int
+	var again []Command
+	for i, a := range answers {
+		if isError(a.Err, "NOSCRIPT") {
+			c := commands[i]
+			c.Words = []string{"EVAL", sc.text, c.Words[2]}
+			unknown, again = append(unknown, i), append(again, c)
+		}
+	}
+	if len(again) > 0 {
+		for n, a := range s.do(ctx, client, again...) {
+			answers[unknown[n]] = a
+		}
+	}
+	return answers
+}
+
+func isError(err error, code string) bool {
+	return err != nil && strings.HasPrefix(err.Error(), code+" ")
+}
