@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,6 +28,8 @@ type bench struct {
 
 	all   string // the binary with the switched mutants
 	tests []test // that pass without a mutant, the quick ones first
+
+	reached []map[int]bool // by each of the tests: the numbers of switched mutants
 
 	mu      sync.Mutex
 	killers map[string][]string // by file: the tests that killed, the last one first
@@ -58,18 +61,67 @@ func (b *bench) prepare(drawn []*mutant) error {
 	if err != nil {
 		return err
 	}
-	output, _, _ := b.exec(b.all, 0, 15*time.Minute, "-test.v", "-test.run", either(names))
+	output, _, _ := b.exec(b.all, "", 15*time.Minute, "-test.v", "-test.run", either(names))
 	b.readTests(output, names)
 	fmt.Fprintf(b.out, "%d tests without a mutant in %v\n", len(b.tests), took(begun))
 	if len(b.tests) == 0 {
 		return errors.New("no test passes")
 	}
+	begun = time.Now()
+	err = b.findReached()
+	fmt.Fprintf(b.out, "what each test reaches found out in %v\n", took(begun))
+	return err
+}
+
+// findReached runs each test alone and notes which mutants it reaches.
+func (b *bench) findReached() error {
+	b.reached = make([]map[int]bool, len(b.tests))
+	todo := make(chan int)
+	var workers sync.WaitGroup
+	var failed atomic.Pointer[error]
+	for range max(1, b.jobs) {
+		workers.Go(func() {
+			for i := range todo {
+				var err error
+				if b.reached[i], err = b.reachedBy(b.tests[i].name); err != nil {
+					failed.Store(&err)
+				}
+			}
+		})
+	}
+	for i := range b.tests {
+		todo <- i
+	}
+	close(todo)
+	workers.Wait()
+	if err := failed.Load(); err != nil {
+		return *err
+	}
 	return nil
+}
+
+// reachedBy returns the numbers of the mutants that a test reaches.
+func (b *bench) reachedBy(name string) (map[int]bool, error) {
+	f, err := os.CreateTemp(b.work, "reached")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	b.exec(b.all, reachedVariable+"="+f.Name(), b.limit([]string{name}), "-test.run", either([]string{name}))
+	text, err := io.ReadAll(f)
+	reached := map[int]bool{}
+	for _, line := range strings.Fields(string(text)) {
+		if n, err := strconv.Atoi(line); err == nil {
+			reached[n] = true
+		}
+	}
+	return reached, err
 }
 
 // list returns the names of the tests that the options choose.
 func (b *bench) list() (names []string, err error) {
-	output, ok, _ := b.exec(b.all, 0, time.Minute, "-test.list", ".")
+	output, ok, _ := b.exec(b.all, "", time.Minute, "-test.list", ".")
 	if !ok {
 		return nil, fmt.Errorf("list the tests: %s", output)
 	}
@@ -192,13 +244,13 @@ func (b *bench) build(name, binary string, files map[string][]byte) (output stri
 	return string(out), err
 }
 
-// exec runs a test binary with a mutant switched on, 0 for none. A loop without an end is
-// stopped by the time, or by its memory.
-func (b *bench) exec(binary string, number int, timeout time.Duration, args ...string) (output string, ok, timedOut bool) {
+// exec runs a test binary with a setting in its environment: the mutant that is on, for one. A
+// loop without an end is stopped by the time, or by its memory.
+func (b *bench) exec(binary, setting string, timeout time.Duration, args ...string) (output string, ok, timedOut bool) {
 	cmd := exec.Command("sh", append([]string{"-c", `ulimit -v 8388608 2>/dev/null; exec "$0" "$@"`, binary,
-		"-test.failfast=" + strconv.FormatBool(number > 0), "-test.timeout=" + timeout.String()}, args...)...)
+		"-test.failfast=" + strconv.FormatBool(setting != ""), "-test.timeout=" + timeout.String()}, args...)...)
 	cmd.Dir = b.pkg.dir
-	cmd.Env = append(os.Environ(), variable+"="+strconv.Itoa(number))
+	cmd.Env = append(os.Environ(), setting)
 	cmd.WaitDelay = 5 * time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -221,7 +273,9 @@ func (b *bench) testAll(drawn []*mutant) {
 		})
 	}
 	for _, m := range drawn {
-		todo <- m
+		if m.fate != fateEquivalent {
+			todo <- m
+		}
 	}
 	close(todo)
 	workers.Wait()
@@ -244,7 +298,7 @@ func (b *bench) test(m *mutant) {
 			m.fate = fateNotCompiled
 		}
 	}
-	for _, names := range b.inTurn(m.file) {
+	for _, names := range b.inTurn(m) {
 		if m.fate == fateLived {
 			b.see(m, binary, names)
 		}
@@ -263,17 +317,18 @@ func (b *bench) test(m *mutant) {
 	}
 }
 
-// inTurn returns the tests in three groups: those of the file's own test file and those that
-// have killed mutants of the file, then the other quick ones, then the slow ones.
-func (b *bench) inTurn(file string) (groups [3][]string) {
+// inTurn returns the tests that reach m in three groups: those of its file's own test file and
+// those that have killed mutants of the file, then the other quick ones, then the slow ones.
+func (b *bench) inTurn(m *mutant) (groups [3][]string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	own := strings.TrimSuffix(file, ".go") + "_test.go"
-	for _, t := range b.tests {
+	own := strings.TrimSuffix(m.file, ".go") + "_test.go"
+	for i, t := range b.tests {
 		switch {
+		case m.switched() && !b.reached[i][m.number]:
 		case t.took > slow:
 			groups[2] = append(groups[2], t.name)
-		case t.file == own || slices.Contains(b.killers[file], t.name):
+		case t.file == own || slices.Contains(b.killers[m.file], t.name):
 			groups[0] = append(groups[0], t.name)
 		default:
 			groups[1] = append(groups[1], t.name)
@@ -291,7 +346,7 @@ var (
 // busy machine fails tests, too.
 func (b *bench) see(m *mutant, binary string, names []string) {
 	for len(names) > 0 {
-		output, ok, timedOut := b.exec(binary, m.number, b.limit(names), "-test.v", "-test.run", either(names))
+		output, ok, timedOut := b.exec(binary, variable+"="+strconv.Itoa(m.number), b.limit(names), "-test.v", "-test.run", either(names))
 		if ok {
 			return
 		}
@@ -300,7 +355,7 @@ func (b *bench) see(m *mutant, binary string, names []string) {
 			killer = f
 		}
 		if !timedOut && killer != "" {
-			if _, ok, _ = b.exec(binary, m.number, b.limit([]string{killer}), "-test.run", either([]string{killer})); ok {
+			if _, ok, _ = b.exec(binary, variable+"="+strconv.Itoa(m.number), b.limit([]string{killer}), "-test.run", either([]string{killer})); ok {
 				names = slices.DeleteFunc(names, func(name string) bool { return name == killer })
 				continue
 			}

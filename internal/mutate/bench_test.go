@@ -94,7 +94,7 @@ func TestMutate(t *testing.T) {
 	_, living, _ := strings.Cut(all, "\n\n")
 	require.Regexp(t, `(?m)^x.go:22: [0-9a-f]{8}: call removed: sum\(nil\)  =>  nothing$`, living)
 	require.Regexp(t, `(?m)^x.go:\d+: [0-9a-f]{8}: operator turned: v < 0  =>  v <= 0$`, living)
-	require.Regexp(t, `\d+ mutants: \d+ killed, \d+ lived, 0 not compiled: \d+\.\d %`, living)
+	require.Regexp(t, `\d+ mutants: \d+ killed, \d+ lived, 0 equivalent, 0 not compiled: \d+\.\d %`, living)
 
 	require.Contains(t, run("-n", "3", "-seed", "7"), "3 mutants: ")
 	require.Equal(t, summary(run("-n", "3", "-seed", "7")), summary(run("-n", "3", "-seed", "7")))

@@ -34,6 +34,7 @@ type mutant struct {
 
 	fate   fate
 	killer string // the test that saw it
+	reason string // why it is on the list
 }
 
 type fate int
@@ -42,6 +43,7 @@ const (
 	fateLived fate = iota
 	fateKilled
 	fateNotCompiled
+	fateEquivalent // it is on the list
 )
 
 func (m *mutant) String() string {

@@ -92,7 +92,11 @@ func mutate(o options, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	drawn := choose(p.mutants(), o)
+	all := p.mutants()
+	if err := excuse(all, filepath.Join(o.dir, equivalents)); err != nil {
+		return err
+	}
+	drawn := choose(all, o)
 	if len(drawn) == 0 {
 		return errors.New("there is nothing to mutate")
 	}
@@ -108,6 +112,38 @@ func mutate(o options, w io.Writer) error {
 	b.testAll(drawn)
 	report(w, drawn)
 	return nil
+}
+
+// equivalents is the file that lists the mutants which no test can see, and why: the id, what the
+// mutant is, and the reason, with tabs between.
+const equivalents = "testdata/equivalent_mutants.tsv"
+
+// excuse marks the mutants that are on the list. An entry that is no mutant any more is an error.
+func excuse(all []*mutant, list string) error {
+	text, err := os.ReadFile(list)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	byID := map[string]*mutant{}
+	for _, m := range all {
+		byID[m.id] = m
+	}
+	var stale []error
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Split(strings.TrimSpace(line), "\t")
+		if len(fields) != 3 {
+			return fmt.Errorf("%s: want an id, what it is and a reason: %q", list, line)
+		}
+		if m := byID[fields[0]]; m != nil {
+			m.fate, m.reason = fateEquivalent, fields[2]
+		} else {
+			stale = append(stale, fmt.Errorf("%s: there is no such mutant any more: %s %s", list, fields[0], fields[1]))
+		}
+	}
+	return errors.Join(stale...)
 }
 
 // choose returns the mutants that the options ask for, in the order of the source.
@@ -128,7 +164,7 @@ func choose(all []*mutant, o options) []*mutant {
 
 // report prints the living mutants and the figures.
 func report(w io.Writer, tested []*mutant) {
-	var killed, lived, broken int
+	var killed, lived, broken, excused int
 	fmt.Fprintln(w)
 	for _, m := range tested {
 		switch m.fate {
@@ -136,6 +172,8 @@ func report(w io.Writer, tested []*mutant) {
 			killed++
 		case fateNotCompiled:
 			broken++
+		case fateEquivalent:
+			excused++
 		default:
 			lived++
 			fmt.Fprintln(w, m)
@@ -145,7 +183,8 @@ func report(w io.Writer, tested []*mutant) {
 	if killed+lived > 0 {
 		percent = 100 * float64(killed) / float64(killed+lived)
 	}
-	fmt.Fprintf(w, "%d mutants: %d killed, %d lived, %d not compiled: %.1f %%\n", len(tested), killed, lived, broken, percent)
+	fmt.Fprintf(w, "%d mutants: %d killed, %d lived, %d equivalent, %d not compiled: %.1f %%\n",
+		len(tested), killed, lived, excused, broken, percent)
 }
 
 // took is a duration to be read.

@@ -47,31 +47,48 @@ func (f *source) render(b *strings.Builder, from, to int, mutants []*mutant) {
 // variable names the environment variable that has the number of the mutant to switch on.
 const variable = "GANBAUTH_MUTANT"
 
+// reachedVariable names the one that has the file to which the numbers of the mutants go that
+// were reached, each once.
+const reachedVariable = "GANBAUTH_MUTANTS_REACHED"
+
 // switchFile returns the file that the switched mutants need beside them.
 func switchFile(pkg string) []byte {
 	return fmt.Appendf(nil, `package %s
 
 import (
+	"fmt"
 	"os"
 	"strconv"
+	"sync"
 )
 
-var mutantNumber, _ = strconv.Atoi(os.Getenv(%q))
+var (
+	mutantNumber, _   = strconv.Atoi(os.Getenv(%q))
+	mutantsReached, _ = os.OpenFile(os.Getenv(%q), os.O_WRONLY|os.O_APPEND, 0)
+	mutantsSeen       sync.Map
+)
 
-func mutant(n int) bool { return mutantNumber == n }
+func mutant(n int) bool {
+	if mutantsReached != nil {
+		if _, again := mutantsSeen.LoadOrStore(n, true); !again {
+			fmt.Fprintln(mutantsReached, n)
+		}
+	}
+	return mutantNumber == n
+}
 
 func mutantInt(n int) int {
-	if mutantNumber == n {
+	if mutant(n) {
 		return 1
 	}
 	return 0
 }
 
 func mutantString(n int, old, new string) string {
-	if mutantNumber == n {
+	if mutant(n) {
 		return new
 	}
 	return old
 }
-`, pkg, variable)
+`, pkg, variable, reachedVariable)
 }
