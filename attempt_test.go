@@ -3,6 +3,7 @@ package ganbauth_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base32"
 	"encoding/base64"
@@ -822,54 +823,54 @@ func TestScopesChangeDuringALogin(t *testing.T) {
 	require.Equal(t, "openid a c", before.held(b)[0].Scope)
 }
 
-// returnPaths are the payloads of section E: "" as want means that the login must end at
-// the default page.
-var returnPaths = []struct{ id, payload, want string }{
-	{"E-001", "//evil.example", ""},
-	{"E-002", "///evil.example", ""},
-	{"E-004 D-18", "/\\evil.example", ""},
-	{"E-008 V7", "\\evil.example", ""},
-	{"E-009 D-18", "/\t/evil.example", ""},
-	{"E-013", "\t//evil.example", ""},
-	{"E-021", "/%09/evil.example", ""},
-	{"E-025", "/%2fevil.example", ""},
-	{"E-028", "/%5cevil.example", ""},
-	{"E-031", "/.//evil.example", ""},
-	{"E-034 D-20 V7", "/./\\evil.example", ""},
-	{"E-041", "/", "/"},
-	{"E-043", "http:evil.example", ""},
-	{"E-046", "https:evil.example", ""},
-	{"E-050 D-17", "http://evil.example", ""},
-	{"E-053", "javascript:alert(1)", ""},
-	{"E-057", "/javascript:alert(1)", "/javascript:alert(1)"},
-	{"E-062 D-21", "//app.example@evil.example", ""},
-	{"E-067 D-18", "https://app.example.evil.example", ""},
-	{"E-074", "//evil%E3%80%82example", ""},
-	{"E-076", "/／evil.example", "/%EF%BC%8Fevil.example"},
-	{"E-089", "@evil.example", ""},
-	{"E-092", "/@evil.example", "/@evil.example"},
-	{"E-097", "/a\\b", ""},
-	{"E-099", "/a/../../b", ""},
-	{"E-101 D-24", "/%zz", ""},
-	{"E-103", "/é", "/%C3%A9"},
-	{"E-104", "/日本語?q=値", "/%E6%97%A5%E6%9C%AC%E8%AA%9E?q=%E5%80%A4"},
-	{"E-105", "/ok?next=//evil.example", "/ok?next=//evil.example"},
-	{"E-107", "/ok#frag", "/ok"},
-	{"E-L10", "/ok#access_token=x", "/ok"},
-	{"E-109", "?q=1", ""},
-	{"E-L1", "/" + strings.Repeat("a", 2047), "/" + strings.Repeat("a", 2047)},
-	{"E-L1", "/" + strings.Repeat("a", 2048), ""},
-	{"E-L1", "/" + strings.Repeat("a", 8191), ""},
-	{"E-L1 encoded too long", "/" + strings.Repeat("日", 300), ""},
-	{"E-L4", "%2f%2fevil.example", ""},
-	{"E-L4 the slash itself encoded", "%2f", ""},
-	{"E-L4 the slash itself encoded", "%2fevil.example", ""},
-	{"E-L4", "/%252f%252fevil.example", "/%252f%252fevil.example"},
-	{"E-L5", "/bank/login", ""},
-	{"E-L5", "/bank/callback?code=x&state=y", ""},
-	{"E-L5", "/bank/./login", ""},
-	{"D-24", "http://[::1", ""},
-	{"D-24", ":", ""},
+// returnPaths are what return_to may be. An empty want means that the login must end at the
+// default page. Without a name a row is called by its payload.
+var returnPaths = []struct{ name, payload, want string }{
+	{"", "//evil.example", ""},
+	{"", "///evil.example", ""},
+	{"", "/\\evil.example", ""},
+	{"", "\\evil.example", ""},
+	{"", "/\t/evil.example", ""},
+	{"", "\t//evil.example", ""},
+	{"", "/%09/evil.example", ""},
+	{"", "/%2fevil.example", ""},
+	{"", "/%5cevil.example", ""},
+	{"", "/.//evil.example", ""},
+	{"", "/./\\evil.example", ""},
+	{"", "/", "/"},
+	{"", "http:evil.example", ""},
+	{"", "https:evil.example", ""},
+	{"", "http://evil.example", ""},
+	{"", "javascript:alert(1)", ""},
+	{"", "/javascript:alert(1)", "/javascript:alert(1)"},
+	{"", "//app.example@evil.example", ""},
+	{"", "https://app.example.evil.example", ""},
+	{"", "//evil%E3%80%82example", ""},
+	{"", "/／evil.example", "/%EF%BC%8Fevil.example"},
+	{"", "@evil.example", ""},
+	{"", "/@evil.example", "/@evil.example"},
+	{"", "/a\\b", ""},
+	{"", "/a/../../b", ""},
+	{"", "/%zz", ""},
+	{"", "/é", "/%C3%A9"},
+	{"", "/日本語?q=値", "/%E6%97%A5%E6%9C%AC%E8%AA%9E?q=%E5%80%A4"},
+	{"", "/ok?next=//evil.example", "/ok?next=//evil.example"},
+	{"", "/ok#frag", "/ok"},
+	{"", "/ok#access_token=x", "/ok"},
+	{"", "?q=1", ""},
+	{"/", "/" + strings.Repeat("a", 2047), "/" + strings.Repeat("a", 2047)},
+	{"/", "/" + strings.Repeat("a", 2048), ""},
+	{"/", "/" + strings.Repeat("a", 8191), ""},
+	{"encoded too long", "/" + strings.Repeat("日", 300), ""},
+	{"", "%2f%2fevil.example", ""},
+	{"the slash itself encoded", "%2f", ""},
+	{"the slash itself encoded", "%2fevil.example", ""},
+	{"", "/%252f%252fevil.example", "/%252f%252fevil.example"},
+	{"", "/bank/login", ""},
+	{"", "/bank/callback?code=x&state=y", ""},
+	{"", "/bank/./login", ""},
+	{"", "http://[::1", ""},
+	{"", ":", ""},
 	{"a line break", "/a\r\nSet-Cookie: x=y", ""},
 	{"DEL", "/a\x7f", ""},
 	{"a C1 control", "/a\u0085b", ""},
@@ -885,7 +886,7 @@ var returnPaths = []struct{ id, payload, want string }{
 
 func TestReturnPaths(t *testing.T) {
 	for _, test := range returnPaths {
-		t.Run(test.id, func(t *testing.T) {
+		t.Run(cmp.Or(test.name, test.payload), func(t *testing.T) {
 			got, ok := ganbauth.LocalPath(test.payload)
 			if !strings.HasPrefix(test.payload, "/bank/") { // the kit's own paths are refused later
 				require.Equal(t, test.want, got)
@@ -907,23 +908,23 @@ func TestReturnPaths(t *testing.T) {
 			if len(want) > 256 {
 				remembered = "/home" // TestD2PathsThatAreRemembered
 			}
-			require.Equal(t, remembered, resp.Header.Get("Location"), "E-L8: what the judge said, byte for byte")
+			require.Equal(t, remembered, resp.Header.Get("Location"), "what the judge said, byte for byte")
 			requireSameOrigin(t, resp.Header.Get("Location"))
 			resp = b.post("/bank/logout?return_to=" + url.QueryEscape(test.payload))
 			requireSameOrigin(t, resp.Header.Get("Location"))
 			if !strings.HasPrefix(test.payload, "/bank/") {
-				require.Equal(t, want, resp.Header.Get("Location"), "D-22 I-08: and on logout")
+				require.Equal(t, want, resp.Header.Get("Location"), "and on logout")
 			}
 		})
 	}
-	t.Run("E-L2 twice", func(t *testing.T) {
+	t.Run("twice", func(t *testing.T) {
 		a := newApp(t, setup{})
 		for _, q := range []string{"return_to=/ok&return_to=//evil.example", "return_to=//evil.example&return_to=/ok"} {
 			b := a.browser()
 			require.Equal(t, "/home", b.get(b.callbackURL("/bank/login?"+q)).Header.Get("Location"))
 		}
 	})
-	t.Run("E-L3 other names", func(t *testing.T) {
+	t.Run("other names", func(t *testing.T) {
 		a := newApp(t, setup{})
 		for _, name := range []string{"return_to[]", "Return_To", "next", "rd", "redirect_uri", "url", "target_link_uri"} {
 			b := a.browser()
@@ -955,12 +956,12 @@ func requireSameOrigin(t testing.TB, location string) {
 	}
 }
 
-// E3 V8 D-19: the path that RequireToken remembers comes from the request line, through a
+// The path that RequireToken remembers comes from the request line, through a
 // bare handler and through ServeMux.
 func TestRequestLines(t *testing.T) {
 	for line, want := range map[string]string{
-		"GET //evil.example/x":          "/home",  // E-R1
-		"GET http://evil.example/p?y=1": "/p?y=1", // E-R3
+		"GET //evil.example/x":          "/home",
+		"GET http://evil.example/p?y=1": "/p?y=1",
 		"GET http://evil.example//x":    "/home",
 		"GET /%2fevil.example/x":        "/home",
 		"GET /\\evil.example/x":         "/home",

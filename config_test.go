@@ -25,25 +25,25 @@ func TestNewConnectorRefuses(t *testing.T) {
 		change     func(*ganbauth.Config)
 		want       string
 	}{
-		"B-08 empty client id":           {"", clientSecret, ganbauth.AuthBasic, nil, "client id is empty"},
-		"B-08 client id of 129":          {long, clientSecret, ganbauth.AuthBasic, nil, "longer than 128"},
-		"B-66 D-04 empty secret":         {clientID, "", ganbauth.AuthBasic, nil, "client secret is empty"},
-		"B-66 blank secret":              {clientID, " \t", ganbauth.AuthBasic, nil, "client secret is empty"},
-		"B-08 secret of 129":             {clientID, long, ganbauth.AuthPost, nil, "longer than 128"},
-		"control character in id":        {"a\r\nb", clientSecret, ganbauth.AuthPost, nil, "control character"},
-		"B-25 colon in id, basic":        {"a:b", clientSecret, ganbauth.AuthBasic, nil, "colon"},
-		"no method":                      {clientID, clientSecret, 0, nil, "AuthBasic or AuthPost"},
-		"no salt":                        {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.Salt = "" }, "Salt is missing"},
-		"http on a private address":      {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "http://10.0.0.1" }, "must be https"},
-		"B-09 D-47 http":                 {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "http://bank.test" }, "must be https"},
-		"B-09 userinfo":                  {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "https://u:p@bank.test" }, "userinfo"},
-		"B-09 host smuggled by the path": {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = "@evil.example/token" }, "slash"},
-		"host extended by the path":      {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = ".evil.example/token" }, "slash"},
-		"relative":                       {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "/auth" }, "absolute URL"},
-		"a query before the path":        {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL += "?" }, "without a query"},
-		"a path that is no URL":          {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = "/%zz" }, "TokenPath must be a path"},
-		"no URL":                         {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "https://[" }, "no URL"},
-		"fragment":                       {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthPath = "/a#b" }, "fragment"},
+		"empty client id":           {"", clientSecret, ganbauth.AuthBasic, nil, "client id is empty"},
+		"client id of 129":          {long, clientSecret, ganbauth.AuthBasic, nil, "longer than 128"},
+		"empty secret":              {clientID, "", ganbauth.AuthBasic, nil, "client secret is empty"},
+		"blank secret":              {clientID, " \t", ganbauth.AuthBasic, nil, "client secret is empty"},
+		"secret of 129":             {clientID, long, ganbauth.AuthPost, nil, "longer than 128"},
+		"control character in id":   {"a\r\nb", clientSecret, ganbauth.AuthPost, nil, "control character"},
+		"colon in id, basic":        {"a:b", clientSecret, ganbauth.AuthBasic, nil, "colon"},
+		"no method":                 {clientID, clientSecret, 0, nil, "AuthBasic or AuthPost"},
+		"no salt":                   {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.Salt = "" }, "Salt is missing"},
+		"http on a private address": {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "http://10.0.0.1" }, "must be https"},
+		"http":                      {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "http://bank.test" }, "must be https"},
+		"userinfo":                  {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "https://u:p@bank.test" }, "userinfo"},
+		"host smuggled by the path": {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = "@evil.example/token" }, "slash"},
+		"host extended by the path": {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = ".evil.example/token" }, "slash"},
+		"relative":                  {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "/auth" }, "absolute URL"},
+		"a query before the path":   {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL += "?" }, "without a query"},
+		"a path that is no URL":     {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = "/%zz" }, "TokenPath must be a path"},
+		"no URL":                    {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "https://[" }, "no URL"},
+		"fragment":                  {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthPath = "/a#b" }, "fragment"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := good
@@ -53,7 +53,7 @@ func TestNewConnectorRefuses(t *testing.T) {
 			c, err := ganbauth.NewConnector(test.id, test.secret, test.method, cfg)
 			require.Nil(t, c)
 			require.ErrorContains(t, err, test.want)
-			require.NotContains(t, err.Error(), clientSecret, "B-40")
+			require.NotContains(t, err.Error(), clientSecret)
 		})
 	}
 	t.Run("I12 128 bytes are accepted", func(t *testing.T) {

@@ -15,14 +15,14 @@ import (
 
 func TestAuthorizationURL(t *testing.T) {
 	c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", AuthPath: "/a?p=1", Salt: "s"})
-	t.Run("B-02 the endpoint's own query is kept", func(t *testing.T) {
+	t.Run("the endpoint's own query is kept", func(t *testing.T) {
 		got, err := c.OAuthAuthorization("session", "a b", callbackURI)
 		require.NoError(t, err)
 		require.Equal(t, "1", mustParse(got).Query().Get("p"))
 		require.Equal(t, "code", mustParse(got).Query().Get("response_type"))
 		require.Equal(t, 1, strings.Count(got, "?"))
 	})
-	t.Run("B-08 lengths", func(t *testing.T) {
+	t.Run("lengths", func(t *testing.T) {
 		for _, test := range []struct{ session, scope, uri string }{
 			{"", "a", callbackURI},
 			{"s", "", callbackURI},
@@ -54,7 +54,7 @@ func TestAuthorizationURL(t *testing.T) {
 }
 
 func TestTokenRequest(t *testing.T) {
-	t.Run("B-20 A-01 form and headers", func(t *testing.T) {
+	t.Run("form and headers", func(t *testing.T) {
 		o := newOP(t, answersJSON(goodToken))
 		_, err := o.connector(t).OAuthToken(t.Context(), callbackURI+"?a=b&c=%20d", "a+b/c=&d%20")
 		require.NoError(t, err)
@@ -65,12 +65,12 @@ func TestTokenRequest(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, url.Values{
 			"grant_type":   {"authorization_code"},
-			"code":         {"a+b/c=&d%20"},               // B-26
-			"redirect_uri": {callbackURI + "?a=b&c=%20d"}, // B-21
+			"code":         {"a+b/c=&d%20"},
+			"redirect_uri": {callbackURI + "?a=b&c=%20d"},
 		}, form)
 	})
 	for name, method := range map[string]ganbauth.AuthMethod{"basic": ganbauth.AuthBasic, "post": ganbauth.AuthPost} {
-		t.Run("B-22 B-23 A-02 A-03 only by "+name, func(t *testing.T) {
+		t.Run("only by "+name, func(t *testing.T) {
 			o := newOP(t, answersJSON(goodToken))
 			c := newConnector(t, method, o.config())
 			for _, call := range []func() error{
@@ -83,7 +83,7 @@ func TestTokenRequest(t *testing.T) {
 				require.Equal(t, method == ganbauth.AuthPost, strings.Contains(*o.body.Load(), "client_secret"))
 			}
 		})
-		t.Run("B-24 F-36 V12 no other method is tried after "+name, func(t *testing.T) {
+		t.Run("no other method is tried after "+name, func(t *testing.T) {
 			o := newOP(t, answers(401, "application/json", `{"error":"invalid_client"}`))
 			c := newConnector(t, method, o.config())
 			_, err := c.OAuthToken(t.Context(), callbackURI, "code")
@@ -93,13 +93,13 @@ func TestTokenRequest(t *testing.T) {
 			require.EqualValues(t, 1, o.hits.Load())
 		})
 	}
-	t.Run("B-31 refresh", func(t *testing.T) {
+	t.Run("refresh", func(t *testing.T) {
 		o := newOP(t, answersJSON(goodToken))
 		_, err := o.connector(t).RefreshTokens(t.Context(), "RT-1")
 		require.NoError(t, err)
 		require.Equal(t, "grant_type=refresh_token&refresh_token=RT-1", *o.body.Load())
 	})
-	t.Run("F-16 no cookie goes along, and F-17 the caller's client stays as it was", func(t *testing.T) {
+	t.Run("no cookie goes along, and the caller's client stays as it was", func(t *testing.T) {
 		o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
 			http.SetCookie(w, &http.Cookie{Name: "sid", Value: "1", Path: "/"})
 			answersJSON(goodToken)(w, r)
@@ -125,7 +125,7 @@ func TestUserInfo(t *testing.T) {
 		ok   bool
 	}{
 		"the token's user": {`{"sub":"u-1","iss":"` + issuer + `","n":5}`, true},
-		"A-15 another sub": {`{"sub":"u-1invalid"}`, false},
+		"another sub":      {`{"sub":"u-1invalid"}`, false},
 		"another case":     {`{"sub":"U-1"}`, false},
 		"no sub":           {`{"SUB":"u-1"}`, false},
 		"sub twice":        {`{"sub":"u-2","sub":"u-1"}`, false},
@@ -138,7 +138,7 @@ func TestUserInfo(t *testing.T) {
 			o := newOP(t, answersJSON(test.body))
 			claims, err := o.connector(t).UserInfo(t.Context(), token)
 			require.Equal(t, "Bearer AT-1", o.seen.Load().Header.Get("Authorization"))
-			require.Equal(t, "/userinfo", o.seen.Load().URL.String(), "A-17: not in the URL")
+			require.Equal(t, "/userinfo", o.seen.Load().URL.String(), "not in the URL")
 			if !test.ok {
 				require.Error(t, err)
 				require.Nil(t, claims)
@@ -164,7 +164,7 @@ func TestUserInfo(t *testing.T) {
 	})
 }
 
-func TestBasicIsRawAsInTheSDKs(t *testing.T) { // B-25 A-02: the bank's SDKs do not form-encode the two parts
+func TestBasicIsRawAsInTheSDKs(t *testing.T) { // the bank's SDKs do not form-encode the two parts
 	o := newOP(t, answersJSON(goodToken))
 	c, err := ganbauth.NewConnector("a b", "p+q%/=é&:c", ganbauth.AuthBasic, o.config())
 	require.NoError(t, err)

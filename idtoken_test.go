@@ -84,31 +84,31 @@ func atHash(accessToken string) string {
 
 func TestIDTokenAccepted(t *testing.T) {
 	for name, token := range map[string]string{
-		"A-01":                           signed(good(nil).json()),
-		"A-14 no kid":                    jws(sha256.New, `{"alg":"HS256"}`, good(nil).json(), clientSecret),
-		"A-14 B-81 kid is ignored":       jws(sha256.New, `{"alg":"HS256","kid":"../../etc/passwd"}`, good(nil).json(), clientSecret),
-		"B-79 typ jwt":                   jws(sha256.New, `{"alg":"HS256","typ":"jwt"}`, good(nil).json(), clientSecret),
-		"B-79 typ application/jwt":       jws(sha256.New, `{"alg":"HS256","typ":"application/jwt"}`, good(nil).json(), clientSecret),
-		"A-35 B-87 aud as an array":      signed(good(claims{"aud": []string{clientID}}).json()),
-		"B-88 aud twice the same":        signed(good(claims{"aud": []string{clientID, clientID}}).json()),
-		"B-89 no azp":                    signed(good(claims{"azp": nil}).json()),
-		"A-18 B-100 at_hash":             signed(good(claims{"at_hash": atHash("AT-1")}).json()),
-		"B-85 nonce right, NONCE wrong":  signed(good(claims{"NONCE": "x"}).json()),
-		"A-26 _claim_sources is ignored": signed(good(claims{"_claim_sources": claims{"src1": claims{"endpoint": "https://evil.example"}}}).json()),
-		"B-96 iat 30 s ahead":            signed(good(claims{"iat": judged.Unix() + 30}).json()),
-		"B-96 nbf 30 s ahead":            signed(good(claims{"nbf": judged.Unix() + 30}).json()),
-		"B-96 iat 10 min ago":            signed(good(claims{"iat": judged.Unix() - 600}).json()),
-		"B-96 exp in 1 s":                signed(good(claims{"exp": judged.Unix() + 1}).json()),
+		"a good one":                     signed(good(nil).json()),
+		"no kid":                         jws(sha256.New, `{"alg":"HS256"}`, good(nil).json(), clientSecret),
+		"kid is ignored":                 jws(sha256.New, `{"alg":"HS256","kid":"../../etc/passwd"}`, good(nil).json(), clientSecret),
+		"typ jwt":                        jws(sha256.New, `{"alg":"HS256","typ":"jwt"}`, good(nil).json(), clientSecret),
+		"typ application/jwt":            jws(sha256.New, `{"alg":"HS256","typ":"application/jwt"}`, good(nil).json(), clientSecret),
+		"aud as an array":                signed(good(claims{"aud": []string{clientID}}).json()),
+		"aud twice the same":             signed(good(claims{"aud": []string{clientID, clientID}}).json()),
+		"no azp":                         signed(good(claims{"azp": nil}).json()),
+		"at_hash":                        signed(good(claims{"at_hash": atHash("AT-1")}).json()),
+		"nonce right, NONCE wrong":       signed(good(claims{"NONCE": "x"}).json()),
+		"_claim_sources is ignored":      signed(good(claims{"_claim_sources": claims{"src1": claims{"endpoint": "https://evil.example"}}}).json()),
+		"iat 30 s ahead":                 signed(good(claims{"iat": judged.Unix() + 30}).json()),
+		"nbf 30 s ahead":                 signed(good(claims{"nbf": judged.Unix() + 30}).json()),
+		"iat 10 min ago":                 signed(good(claims{"iat": judged.Unix() - 600}).json()),
+		"exp in 1 s":                     signed(good(claims{"exp": judged.Unix() + 1}).json()),
 		"I12 sub of 255 characters":      signed(good(claims{"sub": strings.Repeat("u", 255)}).json()),
 		"I12 sub of 1 character":         signed(good(claims{"sub": "u"}).json()),
 		"I12 exp at the year's end 9999": signed(good(claims{"exp": 253402300799}).json()),
 		"I12 16 KiB":                     sized(16 << 10),
 		"a fractional NumericDate":       signed(good(claims{"iat": raw(fmt.Sprint(judged.Unix(), ".5"))}).json()),
-		"B-27 unknown claims":            signed(good(claims{"x": claims{"y": []int{1}}}).json()),
+		"unknown claims":                 signed(good(claims{"x": claims{"y": []int{1}}}).json()),
 	} {
 		t.Run(name, func(t *testing.T) { require.NoError(t, verify(t, token)) })
 	}
-	t.Run("B-68 the secret is raw UTF-8, whatever it looks like", func(t *testing.T) {
+	t.Run("the secret is raw UTF-8, whatever it looks like", func(t *testing.T) {
 		for _, secret := range []string{"YWJj=", "秘密の鍵", "-----BEGIN PUBLIC KEY-----"} {
 			c, err := ganbauth.NewConnector(clientID, secret, ganbauth.AuthPost, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: issuer, Salt: "s"})
 			require.NoError(t, err)
@@ -135,124 +135,123 @@ func sized(bytes int) string {
 	panic("no ID token has that length")
 }
 
-// A2, B4 and so C-08, C-42 and C-50.
 func TestIDTokenRefused(t *testing.T) {
 	ok := signed(good(nil).json())
 	parts := strings.Split(ok, ".")
 	head := func(h string) string { return jws(sha256.New, h, good(nil).json(), clientSecret) }
 	claim := func(name string, value any) string { return signed(good(claims{name: value}).json()) }
 	tests := map[string]string{
-		"A-04 iss + 1":                     claim("iss", issuer+"1"),
-		"A-05 no sub":                      claim("sub", nil),
-		"A-06 aud + 1":                     claim("aud", clientID+"1"),
-		"A-07 D-12 no aud":                 claim("aud", nil),
-		"A-08 B-94 no iat":                 claim("iat", nil),
-		"A-09 nonce + 1":                   claim("nonce", "n-11"),
-		"A-10 A-37 alg none, no signature": b64(`{"alg":"none"}`) + "." + parts[1] + ".",
-		"A-11 D-11 altered signature":      ok[:len(ok)-4] + "AAAA",
-		"A-12 RS256, bad signature":        b64(`{"alg":"RS256"}`) + "." + parts[1] + "." + b64(strings.Repeat("x", 256)),
-		"A-13 RS256":                       head(`{"alg":"RS256"}`),
-		"A-18 at_hash + 1":                 claim("at_hash", atHash("AT-1")+"1"),
-		"A-26 JWE of five parts":           ok + ".x.y",
-		"A-30 no iss":                      claim("iss", nil),
-		"A-31 B-92 no exp":                 claim("exp", nil),
-		"A-32 expired 5 min ago":           claim("exp", judged.Unix()-301),
-		"A-33 no nonce":                    claim("nonce", nil),
-		"A-34 aud with a stranger":         signed(good(claims{"aud": []string{clientID, "x"}, "azp": nil}).json()),
-		"A-36 B-64 HS384":                  jws(sha512.New384, `{"alg":"HS384"}`, good(nil).json(), clientSecret),
-		"A-36 B-64 HS512":                  jws(sha512.New, `{"alg":"HS512"}`, good(nil).json(), clientSecret),
-		"A-38 iat a week ago":              claim("iat", judged.Unix()-7*86400),
-		"B-60 empty":                       "",
-		"B-66 V11 empty key":               jws(sha256.New, hs256, good(nil).json(), ""),
-		"B-70 another secret":              jws(sha256.New, hs256, good(nil).json(), "the secret before"),
-		"B-72 V10 LF at the end":           ok + "\n",
-		"B-72 V10 LF inside":               ok[:len(ok)-5] + "\n" + ok[len(ok)-5:],
-		"B-72 CR in the payload":           parts[0] + "." + parts[1][:4] + "\r" + parts[1][4:] + "." + parts[2],
-		"B-72 space":                       " " + ok,
-		"B-72 TAB":                         ok + "\t",
-		"B-72 padding":                     ok + "=",
-		"B-72 standard alphabet":           ok + "+/",
-		"B-73 no dot":                      "abc",
-		"B-73 two segments":                parts[0] + "." + parts[1],
-		"B-73 a dot":                       ".",
-		"B-73 D-01 a million dots":         strings.Repeat(".", 1_000_000),
-		"B-73 D-09 900 kB":                 claim("x", strings.Repeat("x", 900_000)),
-		"B-74 JSON serialization":          `{"payload":"` + parts[1] + `","protected":"` + parts[0] + `","signature":"` + parts[2] + `"}`,
-		"B-76 header no JSON":              head(`x`),
-		"B-76 header array":                head(`[]`),
-		"B-76 header null":                 head(`null`),
-		"B-76 header empty":                head(`{}`),
-		"B-76 header trailing":             head(hs256 + "x"),
-		"B-76 payload array":               signed(`[]`),
-		"B-76 payload null":                signed(`null`),
-		"B-76 payload empty":               signed(`{}`),
-		"B-76 payload trailing":            signed(good(nil).json() + "{}"),
-		"B-76 payload invalid UTF-8":       signed(strings.Replace(good(nil).json(), "{", `{"x":"`+"\xff"+`",`, 1)),
-		"B-76 payload deep":                signed(`{"x":` + strings.Repeat("[", 12_000)),
-		"B-77 crit exp":                    head(`{"alg":"HS256","crit":["exp"]}`),
-		"B-77 D-05 V11 crit unknown":       head(`{"alg":"HS256","crit":["x"],"x":1}`),
-		"B-77 crit empty":                  head(`{"alg":"HS256","crit":[]}`),
-		"B-77 V11 b64 false":               head(`{"alg":"HS256","b64":false}`),
-		"B-80 V11 at+jwt":                  head(`{"alg":"HS256","typ":"at+jwt"}`),
-		"B-80 logout+jwt":                  head(`{"alg":"HS256","typ":"logout+jwt"}`),
-		"B-80 token-introspection+jwt":     head(`{"alg":"HS256","typ":"token-introspection+jwt"}`),
-		"B-80 typ a number":                head(`{"alg":"HS256","typ":5}`),
-		"B-81 kid of 1 MB":                 head(`{"alg":"HS256","kid":"` + strings.Repeat("k", 1<<20) + `"}`),
-		"B-83 V11 duplicate alg":           head(`{"alg":"none","alg":"HS256"}`),
-		"B-89 azp another client":          claim("azp", "x"),
-		"B-89 azp a number":                claim("azp", 5),
-		"B-89 azp null":                    claim("azp", null()),
-		"B-92 exp now":                     claim("exp", judged.Unix()),
-		"B-92 exp a string":                claim("exp", "4102444800"),
-		"B-92 exp null":                    claim("exp", null()),
-		"B-92 exp 1e300":                   claim("exp", raw("1e300")),
-		"B-92 exp in the year 10000":       claim("exp", 253402300800),
-		"I12 16 KiB and 1":                 sized(16<<10 + 1),
-		"B-92 exp -1":                      claim("exp", -1),
-		"B-92 exp NaN":                     claim("exp", "NaN"),
-		"B-94 iat a string":                claim("iat", "1"),
-		"B-94 iat null":                    claim("iat", null()),
-		"B-94 B-96 iat 31 s ahead":         claim("iat", judged.Unix()+31),
-		"B-94 B-96 iat 601 s ago":          claim("iat", judged.Unix()-601),
-		"B-95 nbf 31 s ahead":              claim("nbf", judged.Unix()+31),
-		"B-95 nbf a string":                claim("nbf", "1"),
-		"B-98 C-06 another login's":        claim("nonce", "n-0"),
-		"B-100 at_hash of another":         claim("at_hash", atHash("AT-2")),
-		"B-100 at_hash a number":           claim("at_hash", 5),
-		"B-101 auth_time a string":         claim("auth_time", "1"),
-		"B-102 the access token":           "AT-1",
-		"B-103 D-02 everything wrong":      jws(sha256.New, hs256, good(claims{"exp": 1, "nonce": "secret-claim", "iss": "secret-claim"}).json(), "x"),
+		"iss + 1":                 claim("iss", issuer+"1"),
+		"no sub":                  claim("sub", nil),
+		"aud + 1":                 claim("aud", clientID+"1"),
+		"no aud":                  claim("aud", nil),
+		"no iat":                  claim("iat", nil),
+		"nonce + 1":               claim("nonce", "n-11"),
+		"alg none, no signature":  b64(`{"alg":"none"}`) + "." + parts[1] + ".",
+		"altered signature":       ok[:len(ok)-4] + "AAAA",
+		"RS256, bad signature":    b64(`{"alg":"RS256"}`) + "." + parts[1] + "." + b64(strings.Repeat("x", 256)),
+		"RS256":                   head(`{"alg":"RS256"}`),
+		"at_hash + 1":             claim("at_hash", atHash("AT-1")+"1"),
+		"JWE of five parts":       ok + ".x.y",
+		"no iss":                  claim("iss", nil),
+		"no exp":                  claim("exp", nil),
+		"expired 5 min ago":       claim("exp", judged.Unix()-301),
+		"no nonce":                claim("nonce", nil),
+		"aud with a stranger":     signed(good(claims{"aud": []string{clientID, "x"}, "azp": nil}).json()),
+		"HS384":                   jws(sha512.New384, `{"alg":"HS384"}`, good(nil).json(), clientSecret),
+		"HS512":                   jws(sha512.New, `{"alg":"HS512"}`, good(nil).json(), clientSecret),
+		"iat a week ago":          claim("iat", judged.Unix()-7*86400),
+		"empty":                   "",
+		"empty key":               jws(sha256.New, hs256, good(nil).json(), ""),
+		"another secret":          jws(sha256.New, hs256, good(nil).json(), "the secret before"),
+		"LF at the end":           ok + "\n",
+		"LF inside":               ok[:len(ok)-5] + "\n" + ok[len(ok)-5:],
+		"CR in the payload":       parts[0] + "." + parts[1][:4] + "\r" + parts[1][4:] + "." + parts[2],
+		"space":                   " " + ok,
+		"TAB":                     ok + "\t",
+		"padding":                 ok + "=",
+		"standard alphabet":       ok + "+/",
+		"no dot":                  "abc",
+		"two segments":            parts[0] + "." + parts[1],
+		"a dot":                   ".",
+		"a million dots":          strings.Repeat(".", 1_000_000),
+		"900 kB":                  claim("x", strings.Repeat("x", 900_000)),
+		"JSON serialization":      `{"payload":"` + parts[1] + `","protected":"` + parts[0] + `","signature":"` + parts[2] + `"}`,
+		"header no JSON":          head(`x`),
+		"header array":            head(`[]`),
+		"header null":             head(`null`),
+		"header empty":            head(`{}`),
+		"header trailing":         head(hs256 + "x"),
+		"payload array":           signed(`[]`),
+		"payload null":            signed(`null`),
+		"payload empty":           signed(`{}`),
+		"payload trailing":        signed(good(nil).json() + "{}"),
+		"payload invalid UTF-8":   signed(strings.Replace(good(nil).json(), "{", `{"x":"`+"\xff"+`",`, 1)),
+		"payload deep":            signed(`{"x":` + strings.Repeat("[", 12_000)),
+		"crit exp":                head(`{"alg":"HS256","crit":["exp"]}`),
+		"crit unknown":            head(`{"alg":"HS256","crit":["x"],"x":1}`),
+		"crit empty":              head(`{"alg":"HS256","crit":[]}`),
+		"b64 false":               head(`{"alg":"HS256","b64":false}`),
+		"at+jwt":                  head(`{"alg":"HS256","typ":"at+jwt"}`),
+		"logout+jwt":              head(`{"alg":"HS256","typ":"logout+jwt"}`),
+		"token-introspection+jwt": head(`{"alg":"HS256","typ":"token-introspection+jwt"}`),
+		"typ a number":            head(`{"alg":"HS256","typ":5}`),
+		"kid of 1 MB":             head(`{"alg":"HS256","kid":"` + strings.Repeat("k", 1<<20) + `"}`),
+		"duplicate alg":           head(`{"alg":"none","alg":"HS256"}`),
+		"azp another client":      claim("azp", "x"),
+		"azp a number":            claim("azp", 5),
+		"azp null":                claim("azp", null()),
+		"exp now":                 claim("exp", judged.Unix()),
+		"exp a string":            claim("exp", "4102444800"),
+		"exp null":                claim("exp", null()),
+		"exp 1e300":               claim("exp", raw("1e300")),
+		"exp in the year 10000":   claim("exp", 253402300800),
+		"I12 16 KiB and 1":        sized(16<<10 + 1),
+		"exp -1":                  claim("exp", -1),
+		"exp NaN":                 claim("exp", "NaN"),
+		"iat a string":            claim("iat", "1"),
+		"iat null":                claim("iat", null()),
+		"iat 31 s ahead":          claim("iat", judged.Unix()+31),
+		"iat 601 s ago":           claim("iat", judged.Unix()-601),
+		"nbf 31 s ahead":          claim("nbf", judged.Unix()+31),
+		"nbf a string":            claim("nbf", "1"),
+		"another login's":         claim("nonce", "n-0"),
+		"at_hash of another":      claim("at_hash", atHash("AT-2")),
+		"at_hash a number":        claim("at_hash", 5),
+		"auth_time a string":      claim("auth_time", "1"),
+		"the access token":        "AT-1",
+		"everything wrong":        jws(sha256.New, hs256, good(claims{"exp": 1, "nonce": "secret-claim", "iss": "secret-claim"}).json(), "x"),
 	}
 	for _, alg := range []string{`"none"`, `"None"`, `"nOnE"`, `"NONE"`, `""`, `["HS256"]`, `256`, `"hs256"`, `"HS256 "`, `null`} {
-		tests["B-63 D-06 D-08 alg "+alg] = head(`{"alg":` + alg + `}`)
+		tests["alg "+alg] = head(`{"alg":` + alg + `}`)
 	}
 	for _, alg := range []string{"RS256", "ES256", "PS256", "EdDSA"} {
-		tests["B-65 D-07 jwk jku x5u with "+alg] = head(`{"alg":"` + alg + `","jku":"https://evil.example","x5u":"https://evil.example","jwk":{"kty":"oct","k":"AAAA"},"x5c":["AAAA"]}`)
+		tests["jwk jku x5u with "+alg] = head(`{"alg":"` + alg + `","jku":"https://evil.example","x5u":"https://evil.example","jwk":{"kty":"oct","k":"AAAA"},"x5c":["AAAA"]}`)
 	}
 	for _, name := range []string{"sub", "aud", "nonce", "iss"} {
-		tests["B-83 V9 V11 duplicate "+name] = signed(strings.Replace(good(nil).json(), "{", `{"`+name+`":"x",`, 1))
+		tests["duplicate "+name] = signed(strings.Replace(good(nil).json(), "{", `{"`+name+`":"x",`, 1))
 	}
-	tests["B-83 duplicate exp"] = signed(strings.Replace(good(nil).json(), "{", `{"exp":1,`, 1))
+	tests["duplicate exp"] = signed(strings.Replace(good(nil).json(), "{", `{"exp":1,`, 1))
 	for name, folded := range map[string]string{"nonce": "Nonce", "sub": "SUB", "iss": "iſſ", "exp": "EXP"} {
-		tests["B-84 V9 only "+folded] = signed(strings.Replace(good(nil).json(), `"`+name+`"`, `"`+folded+`"`, 1))
+		tests["only "+folded] = signed(strings.Replace(good(nil).json(), `"`+name+`"`, `"`+folded+`"`, 1))
 	}
-	tests["B-84 only ſub"] = signed(strings.Replace(good(nil).json(), `"sub"`, `"ſub"`, 1))
-	tests["B-85 nonce wrong, NONCE right"] = signed(good(claims{"nonce": "x", "NONCE": "n-1"}).json())
+	tests["only ſub"] = signed(strings.Replace(good(nil).json(), `"sub"`, `"ſub"`, 1))
+	tests["nonce wrong, NONCE right"] = signed(good(claims{"nonce": "x", "NONCE": "n-1"}).json())
 	for _, iss := range []any{"https://evil.example/", 5, []string{issuer}, strings.TrimSuffix(issuer, "/"), issuer + "/", strings.ToUpper(issuer), issuer + " ", null()} {
-		tests[fmt.Sprintf("B-86 D-13 iss %v", iss)] = claim("iss", iss)
+		tests[fmt.Sprintf("iss %v", iss)] = claim("iss", iss)
 	}
 	for _, aud := range []any{[]string{clientID, "x"}, []string{}, []string{""}, null(), 5, raw("[5]"), raw(`["cid-1",null]`), []string{"CID-1"}, "cid-1 ", "cid-10", "x cid-1", claims{"cid-1": 1}} {
-		tests[fmt.Sprintf("B-88 D-03 aud %v", aud)] = claim("aud", aud)
+		tests[fmt.Sprintf("aud %v", aud)] = claim("aud", aud)
 	}
 	for _, sub := range []any{"", null(), 5, strings.Repeat("u", 256), "u\x00", "u\n", "ü"} {
-		tests[fmt.Sprintf("B-90 sub %.10v", sub)] = claim("sub", sub)
+		tests[fmt.Sprintf("sub %.10v", sub)] = claim("sub", sub)
 	}
 	for _, nonce := range []any{"", null(), 5, []string{"n-1"}, "n-", "N-1", "n-1 "} {
-		tests[fmt.Sprintf("B-97 nonce %v", nonce)] = claim("nonce", nonce)
+		tests[fmt.Sprintf("nonce %v", nonce)] = claim("nonce", nonce)
 	}
 	// Another spelling of the same bytes: the last character of 32 bytes has unused bits.
 	last := strings.IndexByte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", ok[len(ok)-1])
-	tests["V10 B-72 another spelling of the signature"] = ok[:len(ok)-1] + string("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[last^1])
+	tests["another spelling of the signature"] = ok[:len(ok)-1] + string("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[last^1])
 
 	for name, token := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -261,10 +260,10 @@ func TestIDTokenRefused(t *testing.T) {
 			if token != "" {
 				require.ErrorIs(t, err, ganbauth.ErrInvalidIDToken)
 			}
-			require.NotContains(t, err.Error(), "secret-claim", "B-103: nothing of an unverified token in the error")
+			require.NotContains(t, err.Error(), "secret-claim", "nothing of an unverified token in the error")
 		})
 	}
-	t.Run("B-86 the error shows both issuers", func(t *testing.T) {
+	t.Run("the error shows both issuers", func(t *testing.T) {
 		err := verify(t, claim("iss", "https://api.gmo-aozora.com"))
 		require.ErrorContains(t, err, `iss is "https://api.gmo-aozora.com", want "https://api.gmo-aozora.com/"`)
 	})
@@ -274,12 +273,12 @@ func TestIDTokenRefused(t *testing.T) {
 			require.ErrorIs(t, ganbauth.VerifyIDToken(c, claim("iss", iss), "AT-1", "n-1", judged), ganbauth.ErrInvalidIDToken)
 		}
 	})
-	t.Run("B-91 D-15 subjects compare by bytes", func(t *testing.T) {
+	t.Run("subjects compare by bytes", func(t *testing.T) {
 		o := newOP(t, answersJSON(`{"sub":"U-1"}`))
 		_, err := o.connector(t).UserInfo(t.Context(), &ganbauth.Token{AccessToken: "a", Subject: "u-1"})
 		require.ErrorIs(t, err, ganbauth.ErrInvalidIDToken)
 	})
-	t.Run("B-73 V11 hostile sizes cost little", func(t *testing.T) {
+	t.Run("hostile sizes cost little", func(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		require.Error(t, verify(t, strings.Repeat(".", 1_000_000)))
@@ -297,24 +296,24 @@ func TestOpenIDToken(t *testing.T) {
 	now := func(c claims) claims {
 		return good(claims{"iat": time.Now().Unix(), "exp": time.Now().Add(time.Minute).Unix()}).with(c)
 	}
-	t.Run("A-01 B-105 D-16 the subject is the ID token's", func(t *testing.T) {
+	t.Run("the subject is the ID token's", func(t *testing.T) {
 		token, err := newOP(t, openIDAnswer(`"`+signed(now(nil).json())+`"`)).connector(t).OpenIDToken(t.Context(), callbackURI, "c", "n-1")
 		require.NoError(t, err)
 		require.Equal(t, "u-1", token.Subject)
 		require.NotEmpty(t, token.IDToken)
 	})
-	t.Run("B-61 plain OAuth has no identity", func(t *testing.T) {
+	t.Run("plain OAuth has no identity", func(t *testing.T) {
 		token, err := newOP(t, openIDAnswer(`"`+signed(now(nil).json())+`"`)).connector(t).OAuthToken(t.Context(), callbackURI, "c")
 		require.NoError(t, err)
 		require.Empty(t, token.Subject+token.IDToken)
 	})
 	for _, idToken := range []string{`null`, `""`, `5`, `[]`, `{}`, `"AT-1"`, `"` + signed(now(claims{"nonce": "n-2"}).json()) + `"`} {
-		t.Run("B-60 B-104 C-09 nothing of the answer is used: "+idToken[:min(len(idToken), 6)], func(t *testing.T) {
+		t.Run("nothing of the answer is used: "+idToken[:min(len(idToken), 6)], func(t *testing.T) {
 			o := newOP(t, openIDAnswer(idToken))
 			token, err := o.connector(t).OpenIDToken(t.Context(), callbackURI, "c", "n-1")
 			require.Error(t, err)
 			require.Nil(t, token)
-			require.EqualValues(t, 1, o.hits.Load(), "A-09 no retry")
+			require.EqualValues(t, 1, o.hits.Load(), "no retry")
 			requireNoSecret(t, err)
 		})
 	}
@@ -342,23 +341,23 @@ func TestRefreshIDToken(t *testing.T) {
 		idToken string
 		want    string
 	}{
-		"B-110 none":                     {login, `null`, same},
-		"B-111 without a nonce":          {login, `"` + signed(fresh.json()) + `"`, same},
-		"B-112 with the login's nonce":   {login, `"` + signed(fresh.with(claims{"nonce": "n-1"}).json()) + `"`, same},
-		"without auth_time":              {login, `"` + signed(fresh.with(claims{"auth_time": nil}).json()) + `"`, same},
-		"B-119 empty":                    {login, `""`, same},
-		"B-113 another nonce":            {login, `"` + signed(fresh.with(claims{"nonce": "n-2"}).json()) + `"`, "nonce"},
-		"B-114 A-20 another iss":         {login, `"` + signed(fresh.with(claims{"iss": issuer + "1"}).json()) + `"`, "iss"},
-		"B-114 A-21 another sub":         {login, `"` + signed(fresh.with(claims{"sub": "u-1invalid"}).json()) + `"`, "sub"},
-		"B-114 another aud":              {login, `"` + signed(fresh.with(claims{"aud": "x"}).json()) + `"`, "aud"},
-		"B-115 azp appears":              {login.with(claims{"azp": nil}), `"` + signed(fresh.json()) + `"`, "azp"},
-		"B-115 azp differs":              {login, `"` + signed(fresh.with(claims{"azp": "x"}).json()) + `"`, "azp"},
-		"B-115 azp vanishes":             {login, `"` + signed(fresh.with(claims{"azp": nil}).json()) + `"`, "azp"},
-		"B-116 auth_time of the refresh": {login, `"` + signed(fresh.with(claims{"auth_time": now}).json()) + `"`, "auth_time"},
-		"B-117 iat before the login's":   {login, `"` + signed(fresh.with(claims{"iat": now - 31}).json()) + `"`, "iat"},
-		"B-118 bad signature":            {login, `"` + jws(sha256.New, hs256, fresh.json(), "x") + `"`, "signature"},
-		"B-118 D-06 alg none":            {login, `"` + b64(`{"alg":"none"}`) + "." + b64(fresh.json()) + `."`, "alg"},
-		"B-118 F-82 expired":             {login, `"` + signed(fresh.with(claims{"exp": now - 1}).json()) + `"`, "expired"},
+		"none":                     {login, `null`, same},
+		"without a nonce":          {login, `"` + signed(fresh.json()) + `"`, same},
+		"with the login's nonce":   {login, `"` + signed(fresh.with(claims{"nonce": "n-1"}).json()) + `"`, same},
+		"without auth_time":        {login, `"` + signed(fresh.with(claims{"auth_time": nil}).json()) + `"`, same},
+		"empty":                    {login, `""`, same},
+		"another nonce":            {login, `"` + signed(fresh.with(claims{"nonce": "n-2"}).json()) + `"`, "nonce"},
+		"another iss":              {login, `"` + signed(fresh.with(claims{"iss": issuer + "1"}).json()) + `"`, "iss"},
+		"another sub":              {login, `"` + signed(fresh.with(claims{"sub": "u-1invalid"}).json()) + `"`, "sub"},
+		"another aud":              {login, `"` + signed(fresh.with(claims{"aud": "x"}).json()) + `"`, "aud"},
+		"azp appears":              {login.with(claims{"azp": nil}), `"` + signed(fresh.json()) + `"`, "azp"},
+		"azp differs":              {login, `"` + signed(fresh.with(claims{"azp": "x"}).json()) + `"`, "azp"},
+		"azp vanishes":             {login, `"` + signed(fresh.with(claims{"azp": nil}).json()) + `"`, "azp"},
+		"auth_time of the refresh": {login, `"` + signed(fresh.with(claims{"auth_time": now}).json()) + `"`, "auth_time"},
+		"iat before the login's":   {login, `"` + signed(fresh.with(claims{"iat": now - 31}).json()) + `"`, "iat"},
+		"bad signature":            {login, `"` + jws(sha256.New, hs256, fresh.json(), "x") + `"`, "signature"},
+		"alg none":                 {login, `"` + b64(`{"alg":"none"}`) + "." + b64(fresh.json()) + `."`, "alg"},
+		"expired":                  {login, `"` + signed(fresh.with(claims{"exp": now - 1}).json()) + `"`, "expired"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newOP(t, openIDAnswer(test.idToken)).connector(t)
@@ -372,7 +371,7 @@ func TestRefreshIDToken(t *testing.T) {
 			}
 			require.ErrorIs(t, err, ganbauth.ErrInvalidIDToken)
 			require.ErrorContains(t, err, test.want)
-			require.Nil(t, token, "B-120")
+			require.Nil(t, token)
 		})
 	}
 	t.Run("a login without an ID token ignores a refresh's", func(t *testing.T) {

@@ -24,7 +24,7 @@ import (
 // rotating is a bank that ends the whole grant when a refresh token is used twice.
 var rotating = ganbtest.Options{RevokeOnReuse: true, Latency: 50 * time.Millisecond}
 
-// H-01 D-45 D-56 C-44: requests of one session that meet the expiry together cause one token request, whether they arrive
+// Requests of one session that meet the expiry together cause one token request, whether they arrive
 // at once or while the refresh is under way and after it. A flight without a second load fails the latter.
 func TestOneRefreshForAll(t *testing.T) {
 	for name, spread := range map[string]time.Duration{"at once": 0, "over 200 ms": 200 * time.Millisecond} {
@@ -53,10 +53,10 @@ func TestOneRefreshForAll(t *testing.T) {
 				for _, token := range a.next.tokens {
 					require.Equal(t, first, token)
 				}
-				require.WithinDuration(t, time.Now().Add(time.Hour), first.ExpiresAt, 2*time.Second, "A-19: the new token")
+				require.WithinDuration(t, time.Now().Add(time.Hour), first.ExpiresAt, 2*time.Second, "the new token")
 				time.Sleep(61 * time.Minute)
 				require.True(t, b.connected(), "the next refresh works, too")
-				require.Equal(t, 2, a.bank.Refreshes(), "A-45 B-32: with the newest refresh token")
+				require.Equal(t, 2, a.bank.Refreshes(), "with the newest refresh token")
 			})
 		})
 	}
@@ -71,7 +71,7 @@ func (s slowStore) Load(ctx context.Context, key string) (*ganbauth.Token, error
 	return t, err
 }
 
-// H-02 D-42 D-10 C-07: many users at once, and nobody gets another's token.
+// Many users at once, and nobody gets another's token.
 func TestUsersAreNeverMixed(t *testing.T) {
 	inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
 		const users = 100
@@ -98,7 +98,7 @@ func TestUsersAreNeverMixed(t *testing.T) {
 	})
 }
 
-// V2 V3 V4, H-03 to H-05 and H-07: a slow request that began before a refresh or a logout writes its session back
+// A slow request that began before a refresh or a logout writes its session back
 // when it ends. Kept in the session, the token would be the old one again, or alive again.
 func TestSlowRequests(t *testing.T) {
 	for name, idle := range map[string]time.Duration{"IdleTimeout 0": 0, "IdleTimeout 10h": 10 * time.Hour} {
@@ -121,7 +121,7 @@ func TestSlowRequests(t *testing.T) {
 				synctest.Wait()
 				return b, func() { close(release); wg.Wait() }
 			}
-			t.Run(fmt.Sprint("V2 H-03 H-04 refresh meanwhile, ", name, ", puts ", puts), func(t *testing.T) {
+			t.Run(fmt.Sprint("refresh meanwhile, ", name, ", puts ", puts), func(t *testing.T) {
 				inBubble(t, s, func(t *testing.T, a *app) {
 					b, finish := slow(a)
 					time.Sleep(61 * time.Minute)
@@ -133,7 +133,7 @@ func TestSlowRequests(t *testing.T) {
 					require.Equal(t, 2, a.bank.Refreshes())
 				})
 			})
-			t.Run(fmt.Sprint("V3 H-05 D-44 logout meanwhile, ", name, ", puts ", puts), func(t *testing.T) {
+			t.Run(fmt.Sprint("logout meanwhile, ", name, ", puts ", puts), func(t *testing.T) {
 				inBubble(t, s, func(t *testing.T, a *app) {
 					b, finish := slow(a)
 					cookie := b.cookie("session")
@@ -141,13 +141,13 @@ func TestSlowRequests(t *testing.T) {
 					finish()
 					thief := a.browser()
 					resp := thief.do("GET", "/p", with(program, "Cookie", "session="+cookie))
-					require.Equal(t, 401, resp.StatusCode, "C-15 D-43: a session that comes back is empty-handed")
+					require.Equal(t, 401, resp.StatusCode, "a session that comes back is empty-handed")
 					require.False(t, b.connected())
 				})
 			})
 		}
 	}
-	t.Run("V4 H-07 a handler that panics after a refresh loses nothing", func(t *testing.T) {
+	t.Run("a handler that panics after a refresh loses nothing", func(t *testing.T) {
 		inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
 			b := a.browser()
 			b.login()
@@ -161,7 +161,7 @@ func TestSlowRequests(t *testing.T) {
 	})
 }
 
-// H-06: two processes with one store and no Locker. The loser's invalid_grant is no logout.
+// Two processes with one store and no Locker. The loser's invalid_grant is no logout.
 func TestTwoProcessesWithoutLocker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := ganbauth.NewMemoryStore()
@@ -309,24 +309,24 @@ func connect(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore, key
 // keeps it (KEEP): the old token serves until its expiry, then it is 503.
 func TestRefreshFailures(t *testing.T) {
 	keep := map[string]ganbtest.Fault{
-		"F-09 connection cut":           ganbtest.ConnectionCut,
-		"F-35 server_error":             ganbtest.OAuthError("server_error"),
-		"F-34 invalid_client":           ganbtest.InvalidClient,
-		"F-34 unauthorized_client":      ganbtest.OAuthError("unauthorized_client"),
-		"F-34 unsupported_grant_type":   ganbtest.OAuthError("unsupported_grant_type"),
-		"F-34 invalid_scope":            ganbtest.OAuthError("invalid_scope"),
-		"F-34 invalid_request":          ganbtest.OAuthError("invalid_request"),
-		"F-38 WG_ERR_110":               {Status: 422, Header: jsonType, Body: `{"errorCode":"WG_ERR_110"}`},
-		"F-39 maintenance":              ganbtest.Maintenance,
-		"F-40 rate limited":             ganbtest.RateLimited,
-		"F-41 WAF":                      {Status: 403, Body: "<script>alert(1)</script>"},
-		"F-43 500":                      ganbtest.ServerError,
-		"F-13 truncated":                {Status: 200, Header: jsonType, Body: `{"access_token":"a"`},
-		"F-50 null":                     {Status: 200, Header: jsonType, Body: `null`},
+		"connection cut":                ganbtest.ConnectionCut,
+		"server_error":                  ganbtest.OAuthError("server_error"),
+		"invalid_client":                ganbtest.InvalidClient,
+		"unauthorized_client":           ganbtest.OAuthError("unauthorized_client"),
+		"unsupported_grant_type":        ganbtest.OAuthError("unsupported_grant_type"),
+		"invalid_scope":                 ganbtest.OAuthError("invalid_scope"),
+		"invalid_request":               ganbtest.OAuthError("invalid_request"),
+		"WG_ERR_110":                    {Status: 422, Header: jsonType, Body: `{"errorCode":"WG_ERR_110"}`},
+		"maintenance":                   ganbtest.Maintenance,
+		"rate limited":                  ganbtest.RateLimited,
+		"WAF":                           {Status: 403, Body: "<script>alert(1)</script>"},
+		"500":                           ganbtest.ServerError,
+		"truncated":                     {Status: 200, Header: jsonType, Body: `{"access_token":"a"`},
+		"null":                          {Status: 200, Header: jsonType, Body: `null`},
 		"not JSON":                      ganbtest.NotJSON,
-		"F-20 redirect":                 ganbtest.Redirect("https://evil.example/token"),
+		"redirect":                      ganbtest.Redirect("https://evil.example/token"),
 		"a 500 that says invalid_grant": {Status: 500, Header: jsonType, Body: `{"error":"invalid_grant"}`},
-		"F-06 silence":                  ganbtest.Slow(time.Hour),
+		"silence":                       ganbtest.Slow(time.Hour),
 	}
 	for name, fault := range keep {
 		t.Run(name+" keeps the connection", func(t *testing.T) {
@@ -335,17 +335,17 @@ func TestRefreshFailures(t *testing.T) {
 				b.login()
 				a.bank.Fail(ganbtest.TokenEndpoint, fault, -1)
 				time.Sleep(59*time.Minute + 10*time.Second)
-				require.True(t, b.connected(), "F-44: inside the leeway the old token serves")
+				require.True(t, b.connected(), "inside the leeway the old token serves")
 				require.Equal(t, 1, a.bank.Refreshes())
 				time.Sleep(time.Minute)
 				served := a.next.calls()
 
 				resp := b.do("GET", "/p", program)
-				require.Equal(t, 503, resp.StatusCode, "F-45: past the expiry, a program")
+				require.Equal(t, 503, resp.StatusCode, "past the expiry, a program")
 				require.Contains(t, resp.Header.Get("Content-Type"), "application/problem+json")
 				require.NotEmpty(t, resp.Header.Get("Retry-After"))
 				resp = b.get("/p")
-				require.Equal(t, 503, resp.StatusCode, "F-45: a browser, no redirect to login")
+				require.Equal(t, 503, resp.StatusCode, "a browser, no redirect to login")
 				require.Contains(t, resp.Header.Get("Content-Type"), "text/html")
 				require.NotContains(t, body(resp), "alert")
 				require.Equal(t, served, a.next.calls())
@@ -359,8 +359,8 @@ func TestRefreshFailures(t *testing.T) {
 		})
 	}
 	lose := map[string]ganbtest.Fault{
-		"F-34 H-13 invalid_grant": ganbtest.InvalidGrant,
-		"F-30 200 invalid_grant":  {Status: 200, Header: jsonType, Body: `{"error":"invalid_grant"}`},
+		"invalid_grant":     ganbtest.InvalidGrant,
+		"200 invalid_grant": {Status: 200, Header: jsonType, Body: `{"error":"invalid_grant"}`},
 	}
 	for name, fault := range lose {
 		t.Run(name+" ends it", func(t *testing.T) {
@@ -370,13 +370,13 @@ func TestRefreshFailures(t *testing.T) {
 				a.bank.Fail(ganbtest.TokenEndpoint, fault, 1)
 				time.Sleep(59*time.Minute + 10*time.Second)
 				resp := b.do("GET", "/p", program)
-				require.Equal(t, 401, resp.StatusCode, "H-13: this very request is blocked")
+				require.Equal(t, 401, resp.StatusCode, "this very request is blocked")
 				require.NotEmpty(t, resp.Header.Get("WWW-Authenticate"))
 				require.Zero(t, a.next.calls())
 				require.Equal(t, 303, b.get("/p").StatusCode, "a browser goes to the bank")
 				require.False(t, b.connected())
 				require.Equal(t, 1, a.bank.Refreshes(), "nothing more is sent")
-				require.Zero(t, tokens(t, a), "D-27: the token is gone, not hidden")
+				require.Zero(t, tokens(t, a), "the token is gone, not hidden")
 				require.Contains(t, a.eventTypes(), ganbauth.EventTokenLost)
 			})
 		})
@@ -389,13 +389,13 @@ func TestRefreshFailures(t *testing.T) {
 			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.AnswerLost, 1)
 			time.Sleep(61 * time.Minute)
 			require.Equal(t, 503, b.do("GET", "/p", program).StatusCode)
-			require.Equal(t, 1, a.bank.Refreshes(), "F-10: it is not sent again at once")
+			require.Equal(t, 1, a.bank.Refreshes(), "it is not sent again at once")
 			time.Sleep(time.Minute)
 			require.False(t, b.connected(), "the grant died with the answer")
 			require.True(t, other.connected(), "nobody else notices")
 		})
 	})
-	t.Run("F-34 C-34 the operator's fault is loud", func(t *testing.T) {
+	t.Run("the operator's fault is loud", func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {
 			b := a.browser()
 			b.login()
@@ -406,7 +406,7 @@ func TestRefreshFailures(t *testing.T) {
 			require.Contains(t, a.log.String(), "invalid_client")
 		})
 	})
-	t.Run("F-70 A-40 no refresh token: login again at the expiry, and no token request", func(t *testing.T) {
+	t.Run("no refresh token: login again at the expiry, and no token request", func(t *testing.T) {
 		inBubble(t, setup{options: ganbauth.Options{Scopes: []string{"openid"}}}, func(t *testing.T, a *app) {
 			b := a.browser()
 			b.login()
@@ -449,7 +449,7 @@ func TestTroubleIsNamed(t *testing.T) {
 
 var jsonType = http.Header{"Content-Type": {"application/json"}}
 
-// F-46: a bank that is down is asked less and less, and at most once a minute.
+// A bank that is down is asked less and less, and at most once a minute.
 func TestCoolDown(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
 		b := a.browser()
@@ -499,7 +499,7 @@ func TestCoolDown(t *testing.T) {
 			require.Equal(t, 6, a.bank.Refreshes())
 		})
 	})
-	t.Run("F-39 F-40 Retry-After is obeyed and passed on", func(t *testing.T) {
+	t.Run("Retry-After is obeyed and passed on", func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {
 			b := a.browser()
 			b.login()
@@ -517,7 +517,7 @@ func TestCoolDown(t *testing.T) {
 }
 
 func TestLeeway(t *testing.T) {
-	t.Run("H-20 B-96 exactly from the leeway on", func(t *testing.T) {
+	t.Run("exactly from the leeway on", func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {
 			b := a.browser()
 			b.login()
@@ -529,7 +529,7 @@ func TestLeeway(t *testing.T) {
 			require.Equal(t, 1, a.bank.Refreshes())
 		})
 	})
-	t.Run("F-68 a short token is not refreshed on every request", func(t *testing.T) {
+	t.Run("a short token is not refreshed on every request", func(t *testing.T) {
 		inBubble(t, setup{bank: ganbtest.Options{Lifetime: 8 * time.Second}}, func(t *testing.T, a *app) {
 			b := a.browser()
 			b.login()
@@ -540,7 +540,7 @@ func TestLeeway(t *testing.T) {
 			require.LessOrEqual(t, a.bank.Refreshes(), 7)
 		})
 	})
-	t.Run("F-63 without expires_in a token lives for an hour", func(t *testing.T) {
+	t.Run("without expires_in a token lives for an hour", func(t *testing.T) {
 		inBubble(t, setup{bank: ganbtest.Options{OmitExpiresIn: true}}, func(t *testing.T, a *app) {
 			b := a.browser()
 			b.login()
@@ -552,7 +552,7 @@ func TestLeeway(t *testing.T) {
 			require.Equal(t, time.Hour, a.next.last().ExpiresAt.Sub(a.next.last().IssuedAt))
 		})
 	})
-	t.Run("C-14 H-21 a refresh moves neither the session's end nor its cookie", func(t *testing.T) {
+	t.Run("a refresh moves neither the session's end nor its cookie", func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {
 			b := a.browser()
 			b.login()
@@ -563,7 +563,7 @@ func TestLeeway(t *testing.T) {
 			}
 			require.Equal(t, cookie, b.cookie("session"))
 			time.Sleep(61 * time.Minute)
-			require.False(t, b.connected(), "C-17: 24 hours are over")
+			require.False(t, b.connected(), "24 hours are over")
 		})
 	})
 	t.Run("the record follows a session that the application prolongs", func(t *testing.T) {
@@ -582,7 +582,7 @@ func TestLeeway(t *testing.T) {
 			require.False(t, b.connected())
 		})
 	})
-	t.Run("F-84 I-17 a token from the future and one from long ago", func(t *testing.T) {
+	t.Run("a token from the future and one from long ago", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
 			store := ganbauth.NewMemoryStore()
@@ -602,7 +602,7 @@ func TestLeeway(t *testing.T) {
 	})
 }
 
-// F-85 H-09 H-10 D-58: the refresh belongs to nobody's request.
+// The refresh belongs to nobody's request.
 func TestRefreshOutlivesItsRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, Latency: 5 * time.Second, RevokeOnReuse: true})
@@ -622,9 +622,9 @@ func TestRefreshOutlivesItsRequest(t *testing.T) {
 		defer stop()
 		_, err := kit.Token(hurried, "u")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.Equal(t, 503, ganbauth.StatusCode(err), "H-10")
+		require.Equal(t, 503, ganbauth.StatusCode(err))
 		cancel()
-		require.ErrorIs(t, <-results, context.Canceled, "H-09: the leader leaves at once")
+		require.ErrorIs(t, <-results, context.Canceled, "the leader leaves at once")
 		for range 10 {
 			require.NoError(t, <-results)
 		}
@@ -697,7 +697,7 @@ func TestPatienceOutlivesTheToken(t *testing.T) {
 	})
 }
 
-// F-08: a bank that hangs keeps only those waiting who need it.
+// A bank that hangs keeps only those waiting who need it.
 func TestHangingBankConcernsNobodyElse(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
 		waiting := a.browser()
@@ -724,7 +724,7 @@ func TestHangingBankConcernsNobodyElse(t *testing.T) {
 	})
 }
 
-// H-11: a refresh in flight does not bring back what a logout removes, nor overwrite a newer login.
+// A refresh in flight does not bring back what a logout removes, nor overwrite a newer login.
 func TestRefreshMeetsLogoutAndLogin(t *testing.T) {
 	t.Run("logout", func(t *testing.T) {
 		inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
@@ -766,7 +766,7 @@ func TestRefreshMeetsLogoutAndLogin(t *testing.T) {
 	})
 }
 
-// F-86 C-36 and decision 3: the store fails around a refresh.
+// The store fails around a refresh.
 func TestStoreFails(t *testing.T) {
 	prepare := func(t *testing.T, test func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, log *lockedBuffer)) {
 		synctest.Test(t, func(t *testing.T) {
@@ -930,7 +930,7 @@ func TestStoreFails(t *testing.T) {
 			require.Equal(t, 1, strings.Count(log.String(), "token_lost"))
 		})
 	})
-	t.Run("C-36 G1 a store that panics ends nothing but its request", func(t *testing.T) {
+	t.Run("G1 a store that panics ends nothing but its request", func(t *testing.T) {
 		prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, log *lockedBuffer) {
 			store.panics = true
 			_, err := kit.Token(t.Context(), "u")
@@ -959,8 +959,8 @@ func TestStoreFails(t *testing.T) {
 		})
 	})
 	for name, token := range map[string]*ganbauth.Token{
-		"H-19 an empty access token":          {RefreshToken: "r"},
-		"H-19 no expiry and no refresh token": {AccessToken: "a"},
+		"an empty access token":          {RefreshToken: "r"},
+		"no expiry and no refresh token": {AccessToken: "a"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			prepare(t, func(t *testing.T, bank *ganbtest.Server, store *brokenStore, kit *ganbauth.Kit, _ *lockedBuffer) {
@@ -1027,7 +1027,7 @@ func TestRefusalMeetsOlderFlight(t *testing.T) {
 	})
 }
 
-// H-22 H-25 and "nothing grows": after the storm nothing is left.
+// After the storm nothing is left.
 func TestNothingIsLeftBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // a bubble fails when a goroutine is left behind
 		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})

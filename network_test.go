@@ -24,9 +24,9 @@ import (
 
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	evil := newOP(t, answersJSON(goodToken))
-	for _, status := range []int{301, 302, 303, 307, 308} { // F-20 F-21 F-25 V6 C-41 D-50
-		for _, location := range []string{evil.URL + "/token", "//" + evil.Listener.Addr().String() + "/token", "/other", `\\evil.example`, ""} { // F-23 F-24
-			t.Run(fmt.Sprint("F-20 ", status, " ", strings.ReplaceAll(location, "/", "|")), func(t *testing.T) {
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		for _, location := range []string{evil.URL + "/token", "//" + evil.Listener.Addr().String() + "/token", "/other", `\\evil.example`, ""} {
+			t.Run(fmt.Sprint("", status, " ", strings.ReplaceAll(location, "/", "|")), func(t *testing.T) {
 				o := newOP(t, func(w http.ResponseWriter, _ *http.Request) {
 					if location != "" {
 						w.Header().Set("Location", location)
@@ -59,7 +59,7 @@ func hijack(serve func(net.Conn)) http.HandlerFunc {
 
 func TestHostileNetwork(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
-		"F-01 D-52 endless white space": func(w http.ResponseWriter, _ *http.Request) {
+		"endless white space": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			for {
 				if _, err := io.WriteString(w, strings.Repeat(" ", 64<<10)); err != nil {
@@ -67,37 +67,37 @@ func TestHostileNetwork(t *testing.T) {
 				}
 			}
 		},
-		"F-02 Content-Length of 10 GiB": hijack(func(c net.Conn) {
+		"Content-Length of 10 GiB": hijack(func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10737418240\r\n\r\n{")
 			time.Sleep(50 * time.Millisecond)
 		}),
-		"F-04 br": func(w http.ResponseWriter, r *http.Request) {
+		"br": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Encoding", "br")
 			answersJSON("\x0b\x02\x80")(w, r)
 		},
-		"F-04 V15 gzip that is none": func(w http.ResponseWriter, r *http.Request) {
+		"gzip that is none": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			answersJSON(goodToken)(w, r)
 		},
-		"F-05 header of 12 MiB": hijack(func(c net.Conn) {
+		"header of 12 MiB": hijack(func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nX: "+strings.Repeat("x", 12<<20)+"\r\n\r\n")
 		}),
-		"F-05 header of 100 KiB before a good answer": hijack(func(c net.Conn) {
+		"header of 100 KiB before a good answer": hijack(func(c net.Conn) {
 			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX: %s\r\n\r\n%s", strings.Repeat("x", 100<<10), goodToken)
 		}),
-		"F-05 100,000 header lines": hijack(func(c net.Conn) {
+		"100,000 header lines": hijack(func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\n"+strings.Repeat("X-Y: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n", 100_000)+"\r\n")
 		}),
-		"F-09 closed before any byte": hijack(func(net.Conn) {}),
-		"F-10 V15 read, then reset":   hijack(func(c net.Conn) { c.(*net.TCPConn).SetLinger(0) }),
-		"F-12 closed in the body": hijack(func(c net.Conn) {
+		"closed before any byte": hijack(func(net.Conn) {}),
+		"read, then reset":       hijack(func(c net.Conn) { c.(*net.TCPConn).SetLinger(0) }),
+		"closed in the body": hijack(func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"+goodToken)
 		}),
-		"F-12 chunked without an end": hijack(func(c net.Conn) {
+		"chunked without an end": hijack(func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
 		}),
-		"F-15 garbage":                   hijack(func(c net.Conn) { io.WriteString(c, "\x16\x03\x01 what\n\n") }),
-		"D-53 malformed header with ESC": hijack(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\n\x1b[31mINFO login ok\r\n\r\n") }),
+		"garbage":                   hijack(func(c net.Conn) { io.WriteString(c, "\x16\x03\x01 what\n\n") }),
+		"malformed header with ESC": hijack(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\n\x1b[31mINFO login ok\r\n\r\n") }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOP(t, h)
@@ -112,7 +112,7 @@ func TestHostileNetwork(t *testing.T) {
 			require.EqualValues(t, 2, o.hits.Load(), "what may have been processed is not sent again")
 		})
 	}
-	t.Run("F-02 of 10 GiB not a byte is read", func(t *testing.T) {
+	t.Run("of 10 GiB not a byte is read", func(t *testing.T) {
 		body := &untouched{}
 		c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",
 			HTTPClient: &http.Client{Transport: roundTripFunc(func(*http.Request) (*http.Response, error) {
@@ -122,7 +122,7 @@ func TestHostileNetwork(t *testing.T) {
 		require.ErrorContains(t, err, "longer than")
 		require.Zero(t, body.reads)
 	})
-	t.Run("V15 a gzip bomb is cut at 1 MiB after inflation", func(t *testing.T) {
+	t.Run("a gzip bomb is cut at 1 MiB after inflation", func(t *testing.T) {
 		o := newOP(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			w.Header().Set("Content-Encoding", "gzip")
@@ -131,7 +131,7 @@ func TestHostileNetwork(t *testing.T) {
 		_, err := o.connector(t).OAuthToken(t.Context(), callbackURI, "c")
 		require.ErrorContains(t, err, "longer than 1048576 bytes")
 	})
-	t.Run("F-18 100 and 103 before the answer", func(t *testing.T) {
+	t.Run("100 and 103 before the answer", func(t *testing.T) {
 		o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusEarlyHints)
 			answersJSON(goodToken)(w, r)
@@ -139,7 +139,7 @@ func TestHostileNetwork(t *testing.T) {
 		_, err := o.connector(t).OAuthToken(t.Context(), callbackURI, "c")
 		require.NoError(t, err)
 	})
-	t.Run("F-09 connection refused", func(t *testing.T) {
+	t.Run("connection refused", func(t *testing.T) {
 		o := newOP(t, nil)
 		o.Close()
 		_, err := o.connector(t).RefreshTokens(t.Context(), "RT-1")
@@ -152,7 +152,7 @@ func TestHostileNetwork(t *testing.T) {
 	})
 }
 
-// C-40, F-06 and F-07: neither silence nor a drip outlasts the deadline for the whole answer. F-17: the caller's client
+// Neither silence nor a drip outlasts the deadline for the whole answer. The caller's client
 // without a timeout makes no difference.
 // A token request is not repeated on a kept connection that dies before the answer, either.
 func TestF2TokenRequestIsSentOnce(t *testing.T) {
@@ -219,8 +219,8 @@ func TestConnectionsAreKept(t *testing.T) {
 
 func TestDeadline(t *testing.T) {
 	for name, body := range map[string]io.Reader{
-		"F-06 silence":         nil,
-		"F-07 a byte a second": &drip{},
+		"silence":         nil,
+		"a byte a second": &drip{},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -318,7 +318,7 @@ func (d *dripUntil) Read(p []byte) (int, error) {
 	return d.r.Read(p)
 }
 
-// B-44 F-14 C-39: TLS is checked, and nothing is sent before it is.
+// TLS is checked, and nothing is sent before it is.
 func TestTLS(t *testing.T) {
 	o := &op{}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -22,14 +22,14 @@ func TestNewRefuses(t *testing.T) {
 	}{
 		"no RedirectURI":            {func(o *ganbauth.Options) { o.RedirectURI = "" }, "RedirectURI must be an absolute URL"},
 		"http on a private address": {func(o *ganbauth.Options) { o.RedirectURI = "http://192.168.0.1/cb" }, "must be https"},
-		"B-07 D-47 http":            {func(o *ganbauth.Options) { o.RedirectURI = "http://app.example/cb" }, "must be https"},
-		"B-08 fragment":             {func(o *ganbauth.Options) { o.RedirectURI += "#f" }, "fragment"},
-		"B-08 empty fragment":       {func(o *ganbauth.Options) { o.RedirectURI += "#" }, "fragment"},
-		"B-08 relative":             {func(o *ganbauth.Options) { o.RedirectURI = "/cb" }, "absolute"},
-		"B-08 257 characters":       {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example/" + strings.Repeat("x", 237) }, "longer than 256"},
+		"http":                      {func(o *ganbauth.Options) { o.RedirectURI = "http://app.example/cb" }, "must be https"},
+		"fragment":                  {func(o *ganbauth.Options) { o.RedirectURI += "#f" }, "fragment"},
+		"empty fragment":            {func(o *ganbauth.Options) { o.RedirectURI += "#" }, "fragment"},
+		"relative":                  {func(o *ganbauth.Options) { o.RedirectURI = "/cb" }, "absolute"},
+		"257 characters":            {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example/" + strings.Repeat("x", 237) }, "longer than 256"},
 		"userinfo":                  {func(o *ganbauth.Options) { o.RedirectURI = "https://a:b@app.example/" }, "userinfo"},
-		"B-18 no scopes":            {func(o *ganbauth.Options) { o.Scopes = nil }, "Scopes must have 1 to 256"},
-		"B-08 scopes of 257":        {func(o *ganbauth.Options) { o.Scopes = []string{strings.Repeat("s", 257)} }, "1 to 256"},
+		"no scopes":                 {func(o *ganbauth.Options) { o.Scopes = nil }, "Scopes must have 1 to 256"},
+		"scopes of 257":             {func(o *ganbauth.Options) { o.Scopes = []string{strings.Repeat("s", 257)} }, "1 to 256"},
 		"a scope with a space":      {func(o *ganbauth.Options) { o.Scopes = []string{"a b"} }, "is not a scope"},
 		"a scope with a quote":      {func(o *ganbauth.Options) { o.Scopes = []string{`a"`} }, "is not a scope"},
 		"Name":                      {func(o *ganbauth.Options) { o.Name = "a/b" }, "Name may have"},
@@ -72,7 +72,7 @@ func TestNewRefuses(t *testing.T) {
 		_, err = ganbauth.New(connector, nil, o)
 		require.NoError(t, err)
 	})
-	t.Run("B-18 scopes twice are asked for once", func(t *testing.T) {
+	t.Run("scopes twice are asked for once", func(t *testing.T) {
 		a := newApp(t, setup{options: ganbauth.Options{Scopes: []string{"openid", "a", "openid"}}})
 		require.Equal(t, "openid a", mustParse(a.browser().authorizationURL("/bank/login")).Query().Get("scope"))
 	})
@@ -93,11 +93,11 @@ func TestNewWarns(t *testing.T) {
 		change       func(*scs.SessionManager)
 		want         string
 	}{
-		"C-19 not Secure":                {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Secure = false }, "not Secure"},
-		"C-20 SameSite=None":             {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteNoneMode }, "SameSite"},
-		"C-21 Domain":                    {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Domain = "app.example" }, "Domain"},
-		"C-22 not HttpOnly":              {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.HttpOnly = false }, "HttpOnly"},
-		"B-69 a short secret":            {"short", ownSalt, nil, "shorter than the 32 bytes"},
+		"not Secure":                     {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Secure = false }, "not Secure"},
+		"SameSite=None":                  {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteNoneMode }, "SameSite"},
+		"Domain":                         {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Domain = "app.example" }, "Domain"},
+		"not HttpOnly":                   {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.HttpOnly = false }, "HttpOnly"},
+		"a short secret":                 {"short", ownSalt, nil, "shorter than the 32 bytes"},
 		"the SDKs' placeholder":          {clientSecret, "PleaseDefineYourself", nil, "placeholder"},
 		"H8 a salt of one character":     {clientSecret, "s", nil, "Salt is shorter than 16 bytes"},
 		"H8 a salt of 15 bytes":          {clientSecret, ownSalt[:15], nil, "Salt is shorter than 16 bytes"},

@@ -18,59 +18,59 @@ import (
 func TestTokenResponseRefused(t *testing.T) {
 	token := func(replace, with string) string { return strings.Replace(goodToken, replace, with, 1) }
 	for name, body := range map[string]string{
-		"F-13 truncated":                          `{"access_token":"a"`,
-		"F-52 a byte order mark":                  "\ufeff" + goodToken,
-		"F-50 empty":                              ``,
-		"F-50 V9 null":                            `null`,
-		"F-50 empty object":                       `{}`,
-		"F-50 array":                              `[]`,
-		"F-50 string":                             `""`,
-		"F-50 true":                               `true`,
-		"F-50 array of one":                       `[` + goodToken + `]`,
-		"F-53 V9 duplicate access_token":          token(`"scope"`, `"access_token":"AT-9","scope"`),
-		"F-53 the same twice":                     token(`"scope"`, `"access_token":"AT-1","scope"`),
-		"F-53 duplicate by escape":                token(`"scope"`, `"access\u005ftoken":"AT-9","scope"`),
-		"F-53 duplicate expires_in":               token(`"scope"`, `"expires_in":9,"scope"`),
-		"F-54 V9 upper-case name only":            token("access_token", "ACCESS_TOKEN"),
-		"F-54 folded name only":                   token("access_token", "acceſſ_token"),
-		"V9 trailing garbage":                     goodToken + `{"x":1}`,
-		"V9 invalid UTF-8 in another member":      token("{", `{"x":"`+"\xff"+`",`),
-		"V9 invalid UTF-8":                        token("AT-1", "AT-\xff"),
-		"F-55 deep":                               `{"x":` + strings.Repeat("[", 100_000),
-		"F-56 access_token null":                  token(`"AT-1"`, `null`),
-		"F-56 access_token empty":                 token("AT-1", ""),
-		"F-56 access_token blank":                 token("AT-1", " "),
-		"F-56 access_token number":                token(`"AT-1"`, `5`),
-		"F-56 access_token bool":                  token(`"AT-1"`, `true`),
-		"F-56 access_token array":                 token(`"AT-1"`, `[]`),
-		"F-56 access_token object":                token(`"AT-1"`, `{}`),
-		"F-57 V16 CR LF":                          token("AT-1", `a\r\nX-Evil: 1`),
-		"F-57 V16 NUL":                            token("AT-1", `a\u0000`),
-		"F-57 V16 TAB":                            token("AT-1", `a\tb`),
-		"F-57 V16 DEL":                            token("AT-1", `a\u007f`),
-		"F-57 V16 ESC":                            token("AT-1", `a\u001b[2J`),
-		"V16 trailing space, which would be lost": token("AT-1", "AT-1 "),
-		"V16 non-ASCII":                           token("AT-1", "AT-é"),
-		"F-59 access_token of 16 KiB":             token("AT-1", strings.Repeat("a", 16<<10)),
-		"F-59 C-48 access_token of 512 KiB":       token("AT-1", strings.Repeat("a", 512<<10)),
-		"F-69 refresh_token number":               token(`"RT-2"`, `5`),
-		"F-69 refresh_token array":                token(`"RT-2"`, `[]`),
-		"F-69 refresh_token CR LF":                token("RT-2", `a\r\nb`),
-		"F-69 refresh_token of 1 MB":              token("RT-2", strings.Repeat("a", 1<<20)),
-		"F-74 scope number":                       token(`"private:account offline_access"`, `5`),
-		"F-74 scope array":                        token(`"private:account offline_access"`, `[]`),
-		"F-74 scope with a line break":            token("private:account offline", `a\nb`),
-		"F-74 scope of 1 MB":                      token("private:account", strings.Repeat("a", 1<<20)),
-		"B-37 F-75 token_type mac":                token("Bearer", "mac"),
-		"B-37 token_type DPoP":                    token("Bearer", "DPoP"),
-		"B-37 token_type N_A":                     token("Bearer", "N_A"),
-		"B-37 token_type empty":                   token("Bearer", ""),
-		"B-37 token_type number":                  token(`"Bearer"`, `5`),
-		"B-38 token_type absent":                  token(`"token_type":"Bearer",`, ``),
-		"F-30 D-37 200 with an error":             `{"error":"invalid_grant"}`,
-		"F-31 200 with error and token":           token(`{`, `{"error":"invalid_grant",`),
-		"F-32 200 with the gateway's body":        `{"errorCode":"WG_ERR_105","errorMessage":"expired"}`,
-		"F-01 more than 1 MiB":                    strings.Repeat(" ", 1<<20) + goodToken,
+		"truncated":                           `{"access_token":"a"`,
+		"a byte order mark":                   "\ufeff" + goodToken,
+		"empty":                               ``,
+		"null":                                `null`,
+		"empty object":                        `{}`,
+		"array":                               `[]`,
+		"string":                              `""`,
+		"true":                                `true`,
+		"array of one":                        `[` + goodToken + `]`,
+		"duplicate access_token":              token(`"scope"`, `"access_token":"AT-9","scope"`),
+		"the same twice":                      token(`"scope"`, `"access_token":"AT-1","scope"`),
+		"duplicate by escape":                 token(`"scope"`, `"access\u005ftoken":"AT-9","scope"`),
+		"duplicate expires_in":                token(`"scope"`, `"expires_in":9,"scope"`),
+		"upper-case name only":                token("access_token", "ACCESS_TOKEN"),
+		"folded name only":                    token("access_token", "acceſſ_token"),
+		"trailing garbage":                    goodToken + `{"x":1}`,
+		"invalid UTF-8 in another member":     token("{", `{"x":"`+"\xff"+`",`),
+		"invalid UTF-8":                       token("AT-1", "AT-\xff"),
+		"deep":                                `{"x":` + strings.Repeat("[", 100_000),
+		"access_token null":                   token(`"AT-1"`, `null`),
+		"access_token empty":                  token("AT-1", ""),
+		"access_token blank":                  token("AT-1", " "),
+		"access_token number":                 token(`"AT-1"`, `5`),
+		"access_token bool":                   token(`"AT-1"`, `true`),
+		"access_token array":                  token(`"AT-1"`, `[]`),
+		"access_token object":                 token(`"AT-1"`, `{}`),
+		"CR LF":                               token("AT-1", `a\r\nX-Evil: 1`),
+		"NUL":                                 token("AT-1", `a\u0000`),
+		"TAB":                                 token("AT-1", `a\tb`),
+		"DEL":                                 token("AT-1", `a\u007f`),
+		"ESC":                                 token("AT-1", `a\u001b[2J`),
+		"trailing space, which would be lost": token("AT-1", "AT-1 "),
+		"non-ASCII":                           token("AT-1", "AT-é"),
+		"access_token of 16 KiB":              token("AT-1", strings.Repeat("a", 16<<10)),
+		"access_token of 512 KiB":             token("AT-1", strings.Repeat("a", 512<<10)),
+		"refresh_token number":                token(`"RT-2"`, `5`),
+		"refresh_token array":                 token(`"RT-2"`, `[]`),
+		"refresh_token CR LF":                 token("RT-2", `a\r\nb`),
+		"refresh_token of 1 MB":               token("RT-2", strings.Repeat("a", 1<<20)),
+		"scope number":                        token(`"private:account offline_access"`, `5`),
+		"scope array":                         token(`"private:account offline_access"`, `[]`),
+		"scope with a line break":             token("private:account offline", `a\nb`),
+		"scope of 1 MB":                       token("private:account", strings.Repeat("a", 1<<20)),
+		"token_type mac":                      token("Bearer", "mac"),
+		"token_type DPoP":                     token("Bearer", "DPoP"),
+		"token_type N_A":                      token("Bearer", "N_A"),
+		"token_type empty":                    token("Bearer", ""),
+		"token_type number":                   token(`"Bearer"`, `5`),
+		"token_type absent":                   token(`"token_type":"Bearer",`, ``),
+		"200 with an error":                   `{"error":"invalid_grant"}`,
+		"200 with error and token":            token(`{`, `{"error":"invalid_grant",`),
+		"200 with the gateway's body":         `{"errorCode":"WG_ERR_105","errorMessage":"expired"}`,
+		"more than 1 MiB":                     strings.Repeat(" ", 1<<20) + goodToken,
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOP(t, answersJSON(body))
@@ -81,7 +81,7 @@ func TestTokenResponseRefused(t *testing.T) {
 			require.EqualValues(t, 2, o.hits.Load(), "each is sent once")
 		})
 	}
-	for name, ct := range map[string]string{"V12 text/plain": "text/plain", "text/html": "text/html; charset=utf-8"} {
+	for name, ct := range map[string]string{"text/plain": "text/plain", "text/html": "text/html; charset=utf-8"} {
 		t.Run(name, func(t *testing.T) {
 			o := newOP(t, answers(200, ct, goodToken))
 			bothGrants(t, o.connector(t), func(t *testing.T, token *ganbauth.Token, err error) {
@@ -97,29 +97,29 @@ func TestTokenResponseAccepted(t *testing.T) {
 		contentType, body string
 		check             func(*testing.T, *ganbauth.Token)
 	}{
-		"A-39 token_type bEARER": {"", token("Bearer", "bEARER"), func(t *testing.T, tok *ganbauth.Token) {
+		"token_type bEARER": {"", token("Bearer", "bEARER"), func(t *testing.T, tok *ganbauth.Token) {
 			require.Equal(t, "Bearer", tok.TokenType)
 		}},
-		"B-27 unknown members": {"", token(`{`, `{"x":{"y":[1,{}]},"z":null,`), nil},
-		"B-35 D-38 empty scope is an empty grant": {"", token("private:account offline_access", ""), func(t *testing.T, tok *ganbauth.Token) {
+		"unknown members": {"", token(`{`, `{"x":{"y":[1,{}]},"z":null,`), nil},
+		"empty scope is an empty grant": {"", token("private:account offline_access", ""), func(t *testing.T, tok *ganbauth.Token) {
 			require.Empty(t, tok.Scope)
 			require.False(t, tok.HasScope(""))
 		}},
-		"F-74 odd spacing": {"", token("private:account offline_access", " a  b "), func(t *testing.T, tok *ganbauth.Token) {
+		"odd spacing": {"", token("private:account offline_access", " a  b "), func(t *testing.T, tok *ganbauth.Token) {
 			require.Equal(t, "a b", tok.Scope)
 			require.True(t, tok.HasScope("b"))
 			require.False(t, tok.HasScope("a b"))
 		}},
-		"an error that is null":       {"", token(`{`, `{"error":null,"errorCode":null,`), nil},
-		"F-54 V9 the exact name wins": {"", token(`{`, `{"ACCESS_TOKEN":"AT-9",`), nil},
-		"F-77 the bank's type":        {"application/json;charset=UTF-8", goodToken, nil},
-		"F-77 upper case":             {"Application/JSON", goodToken, nil},
-		"F-77 quoted charset":         {`application/json; charset="utf-8"`, goodToken, nil},
-		"F-59 B-39 4 KiB": {"", token("RT-2", strings.Repeat("r", 2048)), func(t *testing.T, tok *ganbauth.Token) {
+		"an error that is null": {"", token(`{`, `{"error":null,"errorCode":null,`), nil},
+		"the exact name wins":   {"", token(`{`, `{"ACCESS_TOKEN":"AT-9",`), nil},
+		"the bank's type":       {"application/json;charset=UTF-8", goodToken, nil},
+		"upper case":            {"Application/JSON", goodToken, nil},
+		"quoted charset":        {`application/json; charset="utf-8"`, goodToken, nil},
+		"4 KiB": {"", token("RT-2", strings.Repeat("r", 2048)), func(t *testing.T, tok *ganbauth.Token) {
 			require.Len(t, tok.RefreshToken, 2048)
 		}},
-		"F-79 state member is ignored": {"", token(`{`, `{"state":"other",`), nil},
-		"B-62 id_token without openid is not exposed": {"", token(`{`, `{"id_token":"",`), func(t *testing.T, tok *ganbauth.Token) {
+		"state member is ignored": {"", token(`{`, `{"state":"other",`), nil},
+		"id_token without openid is not exposed": {"", token(`{`, `{"id_token":"",`), func(t *testing.T, tok *ganbauth.Token) {
 			require.Empty(t, tok.IDToken)
 			require.Empty(t, tok.Subject)
 		}},
@@ -138,7 +138,7 @@ func TestTokenResponseAccepted(t *testing.T) {
 			})
 		})
 	}
-	t.Run("B-33 F-69 F-73 B-119 a refresh without a new refresh token keeps the old one", func(t *testing.T) {
+	t.Run("a refresh without a new refresh token keeps the old one", func(t *testing.T) {
 		for _, body := range []string{token(`"refresh_token":"RT-2",`, ``), token("RT-2", ""), token(`"RT-2"`, `null`), token(`{`, `{"id_token":null,`)} {
 			tok, err := newOP(t, answersJSON(body)).connector(t).RefreshTokens(t.Context(), "RT-1")
 			require.NoError(t, err)
@@ -146,23 +146,23 @@ func TestTokenResponseAccepted(t *testing.T) {
 			require.Equal(t, strings.Contains(body, "RT-2"), tok.RefreshToken == "RT-2")
 		}
 	})
-	t.Run("F-72 a refresh that answers the same tokens", func(t *testing.T) {
+	t.Run("a refresh that answers the same tokens", func(t *testing.T) {
 		tok, err := newOP(t, answersJSON(token("RT-2", "RT-1"))).connector(t).RefreshSession(t.Context(), &ganbauth.Token{AccessToken: "AT-1", RefreshToken: "RT-1"}, nil)
 		require.NoError(t, err)
 		require.Equal(t, "AT-1 RT-1", tok.AccessToken+" "+tok.RefreshToken)
 	})
-	t.Run("F-70 a login without a refresh token", func(t *testing.T) {
+	t.Run("a login without a refresh token", func(t *testing.T) {
 		tok, err := newOP(t, answersJSON(token(`"refresh_token":"RT-2",`, ``))).connector(t).OAuthToken(t.Context(), callbackURI, "c")
 		require.NoError(t, err)
 		require.Empty(t, tok.RefreshToken)
 	})
-	t.Run("B-36 a refresh does not widen the scope", func(t *testing.T) {
+	t.Run("a refresh does not widen the scope", func(t *testing.T) {
 		o := newOP(t, answersJSON(token("offline_access", "offline_access admin")))
 		tok, err := o.connector(t).RefreshSession(t.Context(), &ganbauth.Token{RefreshToken: "RT-1", Scope: "private:account x"}, nil)
 		require.NoError(t, err)
 		require.Equal(t, "private:account", tok.Scope)
 	})
-	t.Run("A-40 scope absent", func(t *testing.T) {
+	t.Run("scope absent", func(t *testing.T) {
 		o := newOP(t, answersJSON(token(`"scope":"private:account offline_access",`, ``)))
 		tok, err := o.connector(t).RefreshSession(t.Context(), &ganbauth.Token{RefreshToken: "RT-1", Scope: "a b"}, nil)
 		require.NoError(t, err)
@@ -173,12 +173,12 @@ func TestTokenResponseAccepted(t *testing.T) {
 func TestExpiresIn(t *testing.T) {
 	const year = 365 * 24 * time.Hour
 	for value, want := range map[string]time.Duration{
-		`3600`: time.Hour, `"3600"`: time.Hour, `"2592000"`: 720 * time.Hour, // F-60 F-61
+		`3600`: time.Hour, `"3600"`: time.Hour, `"2592000"`: 720 * time.Hour,
 		`3600.0`: time.Hour, `3.6e3`: time.Hour, `300.5`: 300 * time.Second,
-		`null`: time.Hour, `""`: time.Hour, `"soon"`: time.Hour, `[]`: time.Hour, `true`: time.Hour, // F-63
-		`0`: time.Hour, `"0"`: time.Hour, `-1`: time.Hour, `-4294963696`: time.Hour, `"NaN"`: time.Hour, // F-64 V12
-		`9223372036`: year, `9223372037`: year, `9223372036854775808`: year, `1e18`: year, `1e400`: year, // F-66 V13
-		`30`: 30 * time.Second, // F-68
+		`null`: time.Hour, `""`: time.Hour, `"soon"`: time.Hour, `[]`: time.Hour, `true`: time.Hour,
+		`0`: time.Hour, `"0"`: time.Hour, `-1`: time.Hour, `-4294963696`: time.Hour, `"NaN"`: time.Hour,
+		`9223372036`: year, `9223372037`: year, `9223372036854775808`: year, `1e18`: year, `1e400`: year,
+		`30`: 30 * time.Second,
 	} {
 		t.Run(value, func(t *testing.T) {
 			o := newOP(t, answersJSON(strings.Replace(goodToken, "300", value, 1)))
@@ -190,12 +190,12 @@ func TestExpiresIn(t *testing.T) {
 			require.WithinDuration(t, before, tok.IssuedAt, 2*time.Second)
 		})
 	}
-	t.Run("F-63 V12 absent", func(t *testing.T) {
+	t.Run("absent", func(t *testing.T) {
 		tok, err := newOP(t, answersJSON(strings.Replace(goodToken, `,"expires_in":300`, "", 1))).connector(t).OAuthToken(t.Context(), callbackURI, "c")
 		require.NoError(t, err)
 		require.Equal(t, time.Hour, tok.ExpiresAt.Sub(tok.IssuedAt))
 	})
-	t.Run("F-83 the server's Date has no effect", func(t *testing.T) {
+	t.Run("the server's Date has no effect", func(t *testing.T) {
 		o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Date", time.Now().Add(24*time.Hour).UTC().Format(http.TimeFormat))
 			answersJSON(goodToken)(w, r)
@@ -215,31 +215,31 @@ func TestTokenErrors(t *testing.T) {
 		retryAfter time.Duration
 		header     string
 	}{
-		"B-28 F-34 invalid_request":         {400, "application/json", `{"error":"invalid_request","error_description":"d","error_uri":"u","state":"s"}`, "invalid_request", false, 0, ""},
-		"F-34 invalid_client":               {400, "application/json", `{"error":"invalid_client"}`, "invalid_client", false, 0, ""},
-		"F-34 A-46 invalid_grant":           {400, "application/json", `{"error":"invalid_grant"}`, "invalid_grant", false, 0, ""},
-		"F-34 unauthorized_client":          {400, "application/json", `{"error":"unauthorized_client"}`, "unauthorized_client", false, 0, ""},
-		"F-34 unsupported_grant_type":       {400, "application/json", `{"error":"unsupported_grant_type"}`, "unsupported_grant_type", false, 0, ""},
-		"F-34 invalid_scope":                {400, "application/json", `{"error":"invalid_scope"}`, "invalid_scope", false, 0, ""},
-		"F-35 server_error":                 {400, "application/json", `{"error":"server_error"}`, "server_error", true, 0, ""},
-		"F-35 temporarily_unavailable":      {400, "application/json", `{"error":"temporarily_unavailable"}`, "temporarily_unavailable", true, 0, ""},
-		"B-30 unknown code":                 {400, "application/json", `{"error":"consent_required_x"}`, "consent_required_x", false, 0, ""},
-		"B-29 code with a quote":            {400, "application/json", `{"error":"a\"b"}`, "", false, 0, ""},
-		"B-29 code with a line break":       {400, "application/json", `{"error":"a\nINFO login ok"}`, "", false, 0, ""},
-		"B-29 code of 10 kB":                {400, "application/json", `{"error":"` + strings.Repeat("a", 10_000) + `"}`, "", false, 0, ""},
-		"F-37 gateway":                      {401, "application/json", `{"errorCode":"WG_ERR_105","errorMessage":"m"}`, "WG_ERR_105", false, 0, ""},
-		"F-38 gateway":                      {422, "application/json", `{"errorCode":"WG_ERR_110"}`, "WG_ERR_110", false, 0, ""},
-		"F-39 maintenance":                  {503, "application/json", `{"errorCode":"WG_ERR_300"}`, "WG_ERR_300", true, 2 * time.Minute, "120"},
-		"F-40 429":                          {429, "text/plain", `slow down`, "", true, 5 * time.Second, "5"},
-		"F-40 Retry-After -1":               {429, "", ``, "", true, 0, "-1"},
-		"F-40 Retry-After far":              {429, "", ``, "", true, 0, "99999999999"},
-		"F-40 Retry-After garbage":          {429, "", ``, "", true, 0, "soon"},
-		"F-41 WAF page":                     {403, "text/html", `<script>alert(1)</script>`, "", false, 0, ""},
-		"F-43 500 HTML":                     {500, "text/html", `<html>`, "", true, 0, ""},
-		"F-43 502 empty":                    {502, "", ``, "", true, 0, ""},
-		"F-47 999":                          {999, "", ``, "", true, 0, ""},
-		"F-26 302 with a token in its body": {302, "application/json", goodToken, "", false, 0, ""},
-		"F-78 Shift_JIS message":            {503, "application/json", "{\"errorCode\":\"WG_ERR_300\",\"errorMessage\":\"\x83\x81\x93\xfa\"}", "WG_ERR_300", true, 0, ""},
+		"invalid_request":              {400, "application/json", `{"error":"invalid_request","error_description":"d","error_uri":"u","state":"s"}`, "invalid_request", false, 0, ""},
+		"invalid_client":               {400, "application/json", `{"error":"invalid_client"}`, "invalid_client", false, 0, ""},
+		"invalid_grant":                {400, "application/json", `{"error":"invalid_grant"}`, "invalid_grant", false, 0, ""},
+		"unauthorized_client":          {400, "application/json", `{"error":"unauthorized_client"}`, "unauthorized_client", false, 0, ""},
+		"unsupported_grant_type":       {400, "application/json", `{"error":"unsupported_grant_type"}`, "unsupported_grant_type", false, 0, ""},
+		"invalid_scope":                {400, "application/json", `{"error":"invalid_scope"}`, "invalid_scope", false, 0, ""},
+		"server_error":                 {400, "application/json", `{"error":"server_error"}`, "server_error", true, 0, ""},
+		"temporarily_unavailable":      {400, "application/json", `{"error":"temporarily_unavailable"}`, "temporarily_unavailable", true, 0, ""},
+		"unknown code":                 {400, "application/json", `{"error":"consent_required_x"}`, "consent_required_x", false, 0, ""},
+		"code with a quote":            {400, "application/json", `{"error":"a\"b"}`, "", false, 0, ""},
+		"code with a line break":       {400, "application/json", `{"error":"a\nINFO login ok"}`, "", false, 0, ""},
+		"code of 10 kB":                {400, "application/json", `{"error":"` + strings.Repeat("a", 10_000) + `"}`, "", false, 0, ""},
+		"gateway":                      {401, "application/json", `{"errorCode":"WG_ERR_105","errorMessage":"m"}`, "WG_ERR_105", false, 0, ""},
+		"gateway, another code":        {422, "application/json", `{"errorCode":"WG_ERR_110"}`, "WG_ERR_110", false, 0, ""},
+		"maintenance":                  {503, "application/json", `{"errorCode":"WG_ERR_300"}`, "WG_ERR_300", true, 2 * time.Minute, "120"},
+		"429":                          {429, "text/plain", `slow down`, "", true, 5 * time.Second, "5"},
+		"Retry-After -1":               {429, "", ``, "", true, 0, "-1"},
+		"Retry-After far":              {429, "", ``, "", true, 0, "99999999999"},
+		"Retry-After garbage":          {429, "", ``, "", true, 0, "soon"},
+		"WAF page":                     {403, "text/html", `<script>alert(1)</script>`, "", false, 0, ""},
+		"500 HTML":                     {500, "text/html", `<html>`, "", true, 0, ""},
+		"502 empty":                    {502, "", ``, "", true, 0, ""},
+		"999":                          {999, "", ``, "", true, 0, ""},
+		"302 with a token in its body": {302, "application/json", goodToken, "", false, 0, ""},
+		"Shift_JIS message":            {503, "application/json", "{\"errorCode\":\"WG_ERR_300\",\"errorMessage\":\"\x83\x81\x93\xfa\"}", "WG_ERR_300", true, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
@@ -255,12 +255,12 @@ func TestTokenErrors(t *testing.T) {
 				require.Equal(t, test.code, e.Code)
 				require.Equal(t, test.temporary, e.Temporary())
 				require.Equal(t, test.retryAfter, e.RetryAfter)
-				require.NotContains(t, err.Error(), "<", "F-41: the body is not in the error")
+				require.NotContains(t, err.Error(), "<", "the body is not in the error")
 			})
 			require.EqualValues(t, 2, o.hits.Load())
 		})
 	}
-	t.Run("F-80 C-35 foreign text is made printable and cut", func(t *testing.T) {
+	t.Run("foreign text is made printable and cut", func(t *testing.T) {
 		text, _ := json.Marshal("\x1b[31m\r\n2026 INFO login ok \u202e" + strings.Repeat("x", 1000))
 		o := newOP(t, answers(400, "application/json", `{"error":"invalid_grant","error_description":`+string(text)+`,"error_uri":"javascript:alert(1)"}`))
 		_, err := o.connector(t).RefreshTokens(t.Context(), "RT-1")
@@ -270,8 +270,8 @@ func TestTokenErrors(t *testing.T) {
 		require.NotContains(t, e.Description, "\x1b")
 		require.NotContains(t, e.Description, "\n")
 		require.NotContains(t, e.Description, "\u202e")
-		require.NotContains(t, e.Error(), "login ok", "F-80: the text is not in the error")
-		require.NotContains(t, e.Error(), "javascript", "F-81")
+		require.NotContains(t, e.Error(), "login ok", "the text is not in the error")
+		require.NotContains(t, e.Error(), "javascript")
 	})
 }
 
@@ -313,7 +313,7 @@ func TestCheckResponse(t *testing.T) {
 	require.NotNil(t, e)
 	e, _ = check(400, `{"errorCode":5,"errorMessage":[],"errorDetails":{},"transferErrorDetails":[5,{}]}`)
 	require.Equal(t, &ganbauth.APIError{StatusCode: 400}, e)
-	e, _ = check(400, `{"errorCode":"220011","errorMessage":"\u001b[31m\n`+strings.Repeat("x", 300)+`"}`) // C-35
+	e, _ = check(400, `{"errorCode":"220011","errorMessage":"\u001b[31m\n`+strings.Repeat("x", 300)+`"}`)
 	require.NotContains(t, e.Message, "\x1b")
 	require.Len(t, []rune(e.Message), 256)
 

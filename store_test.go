@@ -161,7 +161,7 @@ func TestSCSRecords(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, fullToken, *got)
 			})
-			t.Run("H-18 a record that cannot be read counts as none, and the next login overwrites it", func(t *testing.T) {
+			t.Run("a record that cannot be read counts as none, and the next login overwrites it", func(t *testing.T) {
 				good, _, _ := engine.MemStore.Find(record)
 				for _, bad := range [][]byte{{}, []byte("x"), good[:len(good)-1], []byte(strings.Repeat("\xff", 100)), append([]byte{0, 0, 0, 1}, 0, 0, 0, 9)} {
 					require.NoError(t, engine.MemStore.Commit(record, bad, time.Now().Add(time.Hour)))
@@ -187,7 +187,7 @@ func TestSealing(t *testing.T) {
 	sealed := ganbauth.Seal(inner, key(1), key(0))
 	require.NoError(t, sealed.Save(t.Context(), "alice", &fullToken))
 
-	t.Run("H-23 the store sees no secret, and what a column needs", func(t *testing.T) {
+	t.Run("the store sees no secret, and what a column needs", func(t *testing.T) {
 		got, err := inner.Load(t.Context(), "alice")
 		require.NoError(t, err)
 		for _, field := range []string{got.AccessToken, got.RefreshToken, got.IDToken, got.Subject} {

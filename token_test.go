@@ -23,7 +23,7 @@ var fullToken = ganbauth.Token{
 	IssuedAt: time.Date(2026, 4, 1, 0, 0, 0, 0, time.UTC), ExpiresAt: time.Date(2026, 4, 1, 1, 0, 0, 0, time.UTC),
 }
 
-// B-40 C-33: whatever prints a value of the kit prints no secret of it.
+// Whatever prints a value of the kit prints no secret of it.
 func TestNothingSecretIsPrinted(t *testing.T) {
 	cfg := ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: issuer, Salt: "S3CRET-salt"}
 	connector, err := ganbauth.NewConnector(clientID, "S3CRET-client-secret-of-32-bytes", ganbauth.AuthBasic, cfg)
@@ -90,7 +90,7 @@ func TestTokenBinary(t *testing.T) {
 			require.Error(t, new(ganbauth.Token).UnmarshalBinary(append(bytes.Clone(record), length...)))
 		}
 	})
-	t.Run("H-17 gob uses it", func(t *testing.T) {
+	t.Run("gob uses it", func(t *testing.T) {
 		var b bytes.Buffer
 		require.NoError(t, gob.NewEncoder(&b).Encode(fullToken))
 		var got ganbauth.Token
@@ -103,7 +103,7 @@ func TestTokenBinary(t *testing.T) {
 func TestTokenValid(t *testing.T) {
 	require.False(t, (*ganbauth.Token)(nil).Valid())
 	require.False(t, (*ganbauth.Token)(nil).HasScope("a"))
-	require.False(t, (&ganbauth.Token{AccessToken: "a"}).Valid(), "H-19: no expiry is not for ever")
+	require.False(t, (&ganbauth.Token{AccessToken: "a"}).Valid(), "no expiry is not for ever")
 	require.False(t, (&ganbauth.Token{ExpiresAt: time.Now().Add(time.Hour)}).Valid())
 	require.True(t, (&ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}).Valid())
 }

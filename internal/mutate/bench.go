@@ -170,7 +170,7 @@ func (b *bench) testFiles() map[string]string {
 	return files
 }
 
-var place = regexp.MustCompile(`(?m)^\S*?([^/\s:]+\.go):(\d+):\d+: `)
+var place = regexp.MustCompile(`(?m)^\S*?([^/\s:]+\.go):(\d+):(?:\d+:)? `)
 
 // buildAll builds the binary of the switched mutants. Those on lines that do not compile
 // become mutants with a binary of their own.
