@@ -8,10 +8,10 @@ import "context"
 // outside RequireToken.
 func TokenFromContext(ctx context.Context) (*Token, bool) {
 	g := innermost(ctx)
-	if g == nil || g.token == nil {
+	if g == nil || !g.served() {
 		return nil, false
 	}
-	return g.token, true
+	return &g.token, true
 }
 
 // KeyFromContext says whose connection a context is about: key and connection are what
@@ -32,8 +32,11 @@ type grant struct {
 	outer *grant // of another kit
 	kit   any    // tells the kits apart
 	owner
-	token *Token
+	token Token // a copy: the store may still have its own
 }
+
+// served reports whether the grant is of a request behind RequireToken.
+func (g *grant) served() bool { return g.token.AccessToken != "" }
 
 // owner says whose token a record is, and under which key the store has it.
 type owner struct{ key, connection, storeKey string }

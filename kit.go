@@ -119,8 +119,8 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 		return (&transport{ctx: ctx}).client()
 	}
 	t := &transport{api: k.api, ctx: ctx}
-	if g := grantOf(ctx, k); g != nil && g.token != nil {
-		t.key, t.token, t.looked = g.storeKey, g.token, time.Now()
+	if g := grantOf(ctx, k); g != nil && g.served() {
+		t.key, t.token, t.looked = g.storeKey, &g.token, time.Now()
 	}
 	return t.client()
 }

@@ -98,7 +98,7 @@ func (k *Kit) Check(r *http.Request) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	return g.token, nil
+	return &g.token, nil
 }
 
 // authorize returns what RequireToken puts into the context of r: the user's live token,
@@ -127,14 +127,9 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	if len(missing) > 0 {
 		return nil, &scopeError{granted: strings.Fields(t.Scope), missing: missing}
 	}
-	// The store may still have t.
-	own := &struct {
-		grant
-		token Token
-	}{grant{kit: k, owner: who}, *t}
-	own.token.RefreshToken = "" // only the keeper may spend it
-	own.grant.token = &own.token
-	return &own.grant, nil
+	g := &grant{kit: k, owner: who, token: *t}
+	g.token.RefreshToken = "" // only the keeper may spend it
+	return g, nil
 }
 
 // Refuse answers an error that a handler met, exactly as [Kit.RequireToken] answers one.
