@@ -246,6 +246,7 @@ type keyedLock struct {
 	users int
 }
 
+// lock waits for the lock on key, or for ctx. The caller calls unlock once.
 func (k *keyedMutex) lock(ctx context.Context, key string) (unlock func(), err error) {
 	k.mu.Lock()
 	if k.m == nil {

@@ -129,10 +129,10 @@ func (k *keeper) due(t *Token) bool {
 	return time.Until(t.ExpiresAt) <= max(leeway, 0)
 }
 
-// refresh joins or begins the refresh of key. The caller has t, and has waited since begun. If
-// refused is not empty, it is the access token that the bank's API has refused. While t serves,
-// the caller gets t when the refresh fails or takes long. The function needed is asked about
-// the record that the refresh finds.
+// refresh joins or begins the refresh of key. The caller has t, and has waited since
+// begun. If refused is not empty, it is the access token that the bank's API has refused.
+// While t serves, the caller gets t when the refresh fails or takes long. The function
+// needed is asked about the record that the refresh finds.
 func (k *keeper) refresh(ctx context.Context, key string, t *Token, begun time.Time, refused string, needed func(*Token) bool) (*Token, error) {
 	serves := func() bool { return t.Valid() && t.AccessToken != refused }
 	if t.RefreshToken == "" {
@@ -285,6 +285,7 @@ func (p *place) drop() {
 	p.token = nil
 }
 
+// leave gives the place up. It is gone when nobody holds it.
 func (p *place) leave() {
 	u := p.in
 	u.mu.Lock()

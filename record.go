@@ -42,6 +42,7 @@ type recordReader struct {
 	err  error
 }
 
+// uvarint reads a number as [binary.AppendUvarint] writes it.
 func (r *recordReader) uvarint() (v uint64) {
 	for i := range min(len(r.rest), binary.MaxVarintLen64) {
 		c := r.rest[i]

@@ -151,6 +151,7 @@ func (s *scsStore) write(ctx context.Context, key string, token, stored *Token, 
 	return nil
 }
 
+// Delete deletes the record. Some of scs's stores have a context, and panic without it.
 func (s *scsStore) Delete(ctx context.Context, key string) error {
 	var err error
 	if store, ok := s.sessions.Store.(scs.CtxStore); ok {
@@ -198,6 +199,7 @@ func (s *scsStore) encode(key string, t *Token, deadline time.Time) ([]byte, err
 	return s.format.wrap(deadline, append(record, s.codec.encode(key, t)...))
 }
 
+// decode reads what encode has made.
 func (s *scsStore) decode(key string, data []byte) (t *Token, deadline time.Time, err error) {
 	record, err := s.format.unwrap(data)
 	if err != nil {
@@ -262,6 +264,7 @@ func (f amongValues) wrap(deadline time.Time, record []byte) ([]byte, error) {
 	return f.codec.Encode(deadline, map[string]any{scsMark: base64.StdEncoding.EncodeToString(record)})
 }
 
+// unwrap fails with errCorrupt for what is no session, and for a session that is no record.
 func (f amongValues) unwrap(data []byte) ([]byte, error) {
 	_, values, err := f.codec.Decode(data)
 	if err != nil {

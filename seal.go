@@ -16,6 +16,8 @@ type sealer struct {
 	keys    []cipher.AEAD
 }
 
+// newSealer returns a sealer that encrypts with the first key and decrypts with any of
+// them.
 func newSealer(purpose string, keys ...[]byte) (sealer, error) {
 	s := sealer{purpose: purpose}
 	for i, key := range keys {

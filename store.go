@@ -126,6 +126,7 @@ func (s *memoryStore) Delete(_ context.Context, key string) error {
 	return nil
 }
 
+// Swap compares and writes under one lock.
 func (s *memoryStore) Swap(_ context.Context, key string, old, new *Token) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,6 +154,7 @@ func (s *memoryStore) Expiring(ctx context.Context, before time.Time) ([]string,
 	return keys, nil
 }
 
+// ExpiringAfter sorts all the tokens for each page: the map has no order.
 func (s *memoryStore) ExpiringAfter(_ context.Context, after Expiry, before time.Time, limit int) ([]Expiry, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

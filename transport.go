@@ -43,6 +43,7 @@ type transport struct {
 // Format implements [fmt.Formatter] and shows no token, whatever the verb.
 func (t *transport) Format(f fmt.State, _ rune) { fmt.Fprint(f, "ganbauth.Transport") }
 
+// client returns a client that follows redirects within the bank's hosts only.
 func (t *transport) client() *http.Client {
 	return &http.Client{
 		Transport: t,

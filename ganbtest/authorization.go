@@ -90,6 +90,8 @@ func (s *Server) callbackURL(authorizationURL string, result func(url.Values) ur
 	return s.backTo(u.Query(), result(u.Query()))
 }
 
+// approve grants the scopes, to a new user unless the options name one, and returns a
+// code for them that is valid for five minutes.
 func (s *Server) approve(q url.Values, scopes []string) url.Values {
 	g := &grant{
 		subject: s.opts.Subject, scope: strings.Join(scopes, " "), nonce: q.Get("nonce"), approved: s.opts.Now(),
@@ -113,6 +115,7 @@ func (s *Server) redirectBack(w http.ResponseWriter, q, result url.Values) {
 	w.WriteHeader(http.StatusFound)
 }
 
+// backTo returns the URL that leads the browser back to the client with result.
 func (s *Server) backTo(q, result url.Values) string {
 	result.Set("state", q.Get("state"))
 	if s.opts.SendIssuer {

@@ -67,6 +67,8 @@ type books struct {
 	deposit  int
 }
 
+// booksOf returns the accounts of a user. They depend on the subject alone, so a user has
+// the same ones after each login.
 func booksOf(subject string) (b books) {
 	b.seed = sha256.Sum256([]byte(subject))
 	number := fmt.Sprintf("%07d", 1_000_000+b.number("account", 9_000_000))

@@ -13,14 +13,14 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// TestStore tests what every [ganbauth.TokenStore] promises, and what the optional interfaces
-// promise, if the store has them: [ganbauth.Swapper], [ganbauth.Locker],
+// TestStore tests what every [ganbauth.TokenStore] promises, and what the optional
+// interfaces promise, if the store has them: [ganbauth.Swapper], [ganbauth.Locker],
 // [ganbauth.RecordLocker], [ganbauth.ExpiryLister] and [ganbauth.ExpiryPager].
 //
-// The function newStore is called several times in each test. It may return the same store each
-// time, and stores of a Locker must share their engine, as those of several processes do: locks
-// are taken through two of them. Keys differ in each test and each run, and what is under them
-// is left behind.
+// The function newStore is called several times in each test. It may return the same
+// store each time, and stores of a Locker must share their engine, as those of several
+// processes do: locks are taken through two of them. Keys differ in each test and each
+// run, and what is under them is left behind.
 func TestStore(t *testing.T, newStore func() ganbauth.TokenStore) {
 	t.Helper()
 	testTokens(t, newStore)
@@ -106,6 +106,7 @@ func testTokens(t *testing.T, newStore func() ganbauth.TokenStore) {
 	t.Run("concurrent use", func(t *testing.T) { testConcurrentUse(t, newStore()) })
 }
 
+// testConcurrentUse has eight goroutines write and read keys of their own.
 func testConcurrentUse(t *testing.T, store ganbauth.TokenStore) {
 	base := uniqueKey()
 	var wg sync.WaitGroup
@@ -128,6 +129,8 @@ func testConcurrentUse(t *testing.T, store ganbauth.TokenStore) {
 	wg.Wait()
 }
 
+// testKeys has keys that a careless store confuses: by case, by length, by quoting or by
+// normalization.
 func testKeys(t *testing.T, newStore func() ganbauth.TokenStore) {
 	t.Run("keys of any content are told apart", func(t *testing.T) {
 		store, base := newStore(), uniqueKey()
@@ -150,8 +153,8 @@ func testKeys(t *testing.T, newStore func() ganbauth.TokenStore) {
 	})
 }
 
-// testContexts tests a caller that has left. What it asked for may fail, but neither the answer
-// nor the record may be wrong.
+// testContexts tests a caller that has left. What it asked for may fail, but neither the
+// answer nor the record may be wrong.
 func testContexts(t *testing.T, newStore func() ganbauth.TokenStore) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -227,6 +230,8 @@ func save(t *testing.T, store ganbauth.TokenStore, key string, token *ganbauth.T
 	}
 }
 
+// wantToken compares all that a store has to keep. Times are equal if they are the same
+// moment.
 func wantToken(t *testing.T, store ganbauth.TokenStore, key string, want *ganbauth.Token) {
 	t.Helper()
 	got, err := store.Load(soon(t), key)
@@ -253,7 +258,8 @@ func wantNotFound(t *testing.T, err error) {
 	}
 }
 
-// soon is a context for calls that have nothing to wait for: a store that hangs fails the test.
+// soon is a context for calls that have nothing to wait for: a store that hangs fails the
+// test.
 func soon(t *testing.T) context.Context { return within(t, patience) }
 
 func within(t *testing.T, d time.Duration) context.Context {

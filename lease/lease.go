@@ -1,5 +1,5 @@
-// Package lease makes a [ganbauth.Locker] out of any engine that has three statements: one
-// that takes a lock, one that extends it, and one that gives it back.
+// Package lease makes a [ganbauth.Locker] out of any engine that has three statements:
+// one that takes a lock, one that extends it, and one that gives it back.
 //
 //	locker := lease.New(engine, 0) // engine is yours, an [Engine]
 //	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{Locker: locker, …})
@@ -8,18 +8,19 @@
 //
 // # How a lock is safe
 //
-// A lock is a random name, the holder, and a count of beats. While the process of the holder
-// lives, it raises the count four times a lease. A waiter takes the lock over only after it
-// has seen the same count for a whole lease, by its own clock, while the engine answered all
-// along.
+// A lock is a random name, the holder, and a count of beats. While the process of the
+// holder lives, it raises the count four times a lease. A waiter takes the lock over only
+// after it has seen the same count for a whole lease, by its own clock, while the engine
+// answered all along.
 //
-// The engine's clock never ends a lock. Locks that the engine ends by itself (SET NX PX in
-// Redis, advisory locks of a session) end in an outage of the engine, when their holder may
-// have a new token that it could not save yet. Whoever took such a lock over would send the
-// old refresh token once more, and a bank that detects reuse ends the connection.
+// The engine's clock never ends a lock. Locks that the engine ends by itself (SET NX PX
+// in Redis, advisory locks of a session) end in an outage of the engine, when their
+// holder may have a new token that it could not save yet. Whoever took such a lock over
+// would send the old refresh token once more, and a bank that detects reuse ends the
+// connection.
 //
-// A lock does not end when an answer of the engine is lost. The next try of the same holder
-// finds its own name and has the lock; a Lock that gives up releases its name.
+// A lock does not end when an answer of the engine is lost. The next try of the same
+// holder finds its own name and has the lock; a Lock that gives up releases its name.
 //
 // [ganbauth.Locker]: https://pkg.go.dev/github.com/ganbauth/ganbauth#Locker
 package lease
@@ -43,12 +44,12 @@ type Hold struct {
 	Beats int64
 }
 
-// Engine keeps locks, each under a key of any content. Every method is one statement, or one
-// step that cannot be interrupted. Methods are called concurrently. They return an error when
-// ctx ends; the Locker gives them three seconds at most.
+// Engine keeps locks, each under a key of any content. Every method is one statement, or
+// one step that cannot be interrupted. Methods are called concurrently. They return an
+// error when ctx ends; the Locker gives them three seconds at most.
 //
-// An error means that nobody knows whether the statement has happened. The same statement may
-// be sent again, by the Locker or by the engine's own client.
+// An error means that nobody knows whether the statement has happened. The same statement
+// may be sent again, by the Locker or by the engine's own client.
 type Engine interface {
 	// TryLock gives the lock on key to holder, with 0 beats, if nobody holds it, if holder
 	// holds it already, or if what holds it equals dead. It returns the hold that is there
@@ -92,8 +93,8 @@ const (
 	maxBusy = 8
 )
 
-// Locker takes locks in one engine on behalf of this process. It is a ganbauth.Locker and safe
-// for concurrent use. While it holds a lock, one goroutine extends all of its locks.
+// Locker takes locks in one engine on behalf of this process. It is a ganbauth.Locker and
+// safe for concurrent use. While it holds a lock, one goroutine extends all of its locks.
 type Locker struct {
 	engine Engine
 	lease  time.Duration
@@ -116,9 +117,9 @@ type hold struct {
 	released bool
 }
 
-// New returns a Locker that uses engine. The lease is how long a lock outlives a process that
-// has died: one to twenty seconds, ten if it is 0. It must be longer than the engine's client
-// takes to connect again.
+// New returns a Locker that uses engine. The lease is how long a lock outlives a process
+// that has died: one to twenty seconds, ten if it is 0. It must be longer than the
+// engine's client takes to connect again.
 func New(engine Engine, lease time.Duration) *Locker {
 	if lease == 0 {
 		lease = defaultLease
@@ -131,14 +132,14 @@ func New(engine Engine, lease time.Duration) *Locker {
 	}
 }
 
-// Lock waits for the lock on key, or for ctx. It takes over the lock of a process that has
-// died, if it may wait for longer than a lease. The caller calls unlock once; further calls do
-// nothing.
+// Lock waits for the lock on key, or for ctx. It takes over the lock of a process that
+// has died, if it may wait for longer than a lease. The caller calls unlock once; further
+// calls do nothing.
 //
-// The error matches [ErrHeld] and the error of ctx if somebody held the lock until ctx ended.
-// If the engine fails, Lock returns its error at once. If the engine hangs, the error matches
-// neither ErrHeld nor context.DeadlineExceeded, so that it cannot be taken for a lock that
-// somebody holds.
+// The error matches [ErrHeld] and the error of ctx if somebody held the lock until ctx
+// ended. If the engine fails, Lock returns its error at once. If the engine hangs, the
+// error matches neither ErrHeld nor context.DeadlineExceeded, so that it cannot be taken
+// for a lock that somebody holds.
 func (l *Locker) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	return l.LockWith(ctx, key, func(ctx context.Context, holder string, dead Hold) (Hold, error) {
 		return l.engine.TryLock(ctx, key, holder, dead)
@@ -148,9 +149,9 @@ func (l *Locker) Lock(ctx context.Context, key string) (unlock func(), err error
 // Try is [Engine.TryLock] on one key.
 type Try func(ctx context.Context, holder string, dead Hold) (Hold, error)
 
-// LockWith is Lock with try in place of the engine's TryLock. It is for stores whose statement
-// returns more than the hold: the record under the same key, for example. What the last call
-// of try has returned is what was there when the lock was taken.
+// LockWith is Lock with try in place of the engine's TryLock. It is for stores whose
+// statement returns more than the hold: the record under the same key, for example. What
+// the last call of try has returned is what was there when the lock was taken.
 func (l *Locker) LockWith(ctx context.Context, key string, try Try) (unlock func(), err error) {
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("lease: lock: %w", ctx.Err())
@@ -184,8 +185,8 @@ func (try Try) bounded(ctx context.Context, holder string, dead Hold) (Hold, err
 	return try(ctx, holder, dead)
 }
 
-// failure is what Lock returns when a statement has failed with err. An engine that answered
-// until ctx ended is well: the lock is held.
+// failure is what Lock returns when a statement has failed with err. An engine that
+// answered until ctx ended is well: the lock is held.
 func failure(ctx context.Context, err error, answered time.Time) error {
 	switch {
 	case ctx.Err() != nil && time.Since(answered) < callTimeout:
@@ -217,8 +218,8 @@ func (w *watch) see(held Hold, now time.Time) {
 	}
 }
 
-// hold extends the lock on key until unlock. A lock that lives for a fraction of a lease, as
-// that of an ordinary refresh does, is never extended.
+// hold extends the lock on key until unlock. A lock that lives for a fraction of a lease,
+// as that of an ordinary refresh does, is never extended.
 func (l *Locker) hold(key, holder string) (unlock func()) {
 	h := &hold{key: key, holder: holder, due: time.Now().Add(l.interval() / 2)}
 	l.add(h)
@@ -242,6 +243,7 @@ func (l *Locker) release(key, holder string) {
 // interval is how often a lock is extended.
 func (l *Locker) interval() time.Duration { return l.lease / beatsPerLease }
 
+// add has the loop extend h, and starts the loop if there is none.
 func (l *Locker) add(h *hold) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -98,6 +98,7 @@ func (c *console) switchFault(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
+// set switches a fault on or off.
 func (c *console) set(f fault, on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

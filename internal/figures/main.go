@@ -1,5 +1,5 @@
-// Figures runs the commands in the last column of a page's tables and writes what their tests have measured into the
-// column before:
+// Figures runs the commands in the last column of a page's tables and writes what their
+// tests have measured into the column before:
 //
 //	go run ./internal/figures docs/reliability.md
 //
@@ -32,6 +32,8 @@ func main() {
 
 var command = regexp.MustCompile("^ `(.*go test .*)` $")
 
+// measure runs the commands in the last column of the page's tables, and writes what they
+// print into the column before it.
 func measure(page string) error {
 	data, err := os.ReadFile(page)
 	if err != nil {
@@ -61,6 +63,8 @@ func measure(page string) error {
 	return os.WriteFile(page, []byte(strings.Join(lines, "\n")), 0o644)
 }
 
+// run runs one go test command and returns what its tests have measured, as attributes of
+// that name.
 func run(command string) (measured string, err error) {
 	cmd := exec.Command("sh", "-c", strings.Replace(command, " .", " -json -count=1 .", 1))
 	cmd.Stderr = os.Stderr

@@ -55,8 +55,9 @@ func (in instance) kit(t *testing.T, newStore func(engine string) Store) *ganbau
 	return kit
 }
 
-// serve is an instance of an application in a process of its own: it answers the user of X-User
-// with the token's subject, and at /goroutines it shows how many of ganbauth's are at work.
+// serve is an instance of an application in a process of its own: it answers the user of
+// X-User with the token's subject, and at /goroutines it shows how many of ganbauth's are
+// at work.
 func serve(t *testing.T, newStore func(engine string) Store) {
 	var in instance
 	require.NoError(t, json.Unmarshal([]byte(os.Getenv(serveVariable)), &in))
@@ -98,6 +99,7 @@ type fleet struct {
 	client   *http.Client
 }
 
+// newFleet starts a bank, and makes the kit of this process. The processes come later.
 func newFleet(t *testing.T, engine string, newStore func(engine string) Store, opts ganbtest.Options) *fleet {
 	bank := ganbtest.NewServer(opts)
 	t.Cleanup(bank.Close)
@@ -231,8 +233,8 @@ func names(n int) (users []string) {
 	return users
 }
 
-// Processes tests instances of an application that are processes of their own. It runs the calling test again for each
-// of them. The stores' leases are three seconds.
+// Processes tests instances of an application that are processes of their own. It runs
+// the calling test again for each of them. The stores' leases are three seconds.
 func Processes(t *testing.T, engine func() (*testenv.Process, string), newStore func(engine string) Store) {
 	if os.Getenv(serveVariable) != "" {
 		serve(t, newStore)
@@ -317,7 +319,8 @@ func Processes(t *testing.T, engine func() (*testenv.Process, string), newStore 
 	}
 }
 
-// outageUnderLoad breaks the engine: nobody is logged out, not for a moment, and all is well again without a restart.
+// outageUnderLoad breaks the engine: nobody is logged out, not for a moment, and all is
+// well again without a restart.
 func (f *fleet) outageUnderLoad(outage func()) (unavailable int) {
 	t := f.t
 	users := names(50)

@@ -31,8 +31,8 @@ type Proxy struct {
 	lose   func(request []byte) bool // the answer to such a request is lost, with its connection
 }
 
-// NewProxy returns a proxy in front of engine, an address. Without an engine it takes requests
-// and never answers.
+// NewProxy returns a proxy in front of engine, an address. Without an engine it takes
+// requests and never answers.
 func NewProxy(t *testing.T, engine string) *Proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -96,6 +96,8 @@ func (p *Proxy) forward(client, server net.Conn) {
 	}
 }
 
+// answer passes on what the engine sends, until the reply is to be lost. While the proxy is
+// silent it holds everything back.
 func (p *Proxy) answer(client, server net.Conn, lost <-chan struct{}) {
 	defer client.Close()
 	defer server.Close()
@@ -168,9 +170,9 @@ func (p *Proxy) Close() {
 	}
 }
 
-// F5 tests a store whose engine takes requests and is silent, and whose client has no timeouts:
-// each call ends with its context, and without one it ends all the same. When the connections
-// are cut, nothing is left of them.
+// F5 tests a store whose engine takes requests and is silent, and whose client has no
+// timeouts: each call ends with its context, and without one it ends all the same. When
+// the connections are cut, nothing is left of them.
 func F5(t *testing.T, p *Proxy, s Store) {
 	calls := map[string]func(context.Context) error{
 		"Load":       func(ctx context.Context) error { _, err := s.Load(ctx, "k"); return err },
@@ -266,8 +268,8 @@ func F6(t *testing.T, p *Proxy, here, there Store, mark func(key string) string)
 	}
 }
 
-// F7 tests callers that leave while the engine is slow: their connections are used on. The store
-// has at most most connections.
+// F7 tests callers that leave while the engine is slow: their connections are used on.
+// The store has at most most connections.
 func F7(t *testing.T, p *Proxy, s Store, most int) {
 	require.NoError(t, s.Save(t.Context(), "slow", Token("a")))
 	end := p.Silence()
@@ -291,8 +293,9 @@ func F7(t *testing.T, p *Proxy, s Store, most int) {
 	require.LessOrEqual(t, p.Opened(), most)
 }
 
-// F8 tests a living holder whose process has used up the connections of its application. The
-// store's lease is a second. When the lock is given back, nothing is left of what extended it.
+// F8 tests a living holder whose process has used up the connections of its application.
+// The store's lease is a second. When the lock is given back, nothing is left of what
+// extended it.
 func F8(t *testing.T, s, other Store, starve func(t *testing.T) (feed func()), left func() int) {
 	before := left()
 	unlock, err := s.Lock(t.Context(), "starved")

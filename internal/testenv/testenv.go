@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// Needs returns the path of the first of the programs that is there, or skips the test. Under CI=true a missing part
-// is a failure.
+// Needs returns the path of the first of the programs that is there, or skips the test.
+// Under CI=true a missing part is a failure.
 func Needs(t testing.TB, programs ...string) string {
 	t.Helper()
 	for _, program := range programs {
@@ -72,6 +72,7 @@ func (p *Process) Start(t testing.TB) {
 	}
 }
 
+// launch starts the program once more.
 func (p *Process) launch(t testing.TB) {
 	t.Helper()
 	cmd, ended := p.command(), make(chan struct{})
@@ -97,7 +98,8 @@ func (p *Process) Pause() { p.signal(syscall.SIGSTOP) }
 // Resume ends Pause.
 func (p *Process) Resume() { p.signal(syscall.SIGCONT) }
 
-// signal reaches the children, too, as each connection to PostgreSQL has a process of its own.
+// signal reaches the children, too, as each connection to PostgreSQL has a process of its
+// own.
 func (p *Process) signal(s syscall.Signal) {
 	pids := []int{p.cmd.Process.Pid}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
@@ -116,8 +118,8 @@ func (p *Process) signal(s syscall.Signal) {
 	}
 }
 
-// Redis starts a redis-server that keeps its data over a Stop. The arguments are added to its
-// command line.
+// Redis starts a redis-server that keeps its data over a Stop. The arguments are added to
+// its command line.
 func Redis(t testing.TB, args ...string) *Process {
 	t.Helper()
 	program, dir, port := Needs(t, "redis-server"), t.TempDir(), strconv.Itoa(FreePort(t))
@@ -185,8 +187,8 @@ func (p *Process) listens() error {
 	return err
 }
 
-// Postgres starts a PostgreSQL with an empty database, and returns the connection string, too. It runs as the user
-// postgres where the test is root, whom PostgreSQL refuses.
+// Postgres starts a PostgreSQL with an empty database, and returns the connection string,
+// too. It runs as the user postgres where the test is root, whom PostgreSQL refuses.
 func Postgres(t testing.TB) (*Process, string) {
 	t.Helper()
 	bins, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
@@ -217,8 +219,8 @@ func Postgres(t testing.TB) (*Process, string) {
 	return p, fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", p.Addr)
 }
 
-// MariaDB starts a MariaDB with an empty database, and returns the data source name, too. It runs
-// as the user mysql where the test is root.
+// MariaDB starts a MariaDB with an empty database, and returns the data source name, too.
+// It runs as the user mysql where the test is root.
 func MariaDB(t testing.TB) (*Process, string) {
 	t.Helper()
 	install, server, admin := Needs(t, "mariadb-install-db"), Needs(t, "mariadbd", "/usr/sbin/mariadbd"), Needs(t, "mariadb-admin")
@@ -251,7 +253,8 @@ func MariaDB(t testing.TB) (*Process, string) {
 	return p, fmt.Sprintf("root@tcp(%s)/app", p.Addr)
 }
 
-// PgBouncer starts a pooler in transaction mode before p, and returns the connection string through it.
+// PgBouncer starts a pooler in transaction mode before p, and returns the connection
+// string through it.
 func (p *Process) PgBouncer(t testing.TB) string {
 	t.Helper()
 	program, dir, port := Needs(t, "pgbouncer", "/usr/sbin/pgbouncer"), t.TempDir(), strconv.Itoa(FreePort(t))
@@ -276,7 +279,8 @@ func (p *Process) PgBouncer(t testing.TB) string {
 	return fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", bouncer.Addr)
 }
 
-// unprivileged lets a program that refuses root run as another user, in a folder of the test's.
+// unprivileged lets a program that refuses root run as another user, in a folder of the
+// test's.
 func unprivileged(t testing.TB, dir, user string) *syscall.SysProcAttr {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -290,6 +294,8 @@ func unprivileged(t testing.TB, dir, user string) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: credential(t, user)}
 }
 
+// credential returns the credential of a system user, because some engines refuse to run
+// as root.
 func credential(t testing.TB, name string) *syscall.Credential {
 	t.Helper()
 	u, err := user.Lookup(name)
