@@ -408,8 +408,8 @@ func (w *world) strike(r *rand.Rand, v trip) (f fault, ok bool) {
 	return f, true
 }
 
-// reach carries a call to the outside and back, with what happens to it on the way. The effect
-// returns what the schedule says of it.
+// reach carries a call to the outside and back, with what happens to it on the way. The
+// effect returns what the schedule says of it.
 func (p *process) reach(ctx context.Context, v trip, effect func(s *step) (string, error)) error {
 	s, _ := ctx.Value(stepKey{}).(*step)
 	if s == nil || s.process != p {
@@ -651,7 +651,7 @@ type hold struct {
 const lease = 10 * time.Second
 
 // lock waits for a lock. A process that is dead, or has stood still for a lease, loses its
-// locks to whoever waits.
+// locks to those who wait.
 func (p *process) lock(ctx context.Context, key string, then func(*step)) (unlock func(), err error) {
 	wait := lease / 200
 	for {

@@ -55,7 +55,8 @@ func TestConnections(t *testing.T) {
 				require.Equal(t, "401 Unauthorized", subject("u", "c"))
 				require.Equal(t, 2, tokens(t, a))
 
-				// The guard against loops knows connections apart: a third is begun at once.
+				// The guard against loops knows connections apart: a third is begun at
+				// once.
 				require.Equal(t, 303, open("u", "/p?client=c").StatusCode)
 
 				// The status is the connection's.
@@ -69,7 +70,8 @@ func TestConnections(t *testing.T) {
 				require.Equal(t, subjects[1], subject("u", "b%2F%25"))
 
 				if !keyed {
-					// A logout that names no connection leaves none to the session's next user.
+					// A logout that names no connection leaves none to the session's next
+					// user.
 					require.Equal(t, 303, b.do("POST", "/bank/logout", post).StatusCode)
 					require.Equal(t, "401 Unauthorized", subject("u", "b%2F%25"))
 					return
@@ -159,7 +161,7 @@ func TestKeyFromContext(t *testing.T) {
 	require.False(t, ok)
 }
 
-// H3: whoever finds that a connection is lost, Observe hears whose it was.
+// H3: Observe hears whose connection is lost, whatever has found that out.
 func TestKeyFromContextOfALoss(t *testing.T) {
 	for name, use := range map[string]func(a *app, b *browser){
 		"a request": func(_ *app, b *browser) { b.do("GET", "/p?client=a", with(program, "X-User", "u")) },

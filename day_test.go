@@ -21,8 +21,8 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// badDay fails one request in twenty, half of them after the bank has processed it: then the new refresh token died
-// with the answer.
+// badDay fails one request in twenty, half of them after the bank has processed it: then
+// the new refresh token died with the answer.
 type badDay struct {
 	bank http.RoundTripper
 
@@ -85,9 +85,9 @@ func (s badStore) Save(ctx context.Context, key string, t *ganbauth.Token) error
 	return s.TokenStore.Save(ctx, key, t)
 }
 
-// A day of many users with hourly tokens, at two processes that share a Locker, while one in twenty of everything
-// fails. At its end every token is accounted for: a connection is lost if, and only if, an answer of the bank died
-// on the way. USERS sets their number.
+// A day of many users with hourly tokens, at two processes that share a Locker, while one
+// in twenty of everything fails. At its end every token is accounted for: a connection is
+// lost if, and only if, an answer of the bank died on the way. USERS sets their number.
 func TestDay(t *testing.T) {
 	users := 300
 	if n, err := strconv.Atoi(os.Getenv("USERS")); err == nil {
@@ -156,7 +156,7 @@ func TestDay(t *testing.T) {
 		}
 		wg.Wait()
 
-		// The day is over: whoever has spent his refresh token for nothing learns it now.
+		// The day is over. A refresh token that was spent for nothing shows now.
 		day.mu.Lock()
 		day.over = true
 		day.mu.Unlock()

@@ -15,8 +15,8 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// sentRequest is a row of testdata/headers.json: the headers that decide, as clients really send
-// them, and what the request is.
+// sentRequest is a row of testdata/headers.json: the headers that decide, as clients
+// really send them, and what the request is.
 type sentRequest struct {
 	From, Method, Kind string
 	Requests           []string
@@ -101,8 +101,8 @@ func strict(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode
 
 var corp = ganbauth.Options{Name: "corp"}
 
-// What browsers say of a navigation that another site has caused, when a Strict cookie stays
-// behind.
+// What browsers say of a navigation that another site has caused, when a Strict cookie
+// stays behind.
 var arrivals = map[string]http.Header{
 	"a link":                             with(navigate, "Sec-Fetch-Site", "cross-site"),
 	"a typed or mailed link, redirected": navigate,
@@ -180,7 +180,7 @@ func TestE10ArrivalsWithoutTheSessionCookie(t *testing.T) {
 			}
 			target, reloads = next, reloads+1
 		}
-		require.Equal(t, 3, reloads, "it is not asked for ever")
+		require.Equal(t, 3, reloads, "the reloads end")
 	})
 	t.Run("the login comes back to the page without the mark", func(t *testing.T) {
 		a := newApp(t, setup{sessions: strict, options: corp})
@@ -256,7 +256,7 @@ func TestE12TabsAtOnce(t *testing.T) {
 			}
 			reloads++
 		}
-		require.Equal(t, 3, reloads, "it does not wait for ever")
+		require.Equal(t, 3, reloads, "the reloads end")
 		require.Equal(t, 401, resp.StatusCode)
 		require.Contains(t, body(resp), "Connect your bank account")
 	})

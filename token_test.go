@@ -103,7 +103,7 @@ func TestTokenBinary(t *testing.T) {
 func TestTokenValid(t *testing.T) {
 	require.False(t, (*ganbauth.Token)(nil).Valid())
 	require.False(t, (*ganbauth.Token)(nil).HasScope("a"))
-	require.False(t, (&ganbauth.Token{AccessToken: "a"}).Valid(), "no expiry is not for ever")
+	require.False(t, (&ganbauth.Token{AccessToken: "a"}).Valid(), "a token without an expiry is not valid forever")
 	require.False(t, (&ganbauth.Token{ExpiresAt: time.Now().Add(time.Hour)}).Valid())
 	require.True(t, (&ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}).Valid())
 }

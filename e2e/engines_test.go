@@ -13,8 +13,8 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// Each case holds in each engine, whether an application keeps its users in a session or asks for a key, and whether
-// its cookie is Lax or Strict.
+// Each case holds in each engine, whether an application keeps its users in a session or
+// asks for a key, and whether its cookie is Lax or Strict.
 var cases = []struct {
 	name  string
 	test  func(*world)
@@ -136,7 +136,8 @@ func testDenyScope(w *world) {
 	v.see("page c, cart full")
 }
 
-// A browser that starts again loads all its tabs at once, and a hasty user approves them all.
+// A browser that starts again loads all its tabs at once, and a hasty user approves them
+// all.
 func testFiveTabs(w *world) {
 	views := []*view{w.visit()}
 	for len(views) < 5 {
@@ -182,7 +183,8 @@ func testBackToConsent(w *world) {
 	v.see("page 2, cart full")
 }
 
-// A user who is connected comes by a link of another site, by an address that redirects here, and back from there.
+// A user who is connected comes by a link of another site, by an address that redirects
+// here, and back from there.
 func testFromElsewhere(w *world) {
 	v := w.connected()
 	v.open(w.other + "/")
@@ -272,7 +274,8 @@ func testFetch(w *world) {
 	require.Zero(w, w.box.Count(ganbtest.Authorization))
 }
 
-// A form whose target takes nothing but POST, sent after the connection has ended, leads back to its own page.
+// A form whose target takes nothing but POST, sent after the connection has ended, leads
+// back to its own page.
 func testForm(w *world) {
 	v := w.connected()
 	v.open(w.app + "/form?a=1")
@@ -289,7 +292,8 @@ func testForm(w *world) {
 	v.see("paid")
 }
 
-// Logins that the user does not finish, with paths of any length, leave no cookies behind that a proxy refuses.
+// Logins that the user does not finish, with paths of any length, leave no cookies behind
+// that a proxy refuses.
 func testLongPaths(w *world) {
 	v := w.visit()
 	for i := range 12 {
@@ -327,7 +331,8 @@ func testLongPaths(w *world) {
 	v.see("shop")
 }
 
-// Without cookies there is no session and no login, and no page that asks for itself for ever.
+// Without cookies there is no session and no login, and no page that reloads itself
+// forever.
 func TestEnginesWithoutCookies(t *testing.T) {
 	for _, e := range engines {
 		t.Run(e.name, func(t *testing.T) {

@@ -52,7 +52,7 @@ var storeFaults = map[string]string{
 	"locks all keys at once":         "Lock: ",
 	"a lock holds a connection":      "does a lock hold a connection?",
 	"a lock ends with its context":   "the lock ended with its context",
-	"a lock waits for ever":          "does not end with its context",
+	"a lock waits forever":          "does not end with its context",
 	"a lock deletes the record":      "Load: ",
 	"an earlier fingerprint":         "LockRecord returns the fingerprint",
 	"no fingerprint":                 "LockRecord returns the fingerprint",
@@ -319,7 +319,7 @@ func (s *store) lock(ctx context.Context, key, name string) (fingerprint string,
 		locker = lease.New(s.own, 0)
 	case "locks all keys at once":
 		name = "all"
-	case "a lock waits for ever":
+	case "a lock waits forever":
 		waiting = context.WithoutCancel(ctx)
 	case "a lock deletes the record":
 		_ = s.base.Delete(ctx, key)

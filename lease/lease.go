@@ -15,8 +15,8 @@
 //
 // The engine's clock never ends a lock. Locks that the engine ends by itself (SET NX PX
 // in Redis, advisory locks of a session) end in an outage of the engine, when their
-// holder may have a new token that it could not save yet. Whoever took such a lock over
-// would send the old refresh token once more, and a bank that detects reuse ends the
+// holder may have a new token that it could not save yet. A process that took such a lock
+// over would send the old refresh token once more, and a bank that detects reuse ends the
 // connection.
 //
 // A lock does not end when an answer of the engine is lost. The next try of the same
@@ -38,7 +38,7 @@ import (
 
 // Hold is a lock as the engine keeps it. The zero Hold is a lock that nobody holds.
 type Hold struct {
-	// Holder is the random name of whoever holds the lock: 26 letters and digits.
+	// Holder is the random name of the holder: 26 letters and digits.
 	Holder string
 	// Beats counts how often the holder has extended the lock.
 	Beats int64

@@ -461,7 +461,7 @@ func (s stalling) Extend(ctx context.Context, key, holder string) error {
 	return s.engine.Extend(ctx, key, holder)
 }
 
-// Whoever was taken for dead does not end the lock of the next holder.
+// A process that was taken for dead does not end the lock of the next holder.
 func TestALostLock(t *testing.T) {
 	bubble(t, func(t *testing.T, e *engine) {
 		unlock := held(t, e)

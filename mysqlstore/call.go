@@ -8,13 +8,14 @@ import (
 	"time"
 )
 
-// How long one call may take, the wait for a connection included: database/sql waits for ever.
+// How long one call may take, the wait for a connection included: database/sql waits
+// forever.
 const callTimeout = 3 * time.Second
 
-// call runs fn with a connection of the pool, and leaves it when ctx ends. A statement that is on
-// its way is let finish in the background, in the time that a call has: to cancel it would cost
-// its connection, and a new one is the last thing that a server needs from which many callers
-// are leaving.
+// call runs fn with a connection of the pool, and leaves it when ctx ends. A statement
+// that is on its way is let finish in the background, in the time that a call has: to
+// cancel it would cost its connection, and a new one is the last thing that a server
+// needs from which many callers are leaving.
 func call[T any](ctx context.Context, s *Store, fn func(context.Context, *sql.Conn) (T, error)) (T, error) {
 	if err := ctx.Err(); err != nil {
 		return *new(T), err
@@ -52,9 +53,9 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *sql.Co
 	}
 }
 
-// queue returns the context with which a call waits for a connection. Where all connections are
-// in use, a caller that leaves gives up its place in the queue. Otherwise one may have to be
-// made: it is not given up with the caller, and serves the next one.
+// queue returns the context with which a call waits for a connection. Where all
+// connections are in use, a caller that leaves gives up its place in the queue. Otherwise
+// one may have to be made: it is not given up with the caller, and serves the next one.
 func (s *Store) queue(bounded context.Context) (waiting context.Context, leave context.CancelFunc) {
 	if pool := s.db.Stats(); pool.OpenConnections < pool.MaxOpenConnections || pool.MaxOpenConnections == 0 {
 		return bounded, func() {}

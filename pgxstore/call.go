@@ -10,14 +10,15 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// How long one call may take, the wait for a connection included: pgx itself waits for ever.
+// How long one call may take, the wait for a connection included: pgx itself waits forever.
 // It is up to a second more.
 const callTimeout = 3 * time.Second
 
-// call runs fn with a connection of the pool, and leaves it when ctx ends. A caller that leaves
-// while it waits for a connection gives up its place. A statement that is on its way is let
-// finish in the background, in the time that a call has: to cancel it would cost its connection,
-// and a new one is the last thing that a server needs from which many callers are leaving.
+// call runs fn with a connection of the pool, and leaves it when ctx ends. A caller that
+// leaves while it waits for a connection gives up its place. A statement that is on its
+// way is let finish in the background, in the time that a call has: to cancel it would
+// cost its connection, and a new one is the last thing that a server needs from which
+// many callers are leaving.
 func call[T any](ctx context.Context, s *Store, fn func(context.Context, *pgxpool.Conn) (T, error)) (T, error) {
 	if err := ctx.Err(); err != nil {
 		return *new(T), err
@@ -62,9 +63,9 @@ func (s *Store) exec(ctx context.Context, sql string, args ...any) (rows int64, 
 	})
 }
 
-// bounds makes contexts that end callTimeout from now, or up to a second later. All calls of a
-// second share one timer: a timer for each would cost as much as the whole of what ganbauth adds
-// to the statement.
+// bounds makes contexts that end callTimeout from now, or up to a second later. All calls
+// of a second share one timer: a timer for each would cost as much as the whole of what
+// ganbauth adds to the statement.
 type bounds struct {
 	mu    sync.Mutex
 	last  context.Context

@@ -43,8 +43,9 @@ func Token(access string) *ganbauth.Token {
 	return &ganbauth.Token{AccessToken: access, RefreshToken: "r", TokenType: "Bearer", IssuedAt: issued, ExpiresAt: issued.Add(time.Hour)}
 }
 
-// LostLease tests a process that has lost its lock, because it was suspended for instance. Its
-// swap succeeds only if nobody has changed the record since. The function expire ends all leases.
+// LostLease tests a process that has lost its lock, because it was suspended for
+// instance. Its swap succeeds only if nobody has changed the record since. The function
+// expire ends all leases.
 func LostLease(t *testing.T, newStore func() Store, expire func(*testing.T)) {
 	ctx := t.Context()
 	lost := func(t *testing.T, key string) (stale, other Store, unlock func()) {
@@ -87,8 +88,8 @@ func LostLease(t *testing.T, newStore func() Store, expire func(*testing.T)) {
 	})
 }
 
-// Emptied tests an engine that loses everything under a lock: nothing is refused for ever. The
-// function empty does what a flush or a failover does.
+// Emptied tests an engine that loses everything under a lock: no lock is refused forever.
+// The function empty does what a flush or a failover does.
 func Emptied(t *testing.T, newStore func() Store, empty func(*testing.T)) {
 	ctx := t.Context()
 	s, other := newStore(), newStore()
@@ -125,7 +126,8 @@ func requireLocked(t *testing.T, s Store, key string, wait time.Duration) {
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
 
-// LeaseIsExtended tests that a lock that is held for longer than its lease is kept. The stores' leases are a second.
+// LeaseIsExtended tests that a lock that is held for longer than its lease is kept. The
+// stores' leases are a second.
 func LeaseIsExtended(t *testing.T, newStore func() Store) {
 	one, two := newStore(), newStore()
 	unlock, err := one.Lock(t.Context(), "extended")
@@ -138,8 +140,9 @@ func LeaseIsExtended(t *testing.T, newStore func() Store) {
 	unlock()
 }
 
-// HolderIsKilled tests kill -9 of the process that holds the lock: the others go on when its lease, a second, has run
-// out. It runs the calling test again in a process of its own, with addr in the environment: there newStore gets it.
+// HolderIsKilled tests kill -9 of the process that holds the lock: the others go on when
+// its lease, a second, has run out. It runs the calling test again in a process of its
+// own, with addr in the environment: there newStore gets it.
 func HolderIsKilled(t *testing.T, addr string, newStore func(addr string) Store) {
 	const variable = "STORETEST_HOLD_LOCK"
 	if held := os.Getenv(variable); held != "" {
@@ -170,11 +173,12 @@ func HolderIsKilled(t *testing.T, addr string, newStore func(addr string) Store)
 	unlock()
 }
 
-// IsChild reports whether the test is HolderIsKilled's second process, which starts no engine.
+// IsChild reports whether the test is HolderIsKilled's second process, which starts no
+// engine.
 func IsChild() bool { return os.Getenv("STORETEST_HOLD_LOCK") != "" }
 
-// EngineGoesAway tests an engine that is paused, stopped and started again: errors that are no logout, contexts
-// obeyed, no secret told, and recovery without a restart.
+// EngineGoesAway tests an engine that is paused, stopped and started again: errors that
+// are no logout, contexts obeyed, no secret told, and recovery without a restart.
 func EngineGoesAway(t *testing.T, engine *testenv.Process, s Store) {
 	require.NoError(t, s.Save(t.Context(), "away", Token("a")))
 	fails := func() {
@@ -210,8 +214,9 @@ func EngineGoesAway(t *testing.T, engine *testenv.Process, s Store) {
 	comesBack("c")
 }
 
-// Kits tests kits with a store each, as in several processes, at a bank that ends the grant when a refresh token is
-// used twice: one token request for each user, whoever asks.
+// Kits tests kits with a store each, as in several processes, at a bank that ends the
+// grant when a refresh token is used twice: one token request for each user, however many
+// kits ask.
 func Kits(t *testing.T, newStore func() Store) {
 	bank := ganbtest.NewServer(ganbtest.Options{RevokeOnReuse: true, Latency: 20 * time.Millisecond})
 	t.Cleanup(bank.Close)
@@ -250,8 +255,9 @@ func Kits(t *testing.T, newStore func() Store) {
 	}
 }
 
-// Sessions tests the default store on an engine of scs's that two instances of an application share, with a Locker:
-// a login at one is one at both, and so is a logout, and a refresh happens once.
+// Sessions tests the default store on an engine of scs's that two instances of an
+// application share, with a Locker: a login at one is one at both, and so is a logout,
+// and a refresh happens once.
 func Sessions(t *testing.T, newEngine func() scs.Store, newLocker func() ganbauth.Locker) {
 	bank := ganbtest.NewServer(ganbtest.Options{RevokeOnReuse: true, Latency: 20 * time.Millisecond, Lifetime: 4 * time.Second})
 	t.Cleanup(bank.Close)
@@ -312,8 +318,8 @@ func Sessions(t *testing.T, newEngine func() scs.Store, newLocker func() ganbaut
 	}
 }
 
-// RoundTrips tests that each step of a refresh is one round trip, of which count returns how many
-// there have been. The lock may be more.
+// RoundTrips tests that each step of a refresh is one round trip, of which count returns
+// how many there have been. The lock may be more.
 func RoundTrips(t *testing.T, s Store, lock int, count func() int) {
 	ctx := t.Context()
 	var unlock func()
