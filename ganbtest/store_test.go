@@ -52,7 +52,7 @@ var storeFaults = map[string]string{
 	"locks all keys at once":         "Lock: ",
 	"a lock holds a connection":      "does a lock hold a connection?",
 	"a lock ends with its context":   "the lock ended with its context",
-	"a lock waits forever":          "does not end with its context",
+	"a lock waits forever":           "does not end with its context",
 	"a lock deletes the record":      "Load: ",
 	"an earlier fingerprint":         "LockRecord returns the fingerprint",
 	"no fingerprint":                 "LockRecord returns the fingerprint",
