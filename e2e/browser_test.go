@@ -122,6 +122,7 @@ func open(t *testing.T, ctx context.Context, url string) {
 	require.NoError(t, chromedp.Do(ctx, chromedp.Navigate(url)))
 }
 
+// Several connections, errors, and a bank that ends a connection, as a user sees them.
 func TestExampleInBrowser(t *testing.T) {
 	ctx := newBrowser(t)
 	app := startExample(t)
@@ -129,62 +130,86 @@ func TestExampleInBrowser(t *testing.T) {
 	open(t, ctx, app)
 	see(t, ctx, "Connect a bank account", "home")
 	click(t, ctx, "Connect a bank account")
-	see(t, ctx, "Choose what it may do", "consent")
+	see(t, ctx, consent, "consent")
 
 	click(t, ctx, "Deny")
 	see(t, ctx, "Not connected", "denied")
 	click(t, ctx, "Connect again")
-	see(t, ctx, "Choose what it may do", "")
+	see(t, ctx, consent, "")
 
 	click(t, ctx, "Approve")
-	text := see(t, ctx, "My accounts", "accounts")
-	require.Regexp(t, `\d,\d{3}`, text, "balances")
+	text := see(t, ctx, behindTheScenes, "accounts")
+	require.Regexp(t, `¥[\d,]*\d,\d{3}`, text, "balances")
 	require.Contains(t, text, "private:account")
-	require.Contains(t, text, "refreshes so far: 0")
+	require.Contains(t, text, "Refreshes so far: 0")
 	seconds, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("#countdown")))
 	require.NoError(t, err)
 	require.Regexp(t, `^1[12]\d$`, seconds)
+	first := location(t, ctx)
 
-	click(t, ctx, "Expire the token now")
-	require.Contains(t, see(t, ctx, "refreshes so far: 1", "refreshed"), "My accounts")
+	click(t, ctx, "Expire the token")
+	require.Contains(t, see(t, ctx, "Refreshes so far: 1", "refreshed"), "Household")
 
 	click(t, ctx, "Allow transfers, too")
-	require.Contains(t, see(t, ctx, "Choose what it may do", "incremental"), "private:transfer")
+	require.Contains(t, see(t, ctx, consent, "incremental"), "private:transfer")
 	click(t, ctx, "Approve")
-	require.NotContains(t, see(t, ctx, "My accounts", ""), "Allow transfers, too")
+	require.NotContains(t, see(t, ctx, behindTheScenes, ""), "Allow transfers, too")
 
 	// The callback is in the history: going back to it must not end in an error.
 	require.NoError(t, chromedp.Do(ctx, chromedp.NavigateBack()))
-	open(t, ctx, app+"/accounts")
-	see(t, ctx, "My accounts", "")
+	open(t, ctx, first)
+	see(t, ctx, behindTheScenes, "")
 
-	click(t, ctx, "Revoke it at the bank")
-	see(t, ctx, "The bank has ended the connection", "revoked")
-	// A login that has just ended and left no token is not begun again unasked.
+	click(t, ctx, "Fail once")
+	see(t, ctx, "The bank is not available right now", "failed")
 	click(t, ctx, "Try again")
+	see(t, ctx, behindTheScenes, "")
+
+	// Another connection has accounts of its own, and ends alone.
+	click(t, ctx, "All accounts")
+	see(t, ctx, "Connect another account", "connections")
+	require.NoError(t, chromedp.Do(ctx, chromedp.SetValue("#name", "Café & Co. <1>")))
+	click(t, ctx, "Connect a bank account")
+	see(t, ctx, consent, "")
+	click(t, ctx, "Approve")
+	require.Contains(t, see(t, ctx, behindTheScenes, ""), "Café & Co. <1>")
+	click(t, ctx, "Revoke the connection")
+	// A login that has just ended and left no token is not begun again unasked.
 	see(t, ctx, "Connect your bank account", "page")
 	click(t, ctx, "Connect")
-	see(t, ctx, "Choose what it may do", "")
+	see(t, ctx, consent, "")
 	click(t, ctx, "Approve")
-	see(t, ctx, "My accounts", "")
+	see(t, ctx, behindTheScenes, "")
+	click(t, ctx, "Disconnect")
+	require.NotContains(t, see(t, ctx, "Household", ""), "Café")
 
-	click(t, ctx, "Log out")
+	click(t, ctx, "Disconnect")
+	require.NotContains(t, see(t, ctx, "You can connect several", ""), "Household")
+	open(t, ctx, first)
 	see(t, ctx, "Connect a bank account", "")
-	open(t, ctx, app+"/accounts")
-	see(t, ctx, "Choose what it may do", "")
+}
+
+// behindTheScenes is on the page with the accounts of a connection.
+const behindTheScenes = "Behind the scenes"
+
+// connectExample begins to connect an account.
+func connectExample(t *testing.T, ctx context.Context, app string) {
+	t.Helper()
+	open(t, ctx, app)
+	see(t, ctx, "Connect a bank account", "")
+	click(t, ctx, "Connect a bank account")
 }
 
 // A token that is about to end is refreshed while the user looks on.
 func TestExampleRefreshesByItself(t *testing.T) {
 	ctx := newBrowser(t)
-	app := startExample(t, "-lifetime", "2s")
-	open(t, ctx, app+"/accounts")
+	connectExample(t, ctx, startExample(t, "-lifetime", "2s"))
 	click(t, ctx, "Approve")
-	see(t, ctx, "My accounts", "")
+	see(t, ctx, behindTheScenes, "")
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		click(t, ctx, "Show again")
-		if text := see(t, ctx, "My accounts", ""); !strings.Contains(text, "refreshes so far: 0") {
+		if text := see(t, ctx, behindTheScenes, ""); !strings.Contains(text, "Refreshes so far: 0") {
 			break
 		}
 		require.False(t, time.Now().After(deadline))
@@ -200,8 +225,8 @@ func TestExampleByKeyboard(t *testing.T) {
 		{consent, "Deny"},
 		{"Not connected", "Connect again"},
 		{consent, "Approve"},
-		{"My accounts", "Expire the token now"},
-		{"refreshes so far: 1", "Log out"},
+		{behindTheScenes, "Expire the token"},
+		{"Refreshes so far: 1", "Disconnect"},
 	} {
 		see(t, ctx, step.page, "")
 		press(t, ctx, step.label)
@@ -232,22 +257,32 @@ func TestExampleFits(t *testing.T) {
 					see(t, ctx, want, name+"-"+page)
 					require.LessOrEqual(t, evaluate[int64](t, ctx, "document.documentElement.scrollWidth"), width, page)
 				}
+				connect := say("口座を連携する", "Connect a bank account")
 				app := startExample(t)
 				open(t, ctx, app)
-				fits("Connect a bank account", "home")
-				click(t, ctx, "Connect a bank account")
+				fits(connect, "home")
+				click(t, ctx, connect)
 				fits(say("許可する内容を選んでください", consent), "consent")
 				click(t, ctx, say("許可しない", "Deny"))
 				fits(say("連携が許可されませんでした", "Not connected"), "denied")
 				callback := location(t, ctx)
 				open(t, ctx, callback)
 				fits(say("連携を完了できません", "We couldn't finish connecting your account"), "over")
-				open(t, ctx, app+"/accounts")
+				open(t, ctx, app)
+				fits(say("連携していません", "Not connected"), "not-connected")
+				click(t, ctx, say("連携する", "Connect"))
+				see(t, ctx, say("許可する内容を選んでください", consent), "")
 				click(t, ctx, say("許可する", "Approve"))
-				fits("My accounts", "accounts")
-				click(t, ctx, "Revoke it at the bank")
-				fits("The bank has ended the connection", "trouble")
-				click(t, ctx, "Try again")
+				fits(say("舞台裏", behindTheScenes), "accounts")
+				click(t, ctx, say("口座の一覧", "All accounts"))
+				fits(say("ほかの口座も連携する", "Connect another account"), "connections")
+				click(t, ctx, say("口座を見る", "Show accounts"))
+				see(t, ctx, say("舞台裏", behindTheScenes), "")
+				click(t, ctx, say("エラーを1回返す", "Fail once"))
+				fits(say("ただいま銀行と通信できません", "The bank is not available right now"), "trouble")
+				click(t, ctx, say("もう一度試す", "Try again"))
+				see(t, ctx, say("舞台裏", behindTheScenes), "")
+				click(t, ctx, say("銀行側で連携を取り消す", "Revoke the connection"))
 				fits(say("銀行口座との連携が必要です", "Connect your bank account"), "ended")
 			})
 		}
@@ -266,9 +301,8 @@ func TestExampleWithConfig(t *testing.T) {
 	require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil,
 		`{"SALT":"s3cret","AUTH_BASE_URL":%q,"AUTH_PATH":"/authorization","TOKEN_PATH":"/token","JWT_ISSUER":%q}`,
 		cfg.AuthBaseURL, cfg.JWTIssuer), 0o600))
-	app := startExample(t, "-conf", conf, "-auth-method", "post", "-accounts", "corporation")
-	open(t, ctx, app+"/accounts")
-	require.NotContains(t, see(t, ctx, "My accounts", ""), "Revoke")
+	connectExample(t, ctx, startExample(t, "-conf", conf, "-auth-method", "post", "-accounts", "corporation"))
+	require.NotContains(t, see(t, ctx, behindTheScenes, ""), "Revoke")
 }
 
 // A setting that is missing or wrong gives one clear line.
