@@ -2,13 +2,26 @@ package ganbauth_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"html/template"
 	"io"
+	"log/slog"
+	"math/big"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/signal"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +32,7 @@ import (
 
 	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/ganbtest"
+	"github.com/ganbauth/ganbauth/internal/testenv"
 )
 
 // The first functions of this file are snippets of docs/recipes.md. What runs them follows.
@@ -138,6 +152,78 @@ func encryptionKeys(deployment int, oldKey, newKey []byte) [][]byte {
 	default:
 		return [][]byte{newKey} // once every token has been refreshed
 	}
+}
+
+func nightlyJob(ctx context.Context, bank *ganbauth.Kit, userIDs []string, fetch func(ctx context.Context, userID string, client *http.Client) error) (later []string) {
+	pace := time.NewTicker(time.Second) // the bank allows about one request a second
+	defer pace.Stop()
+	for i, userID := range userIDs {
+		select {
+		case <-pace.C:
+		case <-ctx.Done():
+			return append(later, userIDs[i:]...)
+		}
+		err := fetch(ctx, userID, bank.ClientFor(userID))
+		if err != nil && ganbauth.StatusCode(err) != http.StatusUnauthorized { // 401: the user has to connect again
+			slog.WarnContext(ctx, "nightly job", "user", userID, "error", err)
+			later = append(later, userID)
+		}
+	}
+	return later
+}
+
+func serve(ctx context.Context, server *http.Server, bank *ganbauth.Kit) error {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	go func() {
+		if err := bank.KeepAlive(ctx); ctx.Err() == nil {
+			slog.Error("tokens are not kept alive", "error", err)
+		}
+	}()
+	failed := make(chan error, 1)
+	go func() { failed <- server.ListenAndServe() }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	all, cancel := context.WithTimeout(context.WithoutCancel(ctx), 9*time.Second) // a container is killed after ten
+	defer cancel()
+	requests, cancel := context.WithTimeout(all, 5*time.Second)
+	defer cancel()
+	return errors.Join(server.Shutdown(requests), bank.Shutdown(all))
+}
+
+func goingOut(proxy *url.URL, roots *x509.CertPool, certificate tls.Certificate) *http.Client {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.Proxy = http.ProxyURL(proxy)
+	transport.TLSClientConfig = &tls.Config{
+		RootCAs:      roots,                          // a private CA; nil: the system's
+		Certificates: []tls.Certificate{certificate}, // mutual TLS
+	}
+	transport.MaxIdleConnsPerHost = 100 // net/http keeps two
+	return &http.Client{Transport: transport}
+}
+
+func withoutClient(ctx context.Context, config ganbauth.Config, accessToken string) (*ganbauth.Kit, error) {
+	connector, err := ganbauth.NewConnector("none", "none", ganbauth.AuthBasic, config)
+	if err != nil {
+		return nil, err
+	}
+	bank, err := ganbauth.New(connector, nil, ganbauth.Options{
+		RedirectURI: "http://localhost:8080/bank/callback", // required; nobody goes there
+		Scopes:      []string{"private:account"},
+		Store:       ganbauth.NewMemoryStore(),
+		Key:         func(*http.Request) (string, error) { return "me", nil },
+	})
+	if err != nil {
+		return nil, err
+	}
+	return bank, bank.SetToken(ctx, "me", &ganbauth.Token{
+		AccessToken: accessToken,
+		Scope:       "private:account",
+		ExpiresAt:   time.Now().AddDate(0, 0, 30), // or whatever the portal says
+	})
 }
 
 // newApplication is the application under test.
@@ -409,4 +495,205 @@ func TestRecipeKeyRotation(t *testing.T) {
 		require.ErrorIs(t, served(before), ganbauth.ErrUnavailable)
 		require.NoError(t, served(with(encryptionKeys(3, oldKey, newKey))))
 	})
+}
+
+// fetchAccounts is what a nightly job does for each user.
+func fetchAccounts(ctx context.Context, client *http.Client, apiBase string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, apiBase+"/accounts", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return ganbauth.CheckResponse(resp)
+}
+
+func TestRecipeNightlyJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		box := recipeBank(t)
+		bank, err := ganbauth.New(box.Connector(), nil, recipeOptions())
+		require.NoError(t, err)
+		userIDs := []string{"alice", "bob", "carol", "dave"}
+		subjects := map[string]string{}
+		for _, id := range userIDs[:3] { // dave has never connected
+			token := box.Token("openid", "offline_access")
+			subjects[id] = token.Subject
+			require.NoError(t, bank.SetToken(t.Context(), id, token))
+		}
+		box.RevokeGrantsOf(subjects["alice"])
+		maintenance := ganbtest.Maintenance
+		maintenance.For = func(r ganbtest.Request) bool { return r.Subject == subjects["bob"] }
+		box.Fail(ganbtest.API, maintenance, 1)
+
+		ctx, cancel := context.WithCancel(t.Context())
+		var fetched []string
+		fetch := func(ctx context.Context, userID string, client *http.Client) error {
+			err := fetchAccounts(ctx, client, box.APIBase())
+			if err == nil {
+				fetched = append(fetched, userID)
+			}
+			return err
+		}
+		started := time.Now()
+		require.Equal(t, []string{"bob"}, nightlyJob(ctx, bank, userIDs, fetch))
+		require.Equal(t, 4*time.Second, time.Since(started))
+		require.Equal(t, []string{"carol"}, fetched)
+		require.Empty(t, nightlyJob(ctx, bank, []string{"bob"}, fetch))
+		require.Equal(t, []string{"carol", "bob"}, fetched)
+		cancel()
+		require.Equal(t, userIDs, nightlyJob(ctx, bank, userIDs, fetch), "an interrupted run")
+	})
+}
+
+func TestRecipeServe(t *testing.T) {
+	box := recipeBank(t)
+	opts := recipeOptions()
+	refreshed := make(chan struct{}, 1)
+	opts.Observe = func(_ context.Context, e ganbauth.Event) {
+		if e.Type == ganbauth.EventTokenRefreshed {
+			refreshed <- struct{}{}
+		}
+	}
+	bank, err := ganbauth.New(box.Connector(), nil, opts)
+	require.NoError(t, err)
+	token := box.Token("offline_access")
+	token.IssuedAt, token.ExpiresAt = time.Now().Add(-50*time.Minute), time.Now().Add(10*time.Minute)
+	require.NoError(t, bank.SetToken(t.Context(), "alice", token))
+
+	arrived, ending := make(chan struct{}), make(chan struct{})
+	server := &http.Server{
+		Addr: fmt.Sprint("127.0.0.1:", testenv.FreePort(t)),
+		Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				close(arrived)
+				<-ending // it is still running when the signal comes
+			}
+		}),
+	}
+	server.RegisterOnShutdown(func() { close(ending) })
+	ended := make(chan error, 1)
+	go func() { ended <- serve(t.Context(), server, bank) }()
+	<-refreshed // by KeepAlive
+	require.Eventually(t, func() bool {
+		resp, err := http.Get("http://" + server.Addr)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err == nil
+	}, 20*time.Second, 10*time.Millisecond)
+
+	answered := make(chan error, 1)
+	go func() {
+		resp, err := http.Get("http://" + server.Addr + "/slow")
+		if err == nil {
+			resp.Body.Close()
+		}
+		answered <- err
+	}()
+	<-arrived
+	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
+	require.NoError(t, <-ended)
+	require.NoError(t, <-answered)
+	require.Zero(t, box.Reuses())
+}
+
+// selfSigned returns a certificate for 127.0.0.1 that is its own authority, for servers and
+// clients.
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	require.NoError(t, err)
+	leaf, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// connectProxy serves CONNECT, and keeps what it sees.
+func connectProxy(t *testing.T) (proxy *httptest.Server, requests func() []string) {
+	t.Helper()
+	var mu sync.Mutex
+	var seen []string
+	proxy = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		seen = append(seen, fmt.Sprint(r.Method, " ", r.Host, " ", r.Header))
+		mu.Unlock()
+		there, err := net.Dial("tcp", r.Host)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		w.WriteHeader(http.StatusOK)
+		here, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			there.Close()
+			return
+		}
+		go func() { _, _ = io.Copy(there, here); there.Close() }()
+		go func() { _, _ = io.Copy(here, there); here.Close() }()
+	}))
+	t.Cleanup(proxy.Close)
+	return proxy, func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return append([]string{}, seen...)
+	}
+}
+
+func TestRecipeGoingOut(t *testing.T) {
+	ours, theirs := selfSigned(t), selfSigned(t)
+	var box *ganbtest.Server
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { box.ServeHTTP(w, r) }))
+	box = ganbtest.NewServer(ganbtest.Options{URL: "https://" + server.Listener.Addr().String()})
+	defer box.Close()
+	clients, roots := x509.NewCertPool(), x509.NewCertPool()
+	clients.AddCert(ours.Leaf)
+	roots.AddCert(theirs.Leaf)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{theirs}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients}
+	server.StartTLS()
+	defer server.Close()
+	proxy, requests := connectProxy(t)
+	proxyURL, err := url.Parse(proxy.URL)
+	require.NoError(t, err)
+
+	config := box.Config()
+	config.HTTPClient = goingOut(proxyURL, roots, ours)
+	defer config.HTTPClient.CloseIdleConnections()
+	connector, err := ganbauth.NewConnector(box.ClientID, box.ClientSecret, box.AuthMethod, config)
+	require.NoError(t, err)
+	bank, err := ganbauth.New(connector, nil, recipeOptions())
+	require.NoError(t, err)
+	token := box.Token("offline_access")
+	require.NoError(t, bank.SetToken(t.Context(), "alice", token))
+	box.ExpireAccessTokens()
+	require.NoError(t, fetchAccounts(t.Context(), bank.ClientFor("alice"), box.APIBase()))
+	require.Equal(t, 1, box.Refreshes())
+	seen := requests()
+	require.NotEmpty(t, seen)
+	for _, request := range seen {
+		require.Contains(t, request, "CONNECT "+server.Listener.Addr().String())
+		require.NotContains(t, request, token.AccessToken)
+		require.NotContains(t, request, "Authorization")
+	}
+}
+
+func TestRecipeWithoutClient(t *testing.T) {
+	box := recipeBank(t)
+	bank, err := withoutClient(t.Context(), box.Config(), box.Token("private:account").AccessToken)
+	require.NoError(t, err)
+	browser := box.Browser(bank.RequireToken(accounts(bank, box.APIBase())))
+	resp, text := get(t, browser, "http://localhost:8080/accounts", "application/json")
+	require.Equal(t, 200, resp.StatusCode, text)
+	box.RevokeGrants() // the portal shows another token by now
+	resp, _ = get(t, browser, "http://localhost:8080/accounts", "application/json")
+	require.Equal(t, 401, resp.StatusCode)
 }
