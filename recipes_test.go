@@ -697,3 +697,59 @@ func TestRecipeWithoutClient(t *testing.T) {
 	resp, _ = get(t, browser, "http://localhost:8080/accounts", "application/json")
 	require.Equal(t, 401, resp.StatusCode)
 }
+
+// Tokens outlive a new client secret and a new salt. Only who is at the bank's consent page has
+// to begin again.
+func TestRecipeSecretRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		box := recipeBank(t)
+		opts := recipeOptions()
+		classes := make(chan string, 10)
+		opts.Observe = func(_ context.Context, e ganbauth.Event) { classes <- string(e.Type) + " " + e.ErrorClass }
+		deploy := func(salt string) (*ganbauth.Kit, http.Handler) {
+			config := box.Config()
+			config.Salt = salt
+			connector, err := ganbauth.NewConnector(box.ClientID, box.ClientSecret, box.AuthMethod, config)
+			require.NoError(t, err)
+			bank, err := ganbauth.New(connector, nil, opts)
+			require.NoError(t, err)
+			mux := http.NewServeMux()
+			mux.Handle("/bank/login", bank.LoginHandler())
+			mux.Handle("/bank/callback", bank.CallbackHandler())
+			return bank, as("bob", mux)
+		}
+		oldSalt, newSalt := strings.Repeat("old", 10), strings.Repeat("new", 10)
+		before, application := deploy(oldSalt)
+		require.NoError(t, before.SetToken(t.Context(), "alice", box.Token("offline_access")))
+		var current http.Handler
+		browser := box.Browser(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { current.ServeHTTP(w, r) }))
+		browser.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+		for _, change := range []func() (*ganbauth.Kit, http.Handler){
+			func() (*ganbauth.Kit, http.Handler) {
+				box.ClientSecret = "issued by the bank in place of the former one"
+				_, err := before.Token(t.Context(), "alice")
+				require.NoError(t, err, "a live token")
+				time.Sleep(time.Hour)
+				_, err = before.Token(t.Context(), "alice")
+				require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+				require.Equal(t, "login_started ", <-classes)
+				require.Equal(t, "refresh_failed invalid_client", <-classes)
+				return deploy(oldSalt)
+			},
+			func() (*ganbauth.Kit, http.Handler) { return deploy(newSalt) },
+		} {
+			current = application
+			started, _ := get(t, browser, "https://app.test/bank/login", "")
+			callback := box.Approve(started.Header.Get("Location"))
+			var bank *ganbauth.Kit
+			bank, application = change()
+			current = application
+			_, err := bank.Token(t.Context(), "alice")
+			require.NoError(t, err)
+			resp, _ := get(t, browser, callback, "")
+			require.Equal(t, 400, resp.StatusCode)
+			box.Login(application, "https://app.test/bank/login")
+		}
+		require.Zero(t, box.Reuses())
+	})
+}

@@ -45,6 +45,12 @@ var certificate = sync.OnceValues(func() (tls.Certificate, error) {
 // header of an answer. It returns its address.
 func startNginx(t *testing.T, backend string) (addr string) {
 	t.Helper()
+	return serveNginx(t, fmt.Sprintf("location / {\n\tproxy_pass http://%s;\n\tinclude /etc/nginx/proxy_params;\n}\n", backend))
+}
+
+// serveNginx runs nginx with these locations, and returns its address.
+func serveNginx(t *testing.T, locations string) (addr string) {
+	t.Helper()
 	program, dir := testenv.Needs(t, "nginx", "/usr/sbin/nginx"), t.TempDir()
 	addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(testenv.FreePort(t)))
 	cert, err := certificate()
@@ -65,13 +71,10 @@ http {
 	server {
 		listen %s ssl;
 		ssl_certificate cert.pem; ssl_certificate_key key.pem;
-		location / {
-			proxy_pass http://%s;
-			include /etc/nginx/proxy_params;
-		}
+		%s
 	}
 }
-`, addr, backend), 0o600))
+`, addr, locations), 0o600))
 	startProcess(t, exec.Command(program, "-e", "stderr", "-p", dir, "-c", filepath.Join(dir, "nginx.conf")))
 	require.Eventually(t, func() bool {
 		conn, err := net.DialTimeout("tcp", addr, time.Second)

@@ -4,9 +4,12 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
@@ -164,6 +167,64 @@ func webSocket(bank *ganbauth.Kit) http.Handler {
 		_ = conn.Close(websocket.StatusNormalClosure, "")
 	}))
 }
+
+func belowBasePath(connector *ganbauth.Connector, sessions *scs.SessionManager, opts ganbauth.Options) (http.Handler, error) {
+	sessions.Cookie.Path = "/app/"
+	opts.RedirectURI = "https://www.example.com/app/bank/callback"
+	opts.DefaultReturn = "/app/"
+	bank, err := ganbauth.New(connector, sessions, opts)
+	if err != nil {
+		return nil, err
+	}
+	return http.StripPrefix("/app", serveMux(bank, sessions)), nil
+}
+
+const nginxBasePath = `
+location /app/ {
+    proxy_pass http://127.0.0.1:8080; # without a path, not even a slash
+    proxy_set_header Host $host;
+}
+`
+
+func singlePageAPI(bank *ganbauth.Kit, sessions *scs.SessionManager, spa string) (http.Handler, error) {
+	protection := http.NewCrossOriginProtection()
+	if err := protection.AddTrustedOrigin(spa); err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/bank/callback", bank.CallbackHandler())
+	mux.Handle("GET /connected", http.RedirectHandler(spa, http.StatusSeeOther)) // opts.DefaultReturn
+	mux.Handle("GET /accounts", bank.RequireToken(accounts(bank, apiBase)))
+	mux.HandleFunc("POST /disconnect", func(w http.ResponseWriter, r *http.Request) {
+		if err := bank.Forget(w, r); err != nil {
+			bank.Refuse(w, r, err)
+		}
+	})
+	handler := protection.Handler(sessions.LoadAndSave(mux))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Add("Vary", "Origin")
+		if r.Header.Get("Origin") == spa {
+			w.Header().Set("Access-Control-Allow-Origin", spa)
+			w.Header().Set("Access-Control-Allow-Credentials", "true")
+		}
+		handler.ServeHTTP(w, r)
+	}), nil
+}
+
+const singlePageScript = `
+async function accounts() {
+  const response = await fetch(api + "/accounts", {credentials: "include"});
+  const answer = await response.json();
+  if (answer.login_url) {
+    location.href = new URL(answer.login_url, api);
+  }
+  return answer.accounts;
+}
+
+async function disconnect() {
+  await fetch(api + "/disconnect", {method: "POST", credentials: "include"});
+}
+`
 
 // What the snippets need around them.
 
@@ -367,4 +428,95 @@ func TestWebSocket(t *testing.T) {
 	subject, status := dial()
 	require.Equal(t, http.StatusSwitchingProtocols, status)
 	require.NotEmpty(t, subject)
+}
+
+// An application below /app/ works behind an nginx that keeps the path.
+func TestRecipeBasePath(t *testing.T) {
+	bank := ganbtest.NewServer(ganbtest.Options{RevokeOnReuse: true})
+	defer bank.Close()
+	apiBase = bank.APIBase()
+	sessions := scs.New()
+	sessions.Cookie.Secure = true
+	connector, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+	require.NoError(t, err)
+	handler, err := belowBasePath(connector, sessions, ganbauth.Options{
+		Scopes: []string{"openid", "offline_access"}, Logger: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	backend := httptest.NewServer(handler)
+	defer backend.Close()
+	addr := serveNginx(t, strings.ReplaceAll(nginxBasePath, "127.0.0.1:8080", backend.Listener.Addr().String()))
+
+	cert, err := certificate()
+	require.NoError(t, err)
+	trusted := x509.NewCertPool()
+	trusted.AddCert(cert.Leaf)
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, network, to string) (net.Conn, error) {
+			if to == "www.example.com:443" {
+				to = addr
+			}
+			return new(net.Dialer).DialContext(ctx, network, to)
+		},
+		TLSClientConfig: &tls.Config{RootCAs: trusted, ServerName: "www.localhost"},
+	}
+	defer transport.CloseIdleConnections()
+	jar, err := cookiejar.New(nil)
+	require.NoError(t, err)
+	a := &recipeApp{&httptest.Server{URL: "https://www.example.com/app"}, bank, &http.Client{Jar: jar, Transport: transport}}
+	a.worksAsEverywhere(t)
+	resp, _ := a.do(t, "GET", "/accounts", "text/html")
+	require.Equal(t, "/app/accounts", resp.Request.URL.Path, "where the login comes back")
+}
+
+// A page of another origin and its script connect an account, use it and disconnect, in Chromium.
+func TestRecipeSinglePage(t *testing.T) {
+	browser := newBrowser(t)
+	page := ""
+	spa := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, page) }))
+	defer spa.Close()
+	origin := strings.Replace(spa.URL, "127.0.0.1", "localhost", 1)
+
+	bank := ganbtest.NewServer(ganbtest.Options{})
+	defer bank.Close()
+	apiBase = bank.APIBase()
+	connector, err := ganbauth.NewConnector(bank.ClientID, bank.ClientSecret, bank.AuthMethod, bank.Config())
+	require.NoError(t, err)
+	sessions, api := scs.New(), httptest.NewUnstartedServer(nil)
+	_, port, err := net.SplitHostPort(api.Listener.Addr().String())
+	require.NoError(t, err)
+	apiOrigin := "http://localhost:" + port
+	kit, err := ganbauth.New(connector, sessions, ganbauth.Options{
+		RedirectURI: apiOrigin + "/bank/callback", DefaultReturn: "/connected",
+		Scopes: []string{"openid", "offline_access"}, Logger: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	api.Config.Handler, err = singlePageAPI(kit, sessions, origin)
+	require.NoError(t, err)
+	api.Start()
+	defer api.Close()
+	page = fmt.Sprintf(`<!doctype html><button onclick="disconnect().then(() => text.value = 'gone')">Disconnect</button>
+<output id="text"></output><script>const api = "%s", text = document.getElementById("text");%s
+accounts().then(a => text.value = a.length + " accounts at " + location.origin)</script>`,
+		apiOrigin, singlePageScript)
+
+	open(t, browser, origin)
+	see(t, browser, "accounts at "+origin, "")
+	require.Len(t, bank.Grants(), 1)
+	click(t, browser, "Disconnect")
+	see(t, browser, "gone", "")
+	open(t, browser, origin+"/again") // another login
+	see(t, browser, "accounts at "+origin, "")
+	require.Len(t, bank.Grants(), 2)
+	resp, err := http.Post(apiOrigin+"/disconnect", "", nil)
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.Equal(t, http.StatusOK, resp.StatusCode, "a program")
+	req, err := http.NewRequest(http.MethodPost, apiOrigin+"/disconnect", nil)
+	require.NoError(t, err)
+	req.Header.Set("Origin", "https://other.example")
+	resp, err = http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.Equal(t, http.StatusForbidden, resp.StatusCode)
 }
