@@ -63,8 +63,9 @@ type Options struct {
 	// first seals, all open. To rotate them, first add the new key at the end everywhere, then
 	// move it to the front. A token that no key opens is answered 503 and logged as an error;
 	// it is not deleted, except by a logout. A Store of your own gets the whole token as
-	// AccessToken, "sealed." and base64url, at most 40 KiB, with TokenType, Scope, Epoch and
-	// the times beside it in clear, and RefreshToken "sealed" if there is one.
+	// AccessToken, at most 40 KiB: "sealed.", its fingerprint, a dot and base64url. Beside it
+	// are TokenType, Scope, Epoch and the times in clear, and RefreshToken "sealed" if there is
+	// one.
 	EncryptionKeys [][]byte
 
 	// The bank.

@@ -3,7 +3,6 @@ package ganbauth
 import (
 	"context"
 	"encoding/base64"
-	"strings"
 )
 
 // tokenCodec turns a token into the bytes of its record and back.
@@ -19,7 +18,6 @@ type tokenCodec interface {
 const (
 	plainVersion  = 1
 	sealedVersion = 2
-	sealedPrefix  = "sealed." // of an AccessToken that is a sealed token
 )
 
 // plainCodec writes tokens in clear.
@@ -88,7 +86,7 @@ func (s sealedStore) Load(ctx context.Context, key string) (*Token, error) {
 	if err != nil || stored == nil {
 		return nil, err
 	}
-	text, ok := strings.CutPrefix(stored.AccessToken, sealedPrefix)
+	_, text, ok := cutSealed(stored.AccessToken)
 	if !ok {
 		return &Token{sealed: stored.Fingerprint()}, nil
 	}
@@ -109,13 +107,12 @@ func (s sealedStore) seal(key string, token *Token) *Token {
 		return nil
 	}
 	sealed := &Token{
-		AccessToken: sealedPrefix + base64.RawURLEncoding.EncodeToString(s.codec.encode(key, token)),
+		AccessToken: sealedPrefix + token.Fingerprint() + "." + base64.RawURLEncoding.EncodeToString(s.codec.encode(key, token)),
 		TokenType:   token.TokenType,
 		Scope:       token.Scope,
 		ExpiresAt:   token.ExpiresAt,
 		IssuedAt:    token.IssuedAt,
 		Epoch:       token.Epoch,
-		sealed:      token.Fingerprint(),
 	}
 	if token.RefreshToken != "" {
 		sealed.RefreshToken = "sealed" // stores list the tokens that have one

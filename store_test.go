@@ -218,6 +218,19 @@ func TestSealing(t *testing.T) {
 		require.ErrorContains(t, err, "no encryption key opens the record")
 		require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
 	})
+	t.Run("a copy in another store is the same record", func(t *testing.T) {
+		require.NoError(t, sealed.Save(t.Context(), "bob", &fullToken))
+		got, err := inner.Load(t.Context(), "bob")
+		require.NoError(t, err)
+		record, err := got.MarshalBinary() // what a store keeps
+		require.NoError(t, err)
+		copied := new(ganbauth.Token)
+		require.NoError(t, copied.UnmarshalBinary(record))
+		require.Equal(t, fullToken.Fingerprint(), copied.Fingerprint())
+		other := ganbauth.NewMemoryStore()
+		require.NoError(t, other.Save(t.Context(), "bob", copied))
+		require.NoError(t, ganbauth.Seal(other, key(1), key(0)).(ganbauth.Swapper).Swap(t.Context(), "bob", &fullToken, nil))
+	})
 	for name, change := range map[string]func(b *ganbauth.Token){
 		"a clear token": func(b *ganbauth.Token) { b.AccessToken = "planted" },
 		"an empty one":  func(b *ganbauth.Token) { b.AccessToken = "" },

@@ -48,7 +48,7 @@ type Token struct {
 	// and whole seconds.
 	ExpiresAt, IssuedAt time.Time
 
-	sealed string // the fingerprint of what a sealed record holds
+	sealed string // the fingerprint of the record that is not sealed and that this mark stands for
 }
 
 // Valid reports whether the access token is there and not past its expiry.
@@ -104,6 +104,9 @@ func (t *Token) Fingerprint() string {
 	case t.sealed != "":
 		return t.sealed
 	}
+	if fingerprint, data, _ := cutSealed(t.AccessToken); fingerprint != "" && data != "" {
+		return fingerprint
+	}
 	h := sha256.New()
 	for _, s := range []string{t.Epoch, t.AccessToken, t.RefreshToken, t.Judged} {
 		_, _ = fmt.Fprintf(h, "%d:%s", len(s), s)
@@ -111,7 +114,21 @@ func (t *Token) Fingerprint() string {
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
 }
 
-const tokenVersion = 2
+// cutSealed takes the access token of a sealed record apart. The fingerprint of what is sealed
+// stands in clear, so that a record which is copied to another store keeps it.
+func cutSealed(accessToken string) (fingerprint, data string, ok bool) {
+	text, ok := strings.CutPrefix(accessToken, sealedPrefix)
+	if !ok {
+		return "", "", false
+	}
+	fingerprint, data, _ = strings.Cut(text, ".")
+	return fingerprint, data, true
+}
+
+const (
+	tokenVersion = 2
+	sealedPrefix = "sealed." // of an AccessToken that is a sealed token
+)
 
 func (t *Token) strings() []*string {
 	return []*string{&t.AccessToken, &t.RefreshToken, &t.TokenType, &t.Scope, &t.IDToken, &t.Subject, &t.Epoch, &t.Judged}
