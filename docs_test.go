@@ -187,9 +187,10 @@ func TestQuickStart(t *testing.T) {
 }
 
 // Each Japanese page has the English page's code, and a heading, a row and an item for each
-// of its. Comments in the code and words in a diagram are in the page's language.
+// of its, with the row's numbers and tests. Comments in the code and words in a diagram are in
+// the page's language.
 func TestTranslations(t *testing.T) {
-	part := regexp.MustCompile("(?ms)^```.*?^```$|^#+ |^\\| |^- |^\\d\\. ")
+	part := regexp.MustCompile("(?ms)^```.*?^```$|^#+ |^\\|[^\n]*|^- |^\\d\\. ")
 	shape := func(page string) (parts []string) {
 		data, err := os.ReadFile(page)
 		require.NoError(t, err)
@@ -199,6 +200,8 @@ func TestTranslations(t *testing.T) {
 				p = withoutComments(p)
 			case strings.HasPrefix(p, "```mermaid"):
 				p = "a diagram"
+			case strings.HasPrefix(p, "|"):
+				p = rowShape(p)
 			}
 			parts = append(parts, p)
 		}
@@ -206,11 +209,27 @@ func TestTranslations(t *testing.T) {
 	}
 	japanese, err := filepath.Glob("docs/ja/*.md")
 	require.NoError(t, err)
-	require.Len(t, japanese, 4)
+	require.Len(t, japanese, 5)
 	for _, page := range append(japanese, "README.ja.md") {
 		english := strings.NewReplacer("/ja/", "/", ".ja.", ".").Replace(page)
 		require.Equal(t, shape(english), shape(page), page)
 	}
+}
+
+var (
+	rowNumber = regexp.MustCompile(`\d[\d,.]*\d|\d`)
+	rowTest   = regexp.MustCompile("`[^`]*\\b(?:Test|Fuzz)[A-Z][^`]*`")
+)
+
+// rowShape is what a row of a table has in every language: its columns and tests, and the
+// numbers of what was measured, in their order.
+func rowShape(row string) string {
+	cells := strings.Split(row, "|")
+	shape := []string{fmt.Sprint(len(cells), " columns")}
+	if command := cells[len(cells)-2]; strings.Contains(command, "go test ") {
+		shape = append(shape, rowNumber.FindAllString(cells[len(cells)-3], -1)...)
+	}
+	return strings.Join(append(shape, rowTest.FindAllString(row, -1)...), " ")
 }
 
 // Each snippet of the recipes is a test's, line by line. Comments are in the page's language.
@@ -341,6 +360,18 @@ func TestI15Numbers(t *testing.T) {
 	}
 }
 
+// anchors returns the fragments by which a page's headings are linked to.
+func anchors(t *testing.T, page string) (all []string) {
+	t.Helper()
+	data, err := os.ReadFile(page)
+	require.NoError(t, err)
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(string(data), -1) {
+		text := regexp.MustCompile(`[^\p{L}\p{M}\p{N}_ -]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		all = append(all, strings.ReplaceAll(text, " ", "-"))
+	}
+	return all
+}
+
 // What the pages link to, and the tests that they name, are there.
 func TestDocs(t *testing.T) {
 	source := &strings.Builder{}
@@ -362,7 +393,7 @@ func TestDocs(t *testing.T) {
 	}))
 	require.NotEmpty(t, pages)
 	test := regexp.MustCompile(`\b((?:Test|Fuzz|Example|Benchmark)[A-Z_]\w*)((?:/[\w.,-]+)*)`)
-	link := regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`)
+	link := regexp.MustCompile(`\]\(([^)#]*)#?([^)]*)\)`)
 	for _, page := range pages {
 		data, err := os.ReadFile(page)
 		require.NoError(t, err)
@@ -375,9 +406,17 @@ func TestDocs(t *testing.T) {
 			}
 		}
 		for _, m := range link.FindAllStringSubmatch(string(data), -1) {
-			if !strings.Contains(m[1], "://") {
-				_, err := os.Stat(filepath.Join(filepath.Dir(page), m[1]))
-				require.NoError(t, err, page)
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			target := page
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(page), m[1])
+			}
+			_, err := os.Stat(target)
+			require.NoError(t, err, page)
+			if m[2] != "" {
+				require.Contains(t, anchors(t, target), m[2], "%s links to %s", page, target)
 			}
 		}
 	}
