@@ -50,7 +50,7 @@ func setErrorHeaders(w http.ResponseWriter, err error) {
 	switch {
 	case status == http.StatusUnauthorized: // in canonical form, which spares an allocation
 		h.Set("Www-Authenticate", `Bearer realm="bank"`)
-	case status == http.StatusForbidden && errors.As(err, &lacks):
+	case errors.As(err, &lacks):
 		h.Set("Www-Authenticate",
 			fmt.Sprintf(`Bearer realm="bank", error="insufficient_scope", scope=%q`, strings.Join(lacks.missing, " ")))
 	}

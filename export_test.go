@@ -175,6 +175,23 @@ func UnmarshalAttempt(data []byte) error {
 	return err
 }
 
+// AttemptAgain returns the record of the attempt in data, written anew.
+func AttemptAgain(data []byte) ([]byte, error) {
+	as := attempts{scope: "openid"}
+	a, err := as.unmarshal(string(data))
+	if err != nil {
+		return nil, err
+	}
+	return as.marshal(a), nil
+}
+
+// CutMarks returns a query without the marks of the kit of that name, and what they say.
+func CutMarks(name, rawQuery string) (rest string, reloads int, returnTo string) {
+	k := &Kit{owners: owners{kit: name}}
+	rest, m := k.cutMarks(rawQuery)
+	return rest, m.reloads, m.returnTo
+}
+
 func SCSRecord(store TokenStore, t *Token) []byte {
 	data, err := store.(*scsStore).encode("key", t, time.Unix(1e9, 0))
 	if err != nil {

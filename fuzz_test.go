@@ -129,6 +129,12 @@ func FuzzIDTokenClaims(f *testing.F) {
 		require.Equal(t, "n-1", m["nonce"])
 		require.NotEmpty(t, m["sub"])
 		require.Greater(t, m["exp"], float64(judged.Unix()))
+		require.LessOrEqual(t, m["iat"], float64(judged.Add(ganbauth.MaxClockSkew).Unix()))
+		if all, ok := m["aud"].([]any); ok {
+			require.Equal(t, []any{clientID}, slices.Compact(all), "of no other client")
+		} else {
+			require.Equal(t, clientID, m["aud"])
+		}
 	})
 }
 
@@ -152,6 +158,28 @@ func FuzzCallbackQuery(f *testing.F) {
 		for _, c := range q.Failure {
 			require.True(t, c >= ' ' && c <= '~' && c != '"' && c != '\\')
 		}
+	})
+}
+
+// The kit's marks in a query: nothing else is cut, nothing of them is left, and none leads away.
+func FuzzMarks(f *testing.F) {
+	for _, q := range []string{"", "a=1&b=2", "ganb.bank.reloaded=1", "a&ganb.bank.reloaded=x&ganb.bank.return_to=%2Fx&b=%zz", "ganb.bank.return_to=//evil.example",
+		"ganb.other.reloaded=1", "ganb.bank.reloaded=99999999999999999999", "&&ganb.bank.reloaded&="} {
+		f.Add(q)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		rest, reloads, returnTo := ganbauth.CutMarks("bank", raw)
+		require.GreaterOrEqual(t, reloads, 0)
+		if returnTo != "" {
+			requireSameOrigin(t, returnTo)
+		}
+		again, n, to := ganbauth.CutMarks("bank", rest)
+		require.Equal(t, []any{rest, 0, ""}, []any{again, n, to})
+		kept := slices.DeleteFunc(strings.Split(raw, "&"), func(part string) bool {
+			name, _, _ := strings.Cut(part, "=")
+			return name == "ganb.bank.reloaded" || name == "ganb.bank.return_to"
+		})
+		require.Equal(t, strings.Join(kept, "&"), rest)
 	})
 }
 
@@ -189,7 +217,11 @@ func FuzzRecords(f *testing.F) {
 	store := ganbauth.NewSCSStore(scs.New())
 	f.Add(ganbauth.SCSRecord(store, &fullToken))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		_ = ganbauth.UnmarshalAttempt(data)
+		if first, err := ganbauth.AttemptAgain(data); err == nil {
+			second, err := ganbauth.AttemptAgain(first)
+			require.NoError(t, err)
+			require.Equal(t, first, second)
+		}
 		_ = ganbauth.SCSDecode(store, data)
 		before := fullToken
 		got := before
