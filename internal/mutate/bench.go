@@ -142,9 +142,10 @@ func (b *bench) readTests(output string, names []string) {
 	passed := map[string]bool{}
 	for _, v := range verdict.FindAllStringSubmatch(output, -1) {
 		seconds, _ := strconv.ParseFloat(v[3], 64)
-		if v[1] == "PASS" {
-			passed[v[2]] = true
-			b.tests = append(b.tests, test{v[2], files[v[2]], time.Duration(seconds * float64(time.Second))})
+		took := time.Duration(seconds * float64(time.Second))
+		passed[v[2]] = v[1] == "PASS"
+		if passed[v[2]] && (b.quick == 0 || took <= b.quick) {
+			b.tests = append(b.tests, test{v[2], files[v[2]], took})
 		}
 	}
 	slices.SortStableFunc(b.tests, func(x, y test) int { return cmp.Compare(x.took, y.took) })

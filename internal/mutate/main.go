@@ -1,7 +1,7 @@
 // Mutate puts small faults into a package, one at a time, and runs the package's tests against
 // each. A fault that no test sees is printed with its place:
 //
-//	go run ./internal/mutate [-n N] [-seed S] [-files a.go,b.go] [-run REGEXP] [-mutants id,id] DIR
+//	go run ./internal/mutate [-n N] [-seed S] [-files a.go,b.go] [-run REGEXP] [-quick D] [-mutants id,id] DIR
 //
 // The package's directory is never written to: the faults are in overlays of go test. Nearly
 // all of them are compiled into one test binary, where an environment variable switches one
@@ -32,6 +32,7 @@ type options struct {
 	mutants []string       // their ids; empty: no choice
 	run     *regexp.Regexp // which tests; nil: all
 	skip    *regexp.Regexp // which tests not; nil: none
+	quick   time.Duration  // tests that take longer do not run; 0: all do
 	jobs    int
 	verbose bool
 }
@@ -53,6 +54,7 @@ func parseOptions(args []string) (o options, err error) {
 	flags.IntVar(&o.n, "n", 0, "draw `N` mutants; 0 takes all")
 	flags.Int64Var(&o.seed, "seed", 1, "of the draw")
 	flags.IntVar(&o.jobs, "p", runtime.NumCPU(), "test that many mutants at once")
+	flags.DurationVar(&o.quick, "quick", 0, "run only tests that take no longer; 0 runs all")
 	flags.BoolVar(&o.verbose, "v", false, "print the killed mutants, too, with the test that saw them")
 	files := flags.String("files", "", "mutate only these files, `a.go,b.go`")
 	ids := flags.String("mutants", "", "take only these mutants, `id,id`")
