@@ -30,7 +30,6 @@ type engine struct {
 	after   func(statement string) error // its error is an answer that was lost
 	calls   map[string]int
 	pending atomic.Int32
-	rested  int
 }
 
 func newEngine() *engine {
@@ -101,7 +100,7 @@ func (e *engine) Unlock(ctx context.Context, key, holder string) error {
 func (e *engine) Rest() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.rested++
+	e.calls["rest"]++
 }
 
 func (e *engine) set(fn func()) {
@@ -409,17 +408,21 @@ func TestOneGoroutineExtendsAllLocks(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, 1, leaseGoroutines())
 		require.InDelta(t, 200*600/2.5, e.count("extend"), 400)
-		require.Zero(t, e.rested)
+		require.Zero(t, e.count("rest"))
 		for _, unlock := range unlocks {
 			unlock()
 		}
 		synctest.Wait()
 		require.Zero(t, leaseGoroutines())
-		require.Equal(t, 1, e.rested)
+		require.Equal(t, 1, e.count("rest"))
 		require.Zero(t, e.hold())
-		held(t, e)() // and it works again
+		unlock, err := l.Lock(t.Context(), "k") // and it works again
+		require.NoError(t, err)
+		time.Sleep(aLease)
+		require.NotZero(t, e.hold().Beats)
+		unlock()
 		synctest.Wait()
-		require.Equal(t, 2, e.rested)
+		require.Equal(t, 2, e.count("rest"))
 	})
 }
 
@@ -504,5 +507,215 @@ func TestLockWith(t *testing.T) {
 		require.Equal(t, e.count("lock")-1, calls)
 		unlock()
 		require.Zero(t, e.hold())
+	})
+}
+
+// A waiter asks soon at first, then ten times a second.
+func TestHowOftenAWaiterAsks(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		e.held["k"] = lease.Hold{Holder: "other"}
+		began := time.Now()
+		var asked []time.Duration
+		e.before = func(string) error {
+			asked = append(asked, time.Since(began)/time.Millisecond)
+			return nil
+		}
+		require.ErrorIs(t, try(t, e, 400*time.Millisecond), lease.ErrHeld)
+		require.Equal(t, []time.Duration{0, 5, 15, 35, 75, 155, 255, 355}, asked)
+	})
+}
+
+// The lock of a dead holder is taken over once it has stood still for longer than a lease, by a
+// waiter that has heard the engine at least every quarter of one.
+func TestWhenADeadLockIsTakenOver(t *testing.T) {
+	t.Run("not when it is a lease, but when it is over", func(t *testing.T) {
+		bubble(t, func(t *testing.T, e *engine) {
+			e.held["k"] = lease.Hold{Holder: "dead"}
+			began := time.Now()
+			unlock, err := lease.New(e, 1155*time.Millisecond).Lock(t.Context(), "k") // as above
+			require.NoError(t, err)
+			require.Equal(t, 1355*time.Millisecond, time.Since(began))
+			unlock()
+		})
+	})
+	t.Run("a quarter of a lease is no pause", func(t *testing.T) {
+		bubble(t, func(t *testing.T, e *engine) {
+			e.held["k"] = lease.Hold{Holder: "dead"}
+			e.before = func(string) error {
+				time.Sleep(150 * time.Millisecond) // and 100 between two statements
+				return nil
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			unlock, err := lease.New(e, time.Second).Lock(ctx, "k")
+			require.NoError(t, err)
+			unlock()
+		})
+	})
+}
+
+// What the engine said before its statement was cut off, or failed.
+func TestWhatAFailureMeans(t *testing.T) {
+	t.Run("it answers slowly, and the caller leaves", func(t *testing.T) {
+		bubble(t, func(t *testing.T, e *engine) {
+			unlock := held(t, e)
+			defer unlock()
+			time.AfterFunc(955*time.Millisecond, func() { e.set(func() { e.away, e.hangs = time.Now().Add(time.Minute), true }) })
+			err := try(t, e, 2*time.Second)
+			require.ErrorIs(t, err, lease.ErrHeld)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		})
+	})
+	for within, held := range map[time.Duration]bool{3954 * time.Millisecond: true, 3955 * time.Millisecond: false} {
+		bubble(t, func(t *testing.T, e *engine) { // the last answer is that of 955 ms
+			e.held["k"] = lease.Hold{Holder: "other"}
+			time.AfterFunc(time.Second, func() { e.set(func() { e.away, e.hangs = time.Now().Add(time.Minute), true }) })
+			require.Equal(t, held, errors.Is(try(t, e, within), lease.ErrHeld))
+		})
+	}
+	t.Run("it fails while the caller waits", func(t *testing.T) {
+		bubble(t, func(t *testing.T, e *engine) {
+			e.held["k"] = lease.Hold{Holder: "other"}
+			time.AfterFunc(time.Second, func() { e.set(func() { e.away = time.Now().Add(time.Second) }) })
+			err := try(t, e, time.Minute)
+			require.ErrorIs(t, err, errAway)
+			require.NotErrorIs(t, err, lease.ErrHeld)
+		})
+	})
+}
+
+// The context of each statement is released when it is over.
+func TestContextsAreReleased(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		kept := &contexts{engine: e}
+		unlock, err := lease.New(kept, aLease).Lock(t.Context(), "k")
+		require.NoError(t, err)
+		time.Sleep(aLease/4 + time.Millisecond)
+		require.EqualValues(t, 1, e.hold().Beats, "a quarter of a lease after it was taken")
+		unlock()
+		require.Len(t, kept.all, 3)
+		for _, ctx := range kept.all {
+			require.ErrorIs(t, ctx.Err(), context.Canceled)
+		}
+	})
+}
+
+// contexts keeps the contexts of the statements.
+type contexts struct {
+	*engine
+	all []context.Context
+}
+
+func (c *contexts) TryLock(ctx context.Context, key, holder string, dead lease.Hold) (lease.Hold, error) {
+	c.all = append(c.all, ctx)
+	return c.engine.TryLock(ctx, key, holder, dead)
+}
+
+func (c *contexts) Extend(ctx context.Context, key, holder string) error {
+	c.all = append(c.all, ctx)
+	return c.engine.Extend(ctx, key, holder)
+}
+
+func (c *contexts) Unlock(ctx context.Context, key, holder string) error {
+	c.all = append(c.all, ctx)
+	return c.engine.Unlock(ctx, key, holder)
+}
+
+// A name is released until that has succeeded twice. Then the goroutine ends.
+func TestANameIsReleasedTwice(t *testing.T) {
+	for name, test := range map[string]struct {
+		fails func(n int) error // of the unlock of that number
+		want  int
+	}{
+		"both succeed":   {func(int) error { return nil }, 2},
+		"one in between": {func(n int) error { return map[bool]error{true: errAway}[n == 2] }, 3},
+		"it panics first": {func(n int) error {
+			if n == 1 {
+				panic("a fault of the engine's")
+			}
+			return nil
+		}, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, e *engine) {
+				logger, log := slog.Default(), &strings.Builder{}
+				slog.SetDefault(slog.New(slog.NewTextHandler(log, nil)))
+				defer slog.SetDefault(logger)
+				e.before = func(statement string) error {
+					if statement == "lock" {
+						return errAway
+					}
+					return test.fails(e.count("unlock"))
+				}
+				require.ErrorIs(t, try(t, e, time.Second), errAway)
+				time.Sleep(time.Duration(test.want-1) * aLease / 4)
+				synctest.Wait()
+				require.Equal(t, test.want, e.count("unlock"))
+				require.Equal(t, 1, e.count("rest"), "at once")
+				time.Sleep(aLease)
+				require.Equal(t, test.want, e.count("unlock"))
+				require.Equal(t, name == "it panics first", strings.Contains(log.String(), "a fault of the engine's"))
+			})
+		})
+	}
+}
+
+// While the engine hangs, eight statements are under way, and nobody waits for the goroutine that
+// sends them.
+func TestAnEngineThatHangsHoldsUpNobody(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		l := lease.New(e, aLease)
+		var unlocks []func()
+		for i := range 20 {
+			unlock, err := l.Lock(t.Context(), string(rune('a'+i)))
+			require.NoError(t, err)
+			unlocks = append(unlocks, unlock)
+		}
+		e.set(func() {
+			e.before = func(statement string) error {
+				if statement == "extend" {
+					time.Sleep(callTimeout)
+				}
+				if statement == "unlock" {
+					return errAway
+				}
+				return nil
+			}
+		})
+		time.Sleep(aLease/4 + time.Millisecond)
+		require.EqualValues(t, 8, e.pending.Load())
+		began := time.Now()
+		for _, unlock := range unlocks {
+			unlock()
+		}
+		require.Zero(t, time.Since(began))
+	})
+}
+
+// The engine's connections are given back when nothing uses them any more.
+func TestRestWaitsForWhatIsUnderWay(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock := held(t, e)
+		e.set(func() {
+			e.before = func(statement string) error {
+				if statement == "extend" {
+					time.Sleep(time.Second)
+				}
+				return nil
+			}
+		})
+		time.Sleep(aLease/4 + time.Millisecond)
+		unlock()
+		synctest.Wait()
+		require.Zero(t, e.count("rest"))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.Equal(t, 1, e.count("rest"))
+	})
+	bubble(t, func(t *testing.T, e *engine) { // one that has nothing to give back
+		unlock, err := lease.New(struct{ lease.Engine }{e}, aLease).Lock(t.Context(), "k")
+		require.NoError(t, err)
+		time.Sleep(aLease)
+		unlock()
 	})
 }
