@@ -217,7 +217,7 @@ func TestTranslations(t *testing.T) {
 }
 
 var (
-	rowNumber = regexp.MustCompile(`\d[\d,.]*\d|\d`)
+	rowNumber = regexp.MustCompile(`\d+(?:,\d{3})*(?:[hm]\d+)*(?:\.\d+)?(?:ms|µs|h|m|s)?`)
 	rowTest   = regexp.MustCompile("`[^`]*\\b(?:Test|Fuzz)[A-Z][^`]*`")
 )
 

@@ -3,7 +3,11 @@
 //
 //	go run ./internal/figures docs/reliability.md
 //
-// A test tells what it has measured with t.Attr("measured", …).
+// A test tells what it has measured with t.Attr("measured", …). The numbers then go to the page
+// of the same name in docs/ja, which has the same rows. For that alone, without measuring, name
+// that page:
+//
+//	go run ./internal/figures docs/ja/reliability.md
 package main
 
 import (
@@ -13,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
@@ -24,10 +29,25 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: go run ./internal/figures PAGE")
 		os.Exit(2)
 	}
-	if err := measure(os.Args[1]); err != nil {
+	if err := figures(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "figures:", err)
 		os.Exit(1)
 	}
+}
+
+func figures(page string) error {
+	dir, name := filepath.Split(page)
+	if filepath.Base(dir) == "ja" {
+		return carry(filepath.Join(dir, "..", name), page)
+	}
+	if err := measure(page); err != nil {
+		return err
+	}
+	translated := filepath.Join(dir, "ja", name)
+	if _, err := os.Stat(translated); err != nil {
+		return nil
+	}
+	return carry(page, translated)
 }
 
 var command = regexp.MustCompile("^ `(.*go test .*)` $")
@@ -65,6 +85,52 @@ func measure(page string) error {
 
 // run runs one go test command and returns what its tests have measured, as attributes of
 // that name.
+var number = regexp.MustCompile(`\d+(?:,\d{3})*(?:[hm]\d+)*(?:\.\d+)?(?:ms|µs|h|m|s)?`)
+
+// carry writes the figures of page into the same rows of the translated page: number by number,
+// in their order. The words between them stay.
+func carry(page, translated string) error {
+	from, err := os.ReadFile(page)
+	if err != nil {
+		return err
+	}
+	to, err := os.ReadFile(translated)
+	if err != nil {
+		return err
+	}
+	measured := map[string][]string{}
+	var dates []string // of the lines "Measured on"
+	for line := range strings.SplitSeq(string(from), "\n") {
+		if cells := strings.Split(line, "|"); len(cells) > 3 && command.MatchString(cells[len(cells)-2]) {
+			measured[cells[len(cells)-2]] = number.FindAllString(cells[len(cells)-3], -1)
+		}
+		if after, ok := strings.CutPrefix(line, "Measured on "); ok {
+			dates = append(dates, strings.TrimSuffix(after, "."))
+		}
+	}
+	lines := strings.Split(string(to), "\n")
+	for i, line := range lines {
+		if strings.HasPrefix(line, "測定環境：") && len(dates) > 0 {
+			lines[i], dates = "測定環境："+dates[0], dates[1:]
+		}
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 || !command.MatchString(cells[len(cells)-2]) {
+			continue
+		}
+		figures := measured[cells[len(cells)-2]]
+		if n := len(number.FindAllString(cells[len(cells)-3], -1)); n != len(figures) {
+			return fmt.Errorf("%s has %d figures, not %d: %s", translated, n, len(figures), line)
+		}
+		cells[len(cells)-3] = number.ReplaceAllStringFunc(cells[len(cells)-3], func(string) string {
+			next := figures[0]
+			figures = figures[1:]
+			return next
+		})
+		lines[i] = strings.Join(cells, "|")
+	}
+	return os.WriteFile(translated, []byte(strings.Join(lines, "\n")), 0o644)
+}
+
 func run(command string) (measured string, err error) {
 	cmd := exec.Command("sh", "-c", strings.Replace(command, " .", " -json -count=1 .", 1))
 	cmd.Stderr = os.Stderr
