@@ -35,6 +35,7 @@ type app struct {
 	refreshes map[string]int // by connection
 }
 
+// newApp makes the application of one bank.
 func newApp(b bank, redirectURI string, scopes []string) (a *app, err error) {
 	a = &app{bank: b, sessions: scs.New(), refreshes: map[string]int{}}
 	a.sessions.Cookie.Secure = strings.HasPrefix(redirectURI, "https:")

@@ -1,21 +1,23 @@
-// The cluster is an application on two machines, in small: two instances behind a proxy, one Redis, one bank in a box.
-// Kill an instance and its user notices nothing.
+// The cluster is an application on two machines, in small: two instances behind a proxy,
+// one Redis, one bank in a box. Kill an instance, and its user notices nothing.
 //
 //	cd _example/cluster && go run .
 //
 // It needs redis-server on the PATH, or -redis with the address of one.
+//
+// "cluster app" is one instance, which is all that an application has of this: app.go and
+// stores.go. It reads its settings from the environment. compose.yaml runs it with the
+// bank in a box and with Redis, PostgreSQL or MariaDB.
 package main
 
 import (
 	"bufio"
 	"cmp"
 	"context"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"html/template"
 	"io"
 	"net"
 	"net/http"
@@ -23,113 +25,39 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
-	scsredis "github.com/alexedwards/scs/goredisstore"
-	"github.com/alexedwards/scs/v2"
-	"github.com/redis/go-redis/v9"
-
-	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/ganbtest"
-	"github.com/ganbauth/ganbauth/goredisstore"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	var err error
-	if config := os.Getenv(instanceVariable); config != "" {
-		err = serveInstance(config, os.Stdout)
-	} else {
-		err = run(ctx, os.Args[1:], os.Stdout)
-	}
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "cluster:", err)
+	if err := start(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "cluster:", strings.ReplaceAll(err.Error(), "\n", "; "))
 		os.Exit(1)
 	}
 }
 
-// An instance, which is all that an application has of this.
-
-const instanceVariable = "CLUSTER_INSTANCE"
-
-type instanceConfig struct {
-	Name                   string
-	Redis                  string
-	ClientID, ClientSecret string
-	Bank                   bankConfig
-	API, RedirectURI       string
+// start runs one instance of the application, or else all that the cluster consists of.
+func start(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) == 0 || args[0] != "app" {
+		return run(ctx, args, out)
+	}
+	s, err := readSettings(os.Getenv)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, s, out)
 }
 
-// bankConfig is a ganbauth.Config for an instance of our own. The type has no methods, because a
-// Config refuses to become JSON.
-type bankConfig ganbauth.Config
-
-func serveInstance(config string, out io.Writer) error {
-	var c instanceConfig
-	if err := json.Unmarshal([]byte(config), &c); err != nil {
-		return err
-	}
-	client := redis.NewClient(&redis.Options{Addr: c.Redis})
-	sessions := scs.New()
-	sessions.Store = scsredis.New(client)
-	connector, err := ganbauth.NewConnector(c.ClientID, c.ClientSecret, ganbauth.AuthBasic, ganbauth.Config(c.Bank))
-	if err != nil {
-		return err
-	}
-	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{
-		RedirectURI: c.RedirectURI,
-		Scopes:      []string{"openid", "offline_access", "private:account"},
-		Locker:      goredisstore.New(client, goredisstore.Options{Lease: 3 * time.Second}),
-	})
-	if err != nil {
-		return err
-	}
-
-	mux := http.NewServeMux()
-	mux.Handle("/bank/callback", bank.CallbackHandler())
-	mux.Handle("/bank/logout", bank.LogoutHandler())
-	mux.Handle("GET /{$}", bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		resp, err := bank.Client(r.Context()).Get(c.API + "/accounts")
-		if err == nil {
-			defer resp.Body.Close()
-			err = ganbauth.CheckResponse(resp)
-		}
-		var answer struct {
-			Accounts []struct{ BranchName, AccountNumber string }
-		}
-		if err == nil {
-			err = json.NewDecoder(resp.Body).Decode(&answer)
-		}
-		if err != nil {
-			bank.Refuse(w, r, err)
-			return
-		}
-		token, _ := ganbauth.TokenFromContext(r.Context())
-		w.Header().Set("Cache-Control", "no-store")
-		_ = page.Execute(w, map[string]any{
-			"Instance": c.Name, "PID": os.Getpid(), "Accounts": answer.Accounts, "Subject": token.Subject,
-			"Seconds": int(time.Until(token.ExpiresAt).Seconds()),
-		})
-	})))
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(out, listener.Addr())
-	return http.Serve(listener, sessions.LoadAndSave(mux))
-}
-
-//go:embed page.html
-var pageText string
-var page = template.Must(template.New("").Parse(pageText))
-
-// What stands around the instances.
-
+// run runs the proxy, the bank, Redis and the instances until ctx ends.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("cluster", flag.ContinueOnError)
 	addr := flags.String("addr", "127.0.0.1:8090", "address of the proxy")
@@ -155,6 +83,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	redirectURI := origin + "/bank/callback"
 	box := ganbtest.NewServer(ganbtest.Options{RevokeOnReuse: true, Lifetime: *lifetime, RedirectURI: redirectURI, Latency: 100 * time.Millisecond})
 	defer box.Close()
+	conf, remove, err := writeConf(box)
+	if err != nil {
+		return err
+	}
+	defer remove()
 
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -162,30 +95,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	defer cancel()
 	instances := []*instance{{name: "1"}, {name: "2"}}
 	for _, in := range instances {
-		config, err := json.Marshal(instanceConfig{
-			Name: in.name, Redis: *redisAddr, ClientID: box.ClientID, ClientSecret: box.ClientSecret,
-			Bank: bankConfig(box.Config()), API: box.APIBase(), RedirectURI: redirectURI,
-		})
-		if err != nil {
-			return err
-		}
-		running.Go(func() { in.keepRunning(ctx, string(config), out) })
+		environment := append(os.Environ(), "ADDR=127.0.0.1:0", "STORE=redis://"+*redisAddr, "REDIRECT_URI="+redirectURI,
+			"GANB_CONF="+conf, "GANB_CLIENT_ID="+box.ClientID, "GANB_CLIENT_SECRET="+box.ClientSecret, "INSTANCE="+in.name)
+		running.Go(func() { in.keepRunning(ctx, environment, out) })
 	}
-
-	mux := http.NewServeMux()
-	mux.Handle("/", &httputil.ReverseProxy{
-		Rewrite:   func(r *httputil.ProxyRequest) { r.SetXForwarded() },
-		Transport: &balancer{instances: instances},
-	})
-	mux.HandleFunc("POST /kill/{name}", func(w http.ResponseWriter, r *http.Request) {
-		for _, in := range instances {
-			if in.name == r.PathValue("name") {
-				in.kill()
-			}
-		}
-		http.Redirect(w, r, "/", http.StatusSeeOther)
-	})
-	server := &http.Server{Handler: http.NewCrossOriginProtection().Handler(mux), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: proxy(instances), ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		<-ctx.Done()
 		server.Close()
@@ -197,6 +111,45 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
+// writeConf writes the conf.json of the box for the instances.
+func writeConf(box *ganbtest.Server) (file string, remove func(), err error) {
+	dir, err := os.MkdirTemp("", "cluster")
+	if err != nil {
+		return "", nil, err
+	}
+	config := box.Config()
+	text, err := json.Marshal(map[string]string{
+		"SALT": config.Salt, "AUTH_BASE_URL": config.AuthBaseURL, "AUTH_PATH": config.AuthPath, "TOKEN_PATH": config.TokenPath,
+		"JWT_ISSUER": config.JWTIssuer,
+	})
+	file = filepath.Join(dir, "conf.json")
+	if err == nil {
+		err = os.WriteFile(file, text, 0o600)
+	}
+	return file, func() { _ = os.RemoveAll(dir) }, err
+}
+
+// proxy sends requests to the instances, and kills one on request.
+func proxy(instances []*instance) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", &httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetXForwarded() },
+		Transport: &balancer{instances: instances},
+	})
+	mux.HandleFunc("POST /kill/{name}", func(w http.ResponseWriter, r *http.Request) {
+		for _, in := range instances {
+			if in.name == r.PathValue("name") {
+				in.kill()
+				http.Redirect(w, r, "/?killed="+in.name, http.StatusSeeOther)
+				return
+			}
+		}
+		http.NotFound(w, r)
+	})
+	return http.NewCrossOriginProtection().Handler(mux)
+}
+
+// startRedis runs a Redis that keeps nothing, on a free port.
 func startRedis() (addr string, stop func(), err error) {
 	program, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -224,10 +177,11 @@ type instance struct {
 	cmd  *exec.Cmd
 }
 
-func (in *instance) keepRunning(ctx context.Context, config string, out io.Writer) {
+// keepRunning starts the process, and again five seconds after it has ended.
+func (in *instance) keepRunning(ctx context.Context, environment []string, out io.Writer) {
 	for ctx.Err() == nil {
-		cmd := exec.CommandContext(ctx, os.Args[0])
-		cmd.Env = append(os.Environ(), instanceVariable+"="+config)
+		cmd := exec.CommandContext(ctx, os.Args[0], "app")
+		cmd.Env = environment
 		cmd.Stderr = os.Stderr
 		stdout, err := cmd.StdoutPipe()
 		if err == nil {
@@ -273,12 +227,14 @@ func (in *instance) kill() {
 	}
 }
 
-// balancer sends requests to the instances in turn, and a GET to the next one if an instance dies over it.
+// balancer sends requests to the instances in turn, and a GET to the next one if an
+// instance dies over it.
 type balancer struct {
 	instances []*instance
 	turn      atomic.Int64
 }
 
+// RoundTrip waits up to ten seconds for an instance.
 func (b *balancer) RoundTrip(r *http.Request) (resp *http.Response, err error) {
 	for began := time.Now(); time.Since(began) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
 		turn := int(b.turn.Add(1))
