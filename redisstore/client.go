@@ -1,13 +1,10 @@
 package redisstore
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha1" // by which Redis names scripts
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -17,9 +14,9 @@ import (
 // use.
 type Client interface {
 	// Do sends the commands, one or several, and returns an answer for each, in their order. It
-	// takes one round trip, or one for each node of a Cluster. When ctx ends the Store waits no
-	// longer, and Do should soon end, too. A command that may have reached Redis may be sent
-	// again: none of them does harm when it runs twice.
+	// takes one round trip, or one for each node of a Cluster. It must end with ctx, which many
+	// clients do not by themselves while they wait for an answer. A command that may have
+	// reached Redis may be sent again: none of them does harm when it runs twice.
 	Do(ctx context.Context, commands []Command) []Answer
 	// Memory returns the answer to INFO memory of each node that has tokens. Its error is an
 	// [ErrUnfit] if the client itself is set up so that tokens are not safe.
@@ -60,37 +57,11 @@ var errNoAnswer = errors.New("the client has not answered every command")
 func (s *Store) do(ctx context.Context, client Client, commands ...Command) []Answer {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	answers, err := await(ctx, func() ([]Answer, error) { return client.Do(ctx, commands), nil })
+	answers := client.Do(ctx, commands)
 	for len(answers) < len(commands) {
-		answers = append(answers, Answer{Err: cmp.Or(err, errNoAnswer)})
+		answers = append(answers, Answer{Err: errNoAnswer})
 	}
 	return answers
-}
-
-// await runs fn, and leaves it when ctx ends: a client may heed no cancellation while it waits for
-// an answer or a connection.
-func await[T any](ctx context.Context, fn func() (T, error)) (T, error) {
-	type answer struct {
-		value T
-		err   error
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		var a answer
-		defer func() {
-			if p := recover(); p != nil {
-				a.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-			}
-			answered <- a
-		}()
-		a.value, a.err = fn()
-	}()
-	select {
-	case a := <-answered:
-		return a.value, a.err
-	case <-ctx.Done():
-		return *new(T), fmt.Errorf("no answer from Redis: %w", ctx.Err())
-	}
 }
 
 func (s *Store) one(ctx context.Context, c Command) Answer { return s.do(ctx, s.client, c)[0] }
