@@ -326,13 +326,15 @@ func errorClass(err error) string { return kindOf(err).class }
 
 // retryAfter returns how long to wait before trying again, or 0 if that would not help.
 func retryAfter(err error) time.Duration {
+	about := kindOf(err)
+	if about.status < 500 {
+		return 0
+	}
 	var e interface{ wait() time.Duration }
 	switch {
-	case kindOf(err).status < 500:
-		return 0
 	case errors.As(err, &e) && e.wait() > 0:
 		return e.wait()
-	case kindOf(err).status == http.StatusServiceUnavailable:
+	case about.status == http.StatusServiceUnavailable:
 		return retrySoon
 	}
 	return 0
@@ -365,13 +367,16 @@ type kind struct {
 	match  func(error) bool
 }
 
+// loginRequired is the kind of nearly every refusal.
+var loginRequired = kind{"login_required", 401, topicConnect, is(ErrLoginRequired)}
+
 // kinds is the table of errors. An error is of the first kind that matches. Whatever a
 // browser, a program, a metric or a log is told about an error is looked up here.
 var kinds = []kind{
 	{"unavailable", 503, topicUnavailable, is(ErrUnavailable)},
 	{"refused", 0, topicRequest, isA[*refusal]},
 	{"no_user", 401, topicNoUser, is(ErrNoUser)},
-	{"login_required", 401, topicConnect, is(ErrLoginRequired)},
+	loginRequired,
 	{"insufficient_scope", 403, topicScope, is(ErrInsufficientScope)},
 	{"invalid_state", 400, topicExpired, is(errAttemptExpired)},
 	{"invalid_state", 400, topicState, is(ErrInvalidState)},
@@ -433,8 +438,11 @@ func (k kind) operatorFault() bool { return k.topic == topicSetup }
 
 // kindOf looks err up in the table. An unavailableError has the class of its cause.
 func kindOf(err error) kind {
-	if err == nil {
+	switch err {
+	case nil:
 		return kind{status: http.StatusInternalServerError, topic: topicInternal}
+	case ErrLoginRequired: // as it is: nothing has to be looked up
+		return loginRequired
 	}
 	var later *unavailableError
 	for errors.As(err, &later) {

@@ -326,7 +326,11 @@ func (k *Kit) pagesOf(r *http.Request, kind requestKind) (again, back string) {
 // is not a page of this site. This site is at the host of r or, behind a proxy that
 // changes Host, at the host of RedirectURI.
 func (k *Kit) ownPage(r *http.Request, header string) string {
-	page, err := url.Parse(r.Header.Get(header))
+	value := r.Header.Get(header)
+	if value == "" {
+		return ""
+	}
+	page, err := url.Parse(value)
 	redirect, redirectErr := url.Parse(k.redirectURI)
 	if err != nil || redirectErr != nil || page.Scheme != redirect.Scheme || page.Path == k.callback {
 		return ""
