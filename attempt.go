@@ -448,8 +448,12 @@ func (j *jar) forget(w http.ResponseWriter, name string) {
 	w.Header().Add("Set-Cookie", j.setCookie(name, ""))
 }
 
-// removeAll removes every attempt.
-func (j *jar) removeAll(w http.ResponseWriter) { j.remove(w, j.ranked()) }
+// removeOf removes the attempts of that connection, or all if none is named.
+func (j *jar) removeOf(w http.ResponseWriter, connection string) {
+	j.remove(w, slices.DeleteFunc(j.ranked(), func(c attemptCookie) bool {
+		return connection != "" && c.connection != connection
+	}))
+}
 
 // remove removes cookies, as many as an answer has room for.
 func (j *jar) remove(w http.ResponseWriter, gone []attemptCookie) {

@@ -65,7 +65,10 @@ func TestConnections(t *testing.T) {
 
 				// A logout ends one of them.
 				post := with(navigate, "Sec-Fetch-Site", "same-origin", "X-User", "u")
+				begun := open("u", "/p?client=e")
 				require.Equal(t, 303, b.do("POST", "/bank/logout?client=a", post).StatusCode)
+				other := open("u", a.bank.Approve(begun.Header.Get("Location")))
+				require.Equal(t, "/p?client=e", other.Header.Get("Location"), "another's login under way goes on")
 				require.Equal(t, "401 Unauthorized", subject("u", "a"))
 				require.Equal(t, subjects[1], subject("u", "b%2F%25"))
 
@@ -115,6 +118,7 @@ func TestConnectionIsRefused(t *testing.T) {
 	h := with(program, "X-User", "u")
 	require.Equal(t, 500, b.do("GET", "/p?client="+strings.Repeat("c", 256), h).StatusCode)
 	require.Equal(t, 401, b.do("GET", "/p?client="+strings.Repeat("c", 255), h).StatusCode)
+	require.Contains(t, a.log.String(), "ganbauth: refused\" method=GET path=/p status=500")
 	require.Contains(t, a.log.String(), "Connection: longer than 255 bytes")
 }
 
@@ -197,4 +201,49 @@ func expire(t *testing.T, a *app, key, connection string) {
 	token.IssuedAt, token.ExpiresAt = token.IssuedAt.Add(-2*time.Hour), token.ExpiresAt.Add(-2*time.Hour)
 	require.NoError(t, a.kit.SetToken(t.Context(), key, &token, connection))
 	a.bank.RevokeGrants()
+}
+
+// A mux sets path values. RequireToken in front of it cannot see them, and must not hand out
+// the token of another connection.
+func TestConnectionByPathBehindTheMux(t *testing.T) {
+	var served, errs []string
+	a := newApp(t, setup{options: ganbauth.Options{
+		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Connection: func(r *http.Request) (string, error) { return r.PathValue("client"), nil },
+	}})
+	for _, client := range []string{"", "acme"} {
+		require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{AccessToken: "of-" + client, ExpiresAt: time.Now().Add(time.Hour)}, client))
+	}
+	balance := func(_ http.ResponseWriter, r *http.Request) {
+		if token, ok := ganbauth.TokenFromContext(r.Context()); ok {
+			served = append(served, token.AccessToken)
+		}
+		_, err := a.kit.Client(r.Context()).Get(a.bank.APIBase() + "/accounts")
+		if err != nil {
+			errs = append(errs, err.Error())
+			require.Equal(t, 500, ganbauth.StatusCode(err))
+		}
+	}
+	a.mux.Handle("/routes/{client}", a.kit.RequireToken(http.HandlerFunc(balance)))
+	inner := http.NewServeMux()
+	inner.HandleFunc("/all/{client}", balance)
+	a.mux.Handle("/all/", a.kit.RequireToken(inner))
+
+	a.browser().do("GET", "/routes/acme", program)
+	require.Equal(t, []string{"of-acme"}, served)
+	require.Empty(t, errs)
+	a.browser().do("GET", "/all/acme", program)
+	require.Len(t, served, 1)
+	require.Len(t, errs, 1)
+	require.Contains(t, errs[0], "around the routes")
+}
+
+// Key and Connection may read the session even where LoadAndSave is missing.
+func TestKeyReadsTheSession(t *testing.T) {
+	for _, bare := range []bool{false, true} {
+		var a *app
+		user := func(r *http.Request) (string, error) { return a.sessions.GetString(r.Context(), "user"), nil }
+		a = newApp(t, setup{bare: bare, options: ganbauth.Options{Key: user, Connection: user}})
+		require.Equal(t, 401, a.browser().do("GET", "/p", program).StatusCode)
+	}
 }

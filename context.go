@@ -8,7 +8,7 @@ import "context"
 // outside RequireToken.
 func TokenFromContext(ctx context.Context) (*Token, bool) {
 	g := innermost(ctx)
-	if g == nil || !g.served() {
+	if g == nil || !g.served() || g.movedOn() {
 		return nil, false
 	}
 	return &g.token, true
@@ -33,6 +33,20 @@ type grant struct {
 	kit   any    // tells the kits apart
 	owner
 	token Token // a copy: the store may still have its own
+
+	// connectionNow returns which connection the request names by now. A mux that stands
+	// behind RequireToken sets the path values that Options.Connection may read, and then
+	// the token is of the wrong one. Nil if there is one connection.
+	connectionNow func() (string, error)
+}
+
+// movedOn reports whether the request names another connection than RequireToken has seen.
+func (g *grant) movedOn() bool {
+	if g.connectionNow == nil {
+		return false
+	}
+	connection, err := g.connectionNow()
+	return err != nil || connection != g.connection
 }
 
 // served reports whether the grant is of a request behind RequireToken.

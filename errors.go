@@ -577,5 +577,9 @@ type resumableError struct{ err error }
 func (e *resumableError) Error() string { return e.err.Error() }
 func (e *resumableError) Unwrap() error { return e.err }
 
+// errMovedOn is the error of a request whose token is of the wrong connection.
+var errMovedOn error = &applicationError{errors.New("ganbauth: Options.Connection names another connection now than at " +
+	"RequireToken: where it reads path values, RequireToken must stand around the routes and not around the mux")}
+
 // errNotMade is the error of a nil or zero Kit.
 var errNotMade error = &applicationError{errors.New("ganbauth: this Kit was not made by New")}

@@ -251,19 +251,30 @@ func (k *Kit) LogoutHandler() http.Handler {
 // forgets the request's token, the logins that this browser has begun, and what the kit
 // has in the session. It is LogoutHandler without the checks and the redirect. It is no
 // error if nobody is connected. The error has the [StatusCode] 503 if the store does not
-// answer.
+// answer, and 500 if Key or Connection fails.
 //
-// An application that ends a login of its own by RenewToken and Remove must call it:
-// otherwise the next user of that session has the former user's bank account. If sessions
-// have several connections (Options.Connection without Options.Key), a request that names
-// none takes all of them out of the session.
+// With Options.Key the token is the user's and not the session's: it serves jobs and
+// KeepAlive while the user is logged out. Call Forget only if the logout is to disconnect
+// the bank account, too.
+//
+// If the request names a connection (Options.Connection), the token and the logins of that
+// one are forgotten, and those of the others stay.
+//
+// Without Options.Key, an application that ends a login of its own by RenewToken and Remove
+// must call Forget: otherwise the next user of that session has the former user's bank
+// account. If the session has several connections, a request that names none takes all of
+// them out of the session.
 func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 	if err := k.usable(); err != nil {
 		return err
 	}
 	start := time.Now()
-	k.attempts.read(r, "").removeAll(w)
-	who, err := k.whose(r)
+	connection, err := k.connection(r)
+	k.attempts.read(r, "").removeOf(w, connection)
+	if err != nil {
+		return err
+	}
+	who, err := k.whoseConnection(r, connection)
 	if err != nil && !errors.Is(err, ErrNoUser) {
 		return err
 	}
@@ -273,7 +284,7 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 		}
 		k.event(k.about(r.Context(), who), EventLogout, time.Since(start), nil)
 	}
-	return k.detach(w, r, who.connection)
+	return k.detach(w, r, connection)
 }
 
 // Status says whether the user of a request is connected.
@@ -440,5 +451,5 @@ func (k *Kit) logRefusal(r *http.Request, err error) {
 	if status < 500 || errors.As(err, new(*TokenError)) || r.Context().Err() != nil {
 		return
 	}
-	k.say(r.Context(), slog.LevelWarn, "ganbauth: refused", "status", status, "error", err)
+	k.say(r.Context(), slog.LevelWarn, "ganbauth: refused", "method", r.Method, "path", r.URL.Path, "status", status, "error", err)
 }

@@ -116,10 +116,14 @@ func (k *Kit) usable() error {
 // all (the client's Timeout, which may be changed).
 func (k *Kit) Client(ctx context.Context) *http.Client {
 	if k.usable() != nil {
-		return (&transport{ctx: ctx}).client()
+		return (&transport{ctx: ctx, fault: errNotMade}).client()
 	}
 	t := &transport{api: k.api, ctx: ctx}
-	if g := grantOf(ctx, k); g != nil && g.served() {
+	switch g := grantOf(ctx, k); {
+	case g == nil || !g.served():
+	case g.movedOn():
+		t.fault = errMovedOn
+	default:
 		t.key, t.token, t.looked = g.storeKey, &g.token, time.Now()
 	}
 	return t.client()
@@ -130,7 +134,7 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 // connection, and fails with [ErrLoginRequired] while there is none. See [Kit.Token].
 func (k *Kit) ClientFor(key string, connection ...string) *http.Client {
 	if k.usable() != nil {
-		return (&transport{ctx: context.Background()}).client()
+		return (&transport{ctx: context.Background(), fault: errNotMade}).client()
 	}
 	t := &transport{api: k.api, ctx: context.Background(), job: true}
 	if who, err := k.job(key, connection); err == nil {

@@ -53,7 +53,11 @@ func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 		g, err := k.authorize(r, scopes)
 		switch {
 		case err == nil:
-			k.serve(w, r.WithContext(withGrant(r.Context(), g)), next)
+			r = r.WithContext(withGrant(r.Context(), g))
+			if k.connectionOf != nil {
+				g.connectionNow = func() (string, error) { return k.connection(r) }
+			}
+			k.serve(w, r, next)
 		case k.leadsToOwnHandler(next, r):
 			next.ServeHTTP(w, r)
 		default:

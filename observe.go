@@ -64,11 +64,7 @@ type observer struct {
 func (o observer) event(ctx context.Context, typ EventType, took time.Duration, err error) {
 	e := Event{Type: typ, Kit: o.kit, Duration: took, ErrorClass: errorClass(err)}
 	level := slog.LevelInfo
-	var args []any
-	if e.Kit != defaultName {
-		args = append(args, "kit", e.Kit)
-	}
-	args = append(args, "duration", e.Duration)
+	args := append(o.line(), "duration", e.Duration)
 	if err != nil {
 		level = slog.LevelWarn
 		args = append(args, "class", e.ErrorClass, "error", err)
@@ -84,8 +80,17 @@ func (o observer) event(ctx context.Context, typ EventType, took time.Duration, 
 	})
 }
 
+// line begins a line of the log: with the kit's name, if it has one.
+func (o observer) line() []any {
+	if o.kit == defaultName {
+		return nil
+	}
+	return []any{"kit", o.kit}
+}
+
 // say writes to the log what an operator must see and is no event.
 func (o observer) say(ctx context.Context, level slog.Level, message string, args ...any) {
+	args = append(o.line(), args...)
 	o.apart(ctx, func(ctx context.Context) { o.log.Log(ctx, level, message, args...) })
 }
 

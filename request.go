@@ -132,14 +132,16 @@ func acceptsHTML(h http.Header) bool {
 }
 
 // prefersJapanese chooses between the kit's two languages by Accept-Language (RFC 9110
-// section 12.5.4). English is the default.
+// section 12.5.4). Of equals the first one wins. English is the default.
 func prefersJapanese(h http.Header) bool {
 	const unnamed = -1
 	ja, en, others := float64(unnamed), float64(unnamed), float64(0)
+	jaFirst := false
 	eachWeighted(h.Values("Accept-Language"), func(tag string, q float64) {
 		lang, _, _ := strings.Cut(strings.ReplaceAll(tag, "_", "-"), "-")
 		switch lang {
 		case "ja":
+			jaFirst = jaFirst || en == unnamed
 			ja = max(ja, q)
 		case "en":
 			en = max(en, q)
@@ -153,7 +155,7 @@ func prefersJapanese(h http.Header) bool {
 	if en == unnamed {
 		en = others
 	}
-	return ja > en
+	return ja > en || ja == en && ja > 0 && jaFirst
 }
 
 // eachWeighted calls each for every member of a header such as Accept, in lower case,

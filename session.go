@@ -54,6 +54,16 @@ func (o *owners) session(r *http.Request) (session, error) {
 	return session{o.sessions, ctx, ours}, nil
 }
 
+// withSession returns r for Key and Connection, which may read the session: with the session
+// in its context even where no LoadAndSave stands above the kit.
+func (o *owners) withSession(r *http.Request) (*http.Request, error) {
+	s, err := o.session(r)
+	if err != nil || !s.ours {
+		return r, err
+	}
+	return r.WithContext(s.ctx), nil
+}
+
 // whose returns the owner of the token that r is about. Its storeKey is "" if r's session
 // has none.
 func (o *owners) whose(r *http.Request) (owner, error) {
@@ -74,6 +84,10 @@ func (o *owners) whoseConnection(r *http.Request, connection string) (owner, err
 		held, _ := o.handle(s)
 		return o.inSession(held, connection)
 	}
+	r, err := o.withSession(r)
+	if err != nil {
+		return owner{}, err
+	}
 	key, err := o.keyOf(r)
 	switch {
 	case errors.Is(err, ErrLoginRequired), err == nil && key == "":
@@ -88,6 +102,10 @@ func (o *owners) whoseConnection(r *http.Request, connection string) (owner, err
 func (o *owners) connection(r *http.Request) (string, error) {
 	if o.connectionOf == nil {
 		return "", nil
+	}
+	r, err := o.withSession(r)
+	if err != nil {
+		return "", err
 	}
 	connection, err := o.connectionOf(r)
 	if err != nil {

@@ -30,10 +30,11 @@ type bankAPI struct {
 
 // transport is the RoundTripper of one client.
 type transport struct {
-	api *bankAPI // nil: the kit was not made by New
-	ctx context.Context
-	key string // of the store; "": nobody's
-	job bool   // asks the store for each request
+	api   *bankAPI
+	ctx   context.Context
+	key   string // of the store; "": nobody's
+	job   bool   // asks the store for each request
+	fault error  // of every request, if there is one
 
 	mu     sync.Mutex
 	token  *Token // the last one that served, if any
@@ -49,7 +50,7 @@ func (t *transport) client() *http.Client {
 		Transport: t,
 		Timeout:   apiTimeout,
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
-			if len(via) >= 10 || t.api == nil || !t.api.owns(req.URL) {
+			if len(via) >= 10 || t.fault != nil || !t.api.owns(req.URL) {
 				return http.ErrUseLastResponse
 			}
 			return nil
@@ -59,8 +60,8 @@ func (t *transport) client() *http.Client {
 
 // RoundTrip implements [http.RoundTripper]. Only requests to the bank's API get the token.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if t.api == nil {
-		return refuseRequest(req, errNotMade)
+	if t.fault != nil {
+		return refuseRequest(req, t.fault)
 	}
 	if !t.api.owns(req.URL) || t.api.cameFromElsewhere(req) {
 		if t.api.wantsHTTPS(req.URL) {
