@@ -2,6 +2,8 @@ package ganbauth_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -245,5 +247,20 @@ func TestKeyReadsTheSession(t *testing.T) {
 		user := func(r *http.Request) (string, error) { return a.sessions.GetString(r.Context(), "user"), nil }
 		a = newApp(t, setup{bare: bare, options: ganbauth.Options{Key: user, Connection: user}})
 		require.Equal(t, 401, a.browser().do("GET", "/p", program).StatusCode)
+	}
+}
+
+func TestKeyAndConnectionFail(t *testing.T) {
+	for err, status := range map[error]int{
+		ganbauth.ErrLoginRequired:                             401,
+		fmt.Errorf("users: %w", ganbauth.ErrUnavailable):      503,
+		errors.New("the users' database says nothing of use"): 500,
+	} {
+		fails := func(*http.Request) (string, error) { return "", err }
+		user := func(*http.Request) (string, error) { return "u", nil }
+		for _, opts := range []ganbauth.Options{{Key: fails}, {Key: user, Connection: fails}} {
+			a := newApp(t, setup{options: opts})
+			require.Equal(t, status, a.browser().do("GET", "/p", program).StatusCode, err)
+		}
 	}
 }

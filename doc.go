@@ -43,5 +43,5 @@
 //     same salt.
 //   - Wrap the mux in sessions.LoadAndSave.
 //   - With several instances, use a store that they share, and a Locker.
-//   - If it has a logout of its own, call [Kit.Forget] there.
+//   - If tokens belong to sessions, call [Kit.Forget] in a logout of its own.
 package ganbauth

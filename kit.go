@@ -131,7 +131,8 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 
 // ClientFor is [Kit.Client] outside a request, for the user whose token is stored under
 // key. It asks the store for each request, so it may be kept: it follows a new
-// connection, and fails with [ErrLoginRequired] while there is none. See [Kit.Token].
+// connection, and fails with [ErrLoginRequired] while there is none. A request that finds
+// out that the bank has ended the connection gets the API's 401. See [Kit.Token].
 func (k *Kit) ClientFor(key string, connection ...string) *http.Client {
 	if k.usable() != nil {
 		return (&transport{ctx: context.Background(), fault: errNotMade}).client()

@@ -38,13 +38,20 @@ type Options struct {
 	// Key names the user, by the application's user id for example; it need not be secret.
 	// Default: tokens belong to sessions. If Key returns "" or an error that wraps
 	// [ErrLoginRequired], the application knows no user: the request is answered 401 and no
-	// login is begun. Any other error is answered 500. It is called for each request, several
-	// times at a callback.
+	// login is begun. To send such a user to the application's own login instead, check for
+	// one in front of RequireToken. An error that wraps [ErrUnavailable] is answered 503, and
+	// any other 500. Key is called by RequireToken and the handlers, several times at a
+	// callback. It may read the session.
 	Key func(*http.Request) (string, error)
 	// Connection names one of the user's several connections, by a path value for example: at
 	// most 255 bytes of any content. A login carries it to its callback, so two tabs can
-	// connect two accounts at once. An error is answered 500. Default: a user has one
+	// connect two accounts at once. Errors are answered as Key's are. Default: a user has one
 	// connection, whose name is "".
+	//
+	// A mux sets path values. If Connection reads them, RequireToken has to stand around the
+	// routes, behind the mux: in front of it Connection returns "". A handler whose request
+	// names another connection than RequireToken has seen gets no token, and an error from its
+	// Client.
 	Connection func(*http.Request) (string, error)
 	// Name tells several kits of one application apart: up to 32 letters, digits, hyphens and
 	// underscores. Give each its own RedirectURI, too. It begins every key that the Store sees:
