@@ -47,15 +47,33 @@ func (s *Server) SetMaintenance(windows ...Window) {
 	s.maintenance = slices.Clone(windows)
 }
 
+// MaintenanceEnd returns when the maintenance is over that the bank is under now, or the
+// zero time if it is under none. Of windows that overlap the last one counts. See
+// [Server.SetMaintenance].
+func (s *Server) MaintenanceEnd() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.opts.Now()
+	if left := s.closedFor(now); left > 0 {
+		return now.Add(left)
+	}
+	return time.Time{}
+}
+
+// closedFor returns how long the maintenance goes on, or 0 if there is none at that time.
+// It needs s.mu.
+func (s *Server) closedFor(now time.Time) (left time.Duration) {
+	for _, w := range s.maintenance {
+		left = max(left, w.left(now))
+	}
+	return left
+}
+
 // refusal returns how the gateway turns a request away, or nil if it lets it pass.
 func (s *Server) refusal(seen Request, r *http.Request) *answer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, w := range s.maintenance {
-		left := w.left(seen.Time)
-		if left <= 0 {
-			continue
-		}
+	if left := s.closedFor(seen.Time); left > 0 {
 		a := newAnswer()
 		a.header.Set("Retry-After", seconds(left))
 		if seen.Endpoint == Authorization {
@@ -76,7 +94,7 @@ func seconds(d time.Duration) string {
 	return strconv.Itoa(max(1, int(math.Ceil(d.Seconds()))))
 }
 
-// left returns how long the maintenance goes on, or 0 if there is none at that time.
+// left returns how long the window stays open, or 0 if it is not open at that time.
 func (w Window) left(now time.Time) time.Duration {
 	since := now.Sub(w.Start)
 	if since < 0 {

@@ -150,3 +150,25 @@ func TestMaintenance(t *testing.T) {
 		require.Equal(t, 200, get(t, s, token, "/accounts").StatusCode)
 	})
 }
+
+// The end of a maintenance is known while it lasts, by the bank's clock.
+func TestMaintenanceEnd(t *testing.T) {
+	now := time.Date(2026, 11, 29, 2, 0, 0, 0, time.UTC)
+	bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, Now: func() time.Time { return now }, Maintenance: []ganbtest.Window{
+		{Start: now.Add(time.Hour), End: now.Add(3 * time.Hour), Every: 24 * time.Hour},
+		{Start: now.Add(2 * time.Hour), End: now.Add(4 * time.Hour)},
+	}})
+	began := now
+	for after, want := range map[time.Duration]time.Duration{
+		0: 0, time.Hour: 3 * time.Hour, 2 * time.Hour: 4 * time.Hour, 3 * time.Hour: 4 * time.Hour, 4 * time.Hour: 0, 25 * time.Hour: 27 * time.Hour,
+	} {
+		now = began.Add(after)
+		if want == 0 {
+			require.Zero(t, bank.MaintenanceEnd(), after)
+		} else {
+			require.True(t, bank.MaintenanceEnd().Equal(began.Add(want)), "%s: %s", after, bank.MaintenanceEnd())
+		}
+	}
+	bank.SetMaintenance()
+	require.Zero(t, bank.MaintenanceEnd())
+}

@@ -132,6 +132,7 @@ func (c *console) act(w http.ResponseWriter, r *http.Request) {
 // state is what the page shows and what /state.json answers. It holds no token and no
 // secret.
 type state struct {
+	ClosedUntil   time.Time               `json:"closedUntil,omitzero"` // the end of the maintenance, if there is one
 	Faults        []faultState            `json:"faults"`
 	Grants        []ganbtest.Grant        `json:"grants"`
 	RefreshTokens []ganbtest.RefreshToken `json:"refreshTokens"`
@@ -154,8 +155,10 @@ type count struct {
 // state returns a picture of the bank.
 func (c *console) state() state {
 	s := state{
-		Grants: c.bank.Grants(), RefreshTokens: c.bank.RefreshTokens(), Reuses: c.bank.Reuses(), Requests: c.bank.Requests(),
+		ClosedUntil: c.bank.MaintenanceEnd(),
+		Grants:      c.bank.Grants(), RefreshTokens: c.bank.RefreshTokens(), Reuses: c.bank.Reuses(), Requests: c.bank.Requests(),
 	}
+	s.ClosedUntil = c.bank.MaintenanceEnd()
 	slices.Reverse(s.Requests)
 	for _, e := range []ganbtest.Endpoint{ganbtest.Authorization, ganbtest.TokenEndpoint, ganbtest.UserInfo, ganbtest.API} {
 		s.Counts = append(s.Counts, count{e, c.bank.Count(e)})

@@ -309,6 +309,26 @@ func TestSwitches(t *testing.T) {
 	require.Equal(t, "revoked", s.Grants[0].Ended)
 }
 
+// A bank that is closed says so, whether a flag or a switch has closed it.
+func TestClosed(t *testing.T) {
+	p := start(t, "-maintenance", "0s/1h")
+	var s state
+	p.json("/state.json", &s)
+	require.WithinDuration(t, time.Now().Add(time.Hour), s.ClosedUntil, 5*time.Minute)
+	_, page := p.do("GET", "/", nil)
+	require.Contains(t, page, "Closed until")
+
+	p = start(t)
+	s = state{}
+	p.json("/state.json", &s)
+	require.Zero(t, s.ClosedUntil)
+	_, page = p.do("GET", "/", nil)
+	require.NotContains(t, page, "Closed until")
+	p.do("POST", "/faults", url.Values{"fault": {"maintenance"}, "on": {"true"}})
+	_, page = p.do("GET", "/", nil)
+	require.Contains(t, page, "Closed until")
+}
+
 // Every fault has an ID of its own, and all of them can be on at once, and off again.
 func TestFaults(t *testing.T) {
 	c := newConsole(ganbtest.Options{InProcess: true})
