@@ -2,10 +2,11 @@
 // tests have measured into the column before:
 //
 //	go run ./internal/figures docs/reliability.md
+//	go run ./internal/figures docs/reliability.md 'TestGuard|TestKeepAlive'
 //
-// A test tells what it has measured with t.Attr("measured", …). The numbers then go to the page
-// of the same name in docs/ja, which has the same rows. For that alone, without measuring, name
-// that page:
+// With a pattern, only the commands that match are run. A test tells what it has measured with
+// t.Attr("measured", …). The numbers then go to the page of the same name in docs/ja, which has
+// the same rows. For that alone, without measuring, name that page:
 //
 //	go run ./internal/figures docs/ja/reliability.md
 package main
@@ -25,22 +26,24 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: go run ./internal/figures PAGE")
+	if len(os.Args) < 2 || len(os.Args) > 3 {
+		fmt.Fprintln(os.Stderr, "usage: go run ./internal/figures PAGE [PATTERN]")
 		os.Exit(2)
 	}
-	if err := figures(os.Args[1]); err != nil {
+	if err := figures(os.Args[1], regexp.MustCompile(strings.Join(os.Args[2:], ""))); err != nil {
 		fmt.Fprintln(os.Stderr, "figures:", err)
 		os.Exit(1)
 	}
 }
 
-func figures(page string) error {
+// figures measures page and carries the numbers to the page in Japanese, or only carries them if
+// that is the page that is named.
+func figures(page string, matching *regexp.Regexp) error {
 	dir, name := filepath.Split(page)
 	if filepath.Base(dir) == "ja" {
 		return carry(filepath.Join(dir, "..", name), page)
 	}
-	if err := measure(page); err != nil {
+	if err := measure(page, matching); err != nil {
 		return err
 	}
 	translated := filepath.Join(dir, "ja", name)
@@ -52,24 +55,25 @@ func figures(page string) error {
 
 var command = regexp.MustCompile("^ `(.*go test .*)` $")
 
-// measure runs the commands in the last column of the page's tables, and writes what they
-// print into the column before it.
-func measure(page string) error {
+// measure runs those commands in the last column of the page's tables that match, and writes
+// what they print into the column before it.
+func measure(page string, matching *regexp.Regexp) error {
 	data, err := os.ReadFile(page)
 	if err != nil {
 		return err
 	}
 	lines := strings.Split(string(data), "\n")
+	date := 0 // the line with the date of the table
 	for i, line := range lines {
 		if strings.HasPrefix(line, "Measured on ") {
-			lines[i] = fmt.Sprintf("Measured on %s: %s, %d cores, %s.", time.Now().Format(time.DateOnly), cpu(), runtime.NumCPU(), runtime.Version())
+			date = i
 		}
 		cells := strings.Split(line, "|")
 		if len(cells) < 4 {
 			continue
 		}
 		c := command.FindStringSubmatch(cells[len(cells)-2])
-		if c == nil {
+		if c == nil || !matching.MatchString(c[1]) {
 			continue
 		}
 		measured, err := run(c[1])
@@ -79,12 +83,14 @@ func measure(page string) error {
 		fmt.Println(c[1], "\n\t", measured)
 		cells[len(cells)-3] = " " + measured + " "
 		lines[i] = strings.Join(cells, "|")
+		lines[date] = fmt.Sprintf("Measured on %s: %s, %d cores, %s.", time.Now().Format(time.DateOnly), cpu(), runtime.NumCPU(), runtime.Version())
+		if err := os.WriteFile(page, []byte(strings.Join(lines, "\n")), 0o644); err != nil {
+			return err
+		}
 	}
-	return os.WriteFile(page, []byte(strings.Join(lines, "\n")), 0o644)
+	return nil
 }
 
-// run runs one go test command and returns what its tests have measured, as attributes of
-// that name.
 var number = regexp.MustCompile(`\d+(?:,\d{3})*(?:[hm]\d+)*(?:\.\d+)?(?:ms|µs|h|m|s)?`)
 
 // carry writes the figures of page into the same rows of the translated page: number by number,
@@ -131,6 +137,8 @@ func carry(page, translated string) error {
 	return os.WriteFile(translated, []byte(strings.Join(lines, "\n")), 0o644)
 }
 
+// run runs one go test command and returns what its tests have measured, as attributes of
+// that name.
 func run(command string) (measured string, err error) {
 	cmd := exec.Command("sh", "-c", strings.Replace(command, " .", " -json -count=1 .", 1))
 	cmd.Stderr = os.Stderr

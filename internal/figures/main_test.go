@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -17,7 +18,7 @@ func TestCarry(t *testing.T) {
 	write(page, "Measured on 2026-11-25: a machine.\n"+
 		"| 5 cases | 1,200 of 3 served after 1m0.5s, at 2 s | `go test -run TestA .` |\n| 7 | 8 | 9 |\n")
 	write(translated, "測定環境：昨日\n| 5件 | 0件／0件、0ms後（0秒） | `go test -run TestA .` |\n| 七 | 八 | 九 |\n")
-	require.NoError(t, figures(translated))
+	require.NoError(t, figures(translated, regexp.MustCompile("")))
 	got, err := os.ReadFile(translated)
 	require.NoError(t, err)
 	require.Equal(t, "測定環境：2026-11-25: a machine\n"+
