@@ -13,6 +13,7 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"sync"
+	"time"
 
 	"github.com/alexedwards/scs/v2"
 
@@ -259,6 +260,73 @@ func ExampleKit_Token() {
 	// true <nil>
 	// 200 OK
 	// true
+}
+
+// One user connects the accounts of several clients. The route names the client, and a job names
+// the same one.
+func Example_severalConnections() {
+	bank, mux, app, box := exampleKit(ganbauth.Options{
+		Store:      ganbauth.NewMemoryStore(), // in production: one that outlives the process
+		Key:        func(*http.Request) (string, error) { return "alice", nil },
+		Connection: func(r *http.Request) (string, error) { return r.PathValue("client"), nil },
+	})
+	defer box.Close()
+	defer app.Close()
+	mux.Handle("/clients/{client}/connect", bank.LoginHandler())
+	mux.Handle("/clients/{client}/disconnect", bank.LogoutHandler())
+	mux.Handle("/clients/{client}", bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, connection, _ := ganbauth.KeyFromContext(r.Context())
+		fmt.Fprint(w, connection, " is connected")
+	})))
+	browser := newBrowser()
+	fmt.Println(visit(browser, app.URL+"/clients/sato"))
+	fmt.Println(visit(browser, app.URL+"/clients/suzuki"))
+
+	for _, client := range []string{"sato", "suzuki", "tanaka"} { // the application's own list
+		_, err := bank.Token(context.Background(), "alice", client)
+		fmt.Println(client, err == nil, errors.Is(err, ganbauth.ErrLoginRequired))
+	}
+	// Output:
+	// sato is connected
+	// suzuki is connected
+	// sato true false
+	// suzuki true false
+	// tanaka false true
+}
+
+// Every token of the store is kept alive while the process runs: here one that is about to expire.
+func ExampleKit_KeepAlive() {
+	refreshed := make(chan string)
+	bank, _, app, box := exampleKit(ganbauth.Options{
+		Store: ganbauth.NewMemoryStore(), // in production: one that outlives the process
+		Key:   func(*http.Request) (string, error) { return "alice", nil },
+		Observe: func(ctx context.Context, e ganbauth.Event) {
+			if e.Type == ganbauth.EventTokenRefreshed {
+				key, _, _ := ganbauth.KeyFromContext(ctx)
+				refreshed <- key
+			}
+		},
+	})
+	defer box.Close()
+	defer app.Close()
+	token := box.Token("offline_access")
+	token.ExpiresAt = time.Now().Add(time.Minute)
+	if err := bank.SetToken(context.Background(), "alice", token); err != nil {
+		panic(err)
+	}
+
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- bank.KeepAlive(ctx) }()
+	fmt.Println("refreshed:", <-refreshed)
+
+	stop() // the process ends
+	fmt.Println(<-ended)
+	fmt.Println(bank.Shutdown(context.Background())) // all that the bank has issued is stored
+	// Output:
+	// refreshed: alice
+	// context canceled
+	// <nil>
 }
 
 // Take over the tokens of another SDK. Their users need not connect again.

@@ -52,6 +52,19 @@ func severalConnections(connector *ganbauth.Connector, opts ganbauth.Options, ap
 	return mux, nil
 }
 
+func connectedClients(ctx context.Context, bank *ganbauth.Kit, userID string, clients []string) (connected []string, err error) {
+	for _, client := range clients {
+		_, err := bank.Token(ctx, userID, client)
+		switch {
+		case err == nil:
+			connected = append(connected, client)
+		case !errors.Is(err, ganbauth.ErrLoginRequired):
+			return nil, err
+		}
+	}
+	return connected, nil
+}
+
 func accounts(bank *ganbauth.Kit, apiBase string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		resp, err := bank.Client(r.Context()).Get(apiBase + "/accounts")
@@ -335,7 +348,8 @@ func get(t *testing.T, browser *http.Client, url, accept string) (*http.Response
 
 func TestRecipeConnections(t *testing.T) {
 	box := recipeBank(t)
-	application, err := severalConnections(box.Connector(), recipeOptions(), box.APIBase())
+	opts := recipeOptions()
+	application, err := severalConnections(box.Connector(), opts, box.APIBase())
 	require.NoError(t, err)
 	browser := box.Browser(as("alice", application))
 	for _, client := range []string{"sato", "suzuki"} {
@@ -354,6 +368,12 @@ func TestRecipeConnections(t *testing.T) {
 	require.Equal(t, 401, resp.StatusCode)
 	resp, _ = get(t, browser, "https://app.test/clients/suzuki/accounts", "application/json")
 	require.Equal(t, 200, resp.StatusCode)
+
+	bank, err := ganbauth.New(box.Connector(), nil, opts)
+	require.NoError(t, err)
+	connected, err := connectedClients(t.Context(), bank, "alice", []string{"sato", "suzuki", "tanaka"})
+	require.NoError(t, err)
+	require.Equal(t, []string{"suzuki"}, connected)
 }
 
 func TestRecipeLostConnection(t *testing.T) {
