@@ -457,11 +457,10 @@ func TestGuardLetsInSlowly(t *testing.T) {
 	})
 }
 
-// After a bank that fails, hangs and limits the rate, nothing is remembered of those who came,
-// whether they were served or have given up.
+// After a bank that fails, hangs and limits the rate, nothing is remembered of those who
+// came, whether they were served or have given up.
 func TestGuardLeavesNothing(t *testing.T) {
 	inCrowd(t, crowdSize(1000), ganbtest.Options{}, func(t *testing.T, c *crowd) {
-		goroutines := runtime.NumGoroutine()
 		c.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, -1)
 		time.AfterFunc(10*time.Minute, func() { c.lead(hangs) })
 		time.AfterFunc(20*time.Minute, func() {
@@ -471,12 +470,11 @@ func TestGuardLeavesNothing(t *testing.T) {
 		})
 		served := len(c.come(10*time.Second, 25*time.Minute))
 		time.Sleep(3 * time.Minute)
-		keys, left := ganbauth.KeysHeld(c.kit), runtime.NumGoroutine()-goroutines
-		t.Attr("measured", fmt.Sprintf("%d users, %d of them served: %d keys, %d goroutines", c.users, served, keys, left))
+		keys := ganbauth.KeysHeld(c.kit) // the bubble sees to it that no goroutine is left
+		t.Attr("measured", fmt.Sprintf("%d users, %d of them served: %d keys, timers and turns", c.users, served, keys))
 		require.NotZero(t, served)
 		require.Less(t, served, c.users)
 		require.Zero(t, keys)
-		require.Zero(t, left)
 	})
 }
 

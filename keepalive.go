@@ -15,23 +15,24 @@ const (
 	// the kit's name. No store key has two slashes in a row.
 	keepAliveLock = "//keepalive"
 
-	// maxLead is how long before its expiry a token is refreshed by KeepAlive: half of the
-	// token's life, but no longer than this, which outlasts every maintenance of the bank.
+	// KeepAlive refreshes a token when half of its life is over, but not earlier than
+	// maxLead before its expiry. A day outlasts every maintenance of the bank.
 	maxLead = 24 * time.Hour
 
-	// turnOfDuty is how long a KeepAlive holds its lock before it gives others the chance. If a
-	// process lost the lock because it was suspended, two are at work until then.
+	// turnOfDuty is how long one process keeps tokens alive before it offers the lock to
+	// the others. A process that lost the lock while it was suspended stops by then.
 	turnOfDuty = time.Hour
 
-	// A pass through the tokens begins at the front again after frontAfter, because somebody
-	// may have connected who has to be refreshed first.
+	// After frontAfter, a pass ends at the end of its page, and the next one begins at the
+	// front: somebody may have connected whose token expires first.
 	pageSize   = 100
 	frontAfter = 30 * time.Second
 
-	// When nothing is to be done, the next look is after a tenth of the shortest lead.
+	// A complete pass is followed by a pause of a tenth of the shortest lead, within these
+	// limits.
 	minLook, maxLook = time.Second, time.Minute
 
-	// A key whose refresh has failed waits, longer each time, while others go on.
+	// A key whose refresh has failed waits, longer each time, within these limits.
 	minBackOff, maxBackOff = time.Minute, time.Hour
 
 	// storeAway is how many keys in a row may fail to load before the store counts as away.
@@ -74,6 +75,7 @@ type listedStore struct {
 	keys    []string
 }
 
+// next cuts the next page, from a new list if it is the first page.
 func (s *listedStore) next(ctx context.Context, after Expiry, before time.Time) (page []Expiry, err error) {
 	if after == (Expiry{}) {
 		s.keys, err = listed(ctx, s.records, func(ctx context.Context) ([]string, error) {
@@ -99,15 +101,15 @@ func listed[V any](ctx context.Context, r *records, list func(context.Context) (
 // engine keeps tokens alive: the one behind [Kit.KeepAlive] and [Kit.RefreshExpiring].
 type engine struct {
 	*keeper
-	lock  string     // of the process that does it
+	lock  string     // the name of the lock across processes
 	store TokenStore // that lists
 	owned func(storeKey string) (owner, bool)
 	about func(context.Context, owner) context.Context
 	runs
 }
 
-// errHeld means that another call keeps the tokens alive, in this process or in another one
-// that lives.
+// errHeld means that another call is keeping the tokens alive, in this process or in
+// another one that is running.
 var errHeld = errors.New("ganbauth: tokens are being kept alive by another process or call")
 
 // keepAlive takes the lock and keeps tokens alive, again and again until ctx ends.
@@ -146,8 +148,8 @@ func (en *engine) begin(before time.Time) *keeping {
 	return &keeping{engine: en, pages: pagesOf(en.store, en.records), before: before, begun: time.Now()}
 }
 
-// locked calls work under the lock, for which it waits longer than a dead holder's lease. The
-// error is errHeld if a living one has it.
+// locked calls work under the lock. It waits for the lock longer than the lease of a
+// process that has died. The error is errHeld if another call still has the lock then.
 func (en *engine) locked(ctx context.Context, work func() error) error {
 	soon, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
@@ -170,11 +172,11 @@ func (en *engine) locked(ctx context.Context, work func() error) error {
 	return work()
 }
 
-// keeping is one time of keeping tokens alive, under its lock.
+// keeping is what one holder of the lock does, and what it has seen.
 type keeping struct {
 	*engine
 	pages  pages
-	before time.Time // when those expire that are refreshed once; zero: keep alive forever
+	before time.Time // of RefreshExpiring: what expires before it is refreshed; else zero
 	begun  time.Time
 
 	underWay sync.WaitGroup
@@ -183,12 +185,12 @@ type keeping struct {
 	asked    int        // token requests
 	n        int        // tokens that were refreshed
 	failing  map[string]backOff
-	early    map[string]struct{} // keys that were refreshed in the second in which it begun
+	early    map[string]struct{} // keys that were refreshed in the second of begun
 	shortest time.Duration       // the shortest lead of a token that was seen
 	longest  time.Duration       // the longest, in this pass
 
 	lapsed     *Token // one that had expired when its turn came
-	unreadable int    // entries of this pass
+	unreadable int    // entries of this pass whose token no key opens
 	empty      int
 	failed     int   // to load, in a row
 	fault      error // the last one
@@ -283,7 +285,8 @@ func (ke *keeping) pass(ctx context.Context, before time.Time) (complete bool, e
 	}
 }
 
-// keep refreshes the token under storeKey if it is due. Trouble of this key alone is no error.
+// keep refreshes the token under storeKey if it is due. It returns an error only for what
+// concerns all keys.
 func (ke *keeping) keep(ctx context.Context, storeKey string) error {
 	who, ok := ke.owned(storeKey)
 	if !ok || ke.waits(storeKey) {
@@ -352,8 +355,8 @@ func (ke *keeping) refreshed(ctx context.Context, storeKey string, t *Token, tur
 	}
 }
 
-// due reports whether t is to be refreshed now. What was issued since the beginning, by this
-// run for one, is not refreshed once more before half of its life is over.
+// due reports whether t is to be refreshed now. RefreshExpiring does not refresh a token
+// again that was issued since it began, unless half of the token's life is over.
 func (ke *keeping) due(storeKey string, t *Token) bool {
 	switch {
 	case ke.before.IsZero():
@@ -387,7 +390,7 @@ func (ke *keeping) waits(storeKey string) bool {
 	return time.Now().Before(ke.failing[storeKey].until)
 }
 
-// backOff lets the others go first for a while.
+// backOff makes a key whose refresh has failed wait, longer each time.
 func (ke *keeping) backOff(storeKey string) {
 	ke.mu.Lock()
 	defer ke.mu.Unlock()
@@ -414,8 +417,8 @@ func (ke *keeping) report(ctx context.Context) {
 	ke.say(ctx, level, "ganbauth: not every entry of the store can be kept alive", args...)
 }
 
-// warnOfRate warns if tokens expire before their turn because the rate is too low for their
-// number.
+// warnOfRate warns, once an hour, if tokens expire before their turn because the rate is
+// too low for their number.
 func (ke *keeping) warnOfRate(ctx context.Context) {
 	t, took := ke.lapsed, time.Since(ke.begun)
 	if t == nil || took < time.Minute || time.Since(ke.counted) < turnOfDuty {
@@ -450,7 +453,7 @@ func perSecond(n int, d time.Duration) float64 {
 	return math.Round(float64(n)/d.Seconds()*100) / 100
 }
 
-// pause waits for d, or for ctx.
+// pause waits for d, or until ctx ends, whose error it then returns.
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):
@@ -474,7 +477,7 @@ type run struct {
 	done   chan struct{}
 }
 
-// errShutdown is what a run returns that Shutdown has ended.
+// errShutdown is the error of a run that Shutdown has ended.
 var errShutdown = fmt.Errorf("ganbauth: ended by Shutdown: %w", context.Canceled)
 
 // start returns the context of a new run. The caller calls end.

@@ -28,76 +28,90 @@ type Options struct {
 	// compares it exactly: https (http only on a loopback address), at most 256 characters,
 	// without a fragment.
 	RedirectURI string
-	// Scopes to ask for, at most 256 characters together. With openid among them the login is
-	// OpenID Connect, and the ID token is required. The bank grants a refresh token for
-	// offline_access only.
+	// Scopes are the permissions that every login asks for, at most 256 characters
+	// together. With openid the login is OpenID Connect, and the bank must send an ID
+	// token. Only with offline_access does the bank issue a refresh token: without one,
+	// users connect again whenever the access token has expired.
 	Scopes []string
 
 	// Whose token a request uses.
 
-	// Key names the user, by the application's user id for example; it need not be secret.
-	// Default: tokens belong to sessions. If Key returns "" or an error that wraps
-	// [ErrLoginRequired], the application knows no user: the request is answered 401 and no
-	// login is begun. To send such a user to the application's own login instead, check for
-	// one in front of RequireToken. An error that wraps [ErrUnavailable] is answered 503, and
-	// any other 500. Key is called by RequireToken and the handlers, several times at a
-	// callback. It may read the session.
+	// Key returns the user whose token a request uses, by the application's user ID for
+	// example; it need not be secret. Set it so that a connection outlives the session,
+	// and is there on all of the user's devices and for jobs. Default: tokens belong to
+	// sessions. If Key returns "" or an error that wraps [ErrLoginRequired], the
+	// application knows no user: the request is answered 401 and no login is begun. To send
+	// such a user to the application's own login instead, check for one in front of
+	// RequireToken. An error that wraps [ErrUnavailable] is answered 503, and any other 500.
+	// Key is called by RequireToken and the handlers, several times at a callback. It may
+	// read the session.
 	Key func(*http.Request) (string, error)
-	// Connection names one of the user's several connections, by a path value for example: at
-	// most 255 bytes of any content. A login carries it to its callback, so two tabs can
-	// connect two accounts at once. Errors are answered as Key's are. Default: a user has one
-	// connection, whose name is "".
+	// Connection names one of several connections of a user, by a path value for example:
+	// at most 255 bytes of any content. Set it where a user connects the accounts of
+	// several clients or companies. A login carries the name to its callback, so two tabs
+	// can connect two accounts at once. The kit keeps no list of the names. Errors are
+	// answered as Key's are. Default: a user has one connection, whose name is "".
 	//
 	// A mux sets path values. If Connection reads them, RequireToken has to stand around the
 	// routes, behind the mux: in front of it Connection returns "". A handler whose request
 	// names another connection than RequireToken has seen gets no token, and an error from its
 	// Client.
 	Connection func(*http.Request) (string, error)
-	// Name tells several kits of one application apart: up to 32 letters, digits, hyphens and
-	// underscores. Give each its own RedirectURI, too. It begins every key that the Store sees:
-	// Name/Key, or Name/Key/Connection, with % and / in Key and Connection escaped as %25 and
-	// %2F, at most 1,024 bytes in all. Default: "bank".
+	// Name tells several kits of one application apart: up to 32 letters, digits, hyphens
+	// and underscores. Give each its own RedirectURI, too. It begins every key that the
+	// Store sees: Name/Key, or Name/Key/Connection, with % and / in Key and Connection
+	// escaped as %25 and %2F, at most 1,024 bytes in all. Default: "bank".
 	Name string
 
 	// Where tokens are kept.
 
-	// Store keeps the tokens. Default: [NewSCSStore].
+	// Store keeps the tokens. Set it where tokens outlive sessions (with Key), where
+	// [Kit.KeepAlive] is to find them, or where there are no sessions. Default:
+	// [NewSCSStore], which keeps them in the sessions' engine.
 	Store TokenStore
-	// Locker makes a refresh exclusive across processes. Default: Store, if it is a Locker,
-	// else none, which is right for a single process.
+	// Locker makes a refresh exclusive across processes. Set it where several processes
+	// share a Store that is no Locker, or the default store. Default: Store, if it is a
+	// Locker; else none, which is right for a single process.
 	Locker Locker
-	// EncryptionKeys, 32 bytes each, seal the tokens before Store sees them (AES-256-GCM): the
-	// first seals, all open. To rotate them, first add the new key at the end everywhere, then
-	// move it to the front. A token that no key opens is answered 503 and logged as an error;
-	// it is not deleted, except by a logout. A Store of your own gets the whole token as
-	// AccessToken, at most 40 KiB: "sealed.", its fingerprint, a dot and base64url. Beside it
-	// are TokenType, Scope, Epoch and the times in clear, and RefreshToken "sealed" if there is
-	// one.
+	// EncryptionKeys, 32 bytes each, seal the tokens before Store sees them
+	// (AES-256-GCM): the first seals, all open. To rotate them, first add the new key at
+	// the end everywhere, then move it to the front. A token that no key opens is
+	// answered 503 and logged as an error; it is not deleted, except by a logout. A Store
+	// of your own gets the whole token as AccessToken, at most 40 KiB: "sealed.", its
+	// fingerprint, a dot and base64url. Beside it are TokenType, Scope, Epoch and the
+	// times in clear, and RefreshToken "sealed" if there is one.
 	EncryptionKeys [][]byte
 
 	// The bank.
 
-	// RefreshLeeway is how long before its expiry a token is refreshed, at most a quarter of
-	// the token's life. Default: 60 seconds.
+	// RefreshLeeway is how long before its expiry a request refreshes a token: at most a
+	// quarter of the token's life. Default: 60 seconds. Set it longer where handlers give the
+	// token to something that uses it for longer.
 	RefreshLeeway time.Duration
-	// TokenRate is how many token requests a second the bank allows this process: refreshes
-	// and logins. Users go before [Kit.KeepAlive]. Default: no limit for users, and one
-	// request a second for KeepAlive. A bank that answers 429 is sent only as many as it
-	// takes.
+	// TokenRate is how many token requests a second, refreshes and logins together, this
+	// process may send. Set it to this process's share of what the bank allows you; users
+	// go before [Kit.KeepAlive]. Default: no limit for users, and one request a second
+	// for KeepAlive. A bank that answers 429 gets only as many as it takes in any case.
 	TokenRate float64
-	// APIHosts are hosts, with a port if it is not the scheme's own, that [Kit.Client] sends
-	// the token to besides the connector's.
+	// APIHosts are the hosts, with a port if it is not the scheme's own, to which
+	// [Kit.Client] sends the token besides the connector's. Set them where the bank has
+	// you call its API at another host, or through a gateway of your own. Default: none.
 	APIHosts []string
-	// PKCE sends a code challenge (RFC 7636, S256). The bank does not document it.
+	// PKCE makes logins send a code challenge (RFC 7636, S256). Set it once the bank
+	// supports it: the bank does not document it today. Default: no challenge. A code is
+	// bound to the browser in any case, by the state.
 	PKCE bool
 
 	// What users see.
 
-	// DefaultReturn is the path to go to when a login or a logout does not say. Default: "/".
+	// DefaultReturn is the path that a login or a logout leads to when its request names
+	// none, and the link of error pages. Set it where "/" is not the user's start page.
+	// Default: "/".
 	DefaultReturn string
-	// ErrorPage is the application's own page for a person whose request is not served. It is
-	// executed with an [*ErrorPage]. Programs and HTMX get problem details as before. If it
-	// fails, the error is logged and the kit's own page is shown. Default: the kit's own page.
+	// ErrorPage is the application's own page for a person whose request is not served.
+	// It is executed with an [*ErrorPage], which has the words and the links. Programs
+	// and HTMX still get problem details. If the template fails, the error is logged and
+	// the kit's own page is shown. Default: the kit's own page.
 	ErrorPage *template.Template
 	// OnError answers every refusal, to persons and programs, in place of pages and problem
 	// details; [StatusCode] has the status for the error, and [KeyFromContext] says whose
@@ -108,12 +122,14 @@ type Options struct {
 
 	// What operators see.
 
-	// Logger gets one record for each [Event] and for what an operator must see. Default:
+	// Logger gets one record for each [Event], and what else an operator must see. Default:
 	// [slog.Default].
 	Logger *slog.Logger
-	// Observe is told what happens, for metrics. It is called concurrently, in a goroutine of
-	// its own, with the values of the request's context where there is one; [KeyFromContext]
-	// says whose connection it is about. An answer waits for it for a tenth of a second at most.
+	// Observe is told what happens: for metrics, and to tell the user of a lost
+	// connection. It is called concurrently, in a goroutine of its own, with the values
+	// of the request's context where there is one; [KeyFromContext] says whose connection
+	// it is about. An answer waits for it for a tenth of a second at most. Default:
+	// nobody is told.
 	Observe func(context.Context, Event)
 }
 
@@ -127,7 +143,8 @@ var (
 	scopeName = regexp.MustCompile(`^[!#-\[\]-~]+$`) // RFC 6749 section 3.3
 )
 
-// checkScopes returns every reason why a login for these scopes would fail. The errors call them what.
+// checkScopes returns every reason why a login for these scopes would fail. The errors call
+// them what.
 func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
 	for _, s := range scopes {
 		if !scopeName.MatchString(s) {
@@ -143,8 +160,8 @@ func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
 	return errs
 }
 
-// settings are Options that have been checked, with their defaults, and what was found on the
-// way.
+// settings are Options that have been checked, with their defaults, and what was found on
+// the way.
 type settings struct {
 	Options
 	callback string // the path of RedirectURI
@@ -192,6 +209,7 @@ func (s *settings) checkName() error {
 	return nil
 }
 
+// checkRedirectURI also keeps what the kit needs of RedirectURI.
 func (s *settings) checkRedirectURI() error {
 	u, err := url.Parse(s.RedirectURI)
 	switch {
@@ -229,8 +247,8 @@ func (s *settings) checkTokenRate() error {
 	return nil
 }
 
-// checkAPIHosts lists the hosts that get the token: the connector's, and APIHosts over https,
-// or http on a loopback address.
+// checkAPIHosts lists the hosts that get the token: the connector's, and APIHosts over
+// https, or http on a loopback address.
 func (s *settings) checkAPIHosts(c *Connector) error {
 	var errs []error
 	s.hosts = []string{hostPort(c.authURL)}
@@ -337,8 +355,8 @@ func (s *settings) warnOfCookie(c scs.SessionCookie) {
 	}
 }
 
-// cookieReaches reports whether a browser sends a cookie of that Path to target (RFC 6265 section
-// 5.1.4). Without a Path it depends on the page that sets the cookie.
+// cookieReaches reports whether a browser sends a cookie of that Path to target (RFC 6265
+// section 5.1.4). Without a Path it depends on the page that sets the cookie.
 func cookieReaches(path, target string) bool {
 	rest, ok := strings.CutPrefix(target, path)
 	return ok && path != "" && (rest == "" || strings.HasSuffix(path, "/") || rest[0] == '/')

@@ -54,7 +54,8 @@ func (in instance) keeperOf(t *testing.T, store Store, log *slog.Logger) *ganbau
 	return kit
 }
 
-// keepAlive has a kit keep the tokens of store alive until the function that it returns is called.
+// keepAlive has a kit keep the tokens of store alive until the function that it returns
+// is called.
 func (f *fleet) keepAlive(store Store) (log *lockedLog, end func()) {
 	log = &lockedLog{}
 	kit := f.env.keeperOf(f.t, store, slog.New(slog.NewTextHandler(log, nil)))
@@ -102,10 +103,11 @@ func (f *fleet) requireAlive(users []string) {
 	require.Equal(f.t, len(users), f.bank.Refreshes(), "what is stored is live")
 }
 
-// KeepAlive tests processes that keep tokens alive at a bank that ends the grant when a refresh
-// token is used twice, on bad days of the process and of the engine. It runs the calling test
-// again for the process that is killed. The stores' leases are three seconds. A request that
-// stores a token contains mark, which is part of the key bank/user-0.
+// KeepAlive tests processes that keep tokens alive at a bank that ends the grant when a
+// refresh token is used twice, on bad days of the process and of the engine. It runs the
+// calling test again for the process that is killed. The stores' leases are three
+// seconds. A request that stores a token contains mark, which is part of the key
+// bank/user-0.
 func KeepAlive(t *testing.T, engine func() (*testenv.Process, string), newStore func(engine string) Store, mark string) {
 	if variable := os.Getenv(keepAliveVariable); variable != "" {
 		var in instance
