@@ -74,9 +74,10 @@ type sealedStore struct {
 	codec sealedCodec
 }
 
-func (s sealedStore) isLocal() bool {
-	near, ok := s.TokenStore.(local)
-	return ok && near.isLocal()
+// EndsWithContext implements [Prompt].
+func (s sealedStore) EndsWithContext() bool {
+	inner, ok := s.TokenStore.(Prompt)
+	return ok && inner.EndsWithContext()
 }
 
 // Load returns a mark in place of a record that is not sealed: nobody is connected, and the

@@ -66,6 +66,16 @@ type RecordLocker interface {
 	LockRecord(ctx context.Context, key string) (fingerprint string, unlock func(), err error)
 }
 
+// Prompt is an optional interface of a [TokenStore] whose Load ends as soon as its context
+// does, and after a few seconds at most, whatever the engine does. The kit calls such a
+// Load from the request's own goroutine. Any other Load gets a goroutine, which the kit
+// leaves after five seconds; to switch to it can take longer than to read a token from
+// memory.
+type Prompt interface {
+	// EndsWithContext reports whether the store keeps that promise.
+	EndsWithContext() bool
+}
+
 // ExpiryLister is an optional interface of a [TokenStore], required by
 // [Kit.RefreshExpiring].
 type ExpiryLister interface {
@@ -100,7 +110,8 @@ type memoryStore struct {
 	tokens map[string]Token
 }
 
-func (*memoryStore) isLocal() bool { return true }
+// EndsWithContext implements [Prompt].
+func (*memoryStore) EndsWithContext() bool { return true }
 
 func (s *memoryStore) Load(_ context.Context, key string) (*Token, error) {
 	s.mu.RLock()
@@ -175,6 +186,3 @@ func (e Expiry) compare(other Expiry) int {
 
 // Format implements [fmt.Formatter] and shows no token, whatever the verb.
 func (s *memoryStore) Format(f fmt.State, _ rune) { fmt.Fprint(f, "ganbauth.MemoryStore") }
-
-// local is a store in this process's memory, which keeps nobody waiting.
-type local interface{ isLocal() bool }

@@ -1,9 +1,9 @@
 // Package mysqlstore keeps ganbauth's tokens in MySQL or MariaDB, and makes refreshes exclusive
 // across processes there.
 //
-//	connector, err := mysql.NewConnector(config)
-//	db := sql.OpenDB(connector)
-//	store := mysqlstore.New(db, mysqlstore.Options{Connector: connector})
+//	connections, err := mysql.NewConnector(config)
+//	db := sql.OpenDB(connections)
+//	store := mysqlstore.New(db, mysqlstore.Options{Connector: connections})
 //	err = store.Migrate(ctx)
 //	go store.Cleanup(ctx, time.Hour)
 //	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{Store: store, Key: userID, …})
@@ -87,6 +87,7 @@ var (
 	_ ganbauth.RecordLocker = (*Store)(nil)
 	_ ganbauth.ExpiryLister = (*Store)(nil)
 	_ ganbauth.ExpiryPager  = (*Store)(nil)
+	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
 // New returns a Store that uses db, a pool of go-sql-driver/mysql, which its owner closes. Call
@@ -115,6 +116,9 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	}
 	return t, nil
 }
+
+// EndsWithContext implements [ganbauth.Prompt].
+func (*Store) EndsWithContext() bool { return true }
 
 var errNoToken = errors.New("mysqlstore: save: there is no token to save")
 

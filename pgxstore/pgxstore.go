@@ -83,6 +83,7 @@ var (
 	_ ganbauth.RecordLocker = (*Store)(nil)
 	_ ganbauth.ExpiryLister = (*Store)(nil)
 	_ ganbauth.ExpiryPager  = (*Store)(nil)
+	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
 // New returns a Store that uses pool, which its owner closes. Call [Store.Migrate] before its
@@ -112,6 +113,9 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	t.IssuedAt, t.ExpiresAt = t.IssuedAt.UTC(), t.ExpiresAt.UTC()
 	return t, nil
 }
+
+// EndsWithContext implements [ganbauth.Prompt].
+func (*Store) EndsWithContext() bool { return true }
 
 // Save implements [ganbauth.TokenStore].
 func (s *Store) Save(ctx context.Context, key string, t *ganbauth.Token) error {

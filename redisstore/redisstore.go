@@ -87,6 +87,7 @@ var (
 	_ ganbauth.RecordLocker = (*Store)(nil)
 	_ ganbauth.ExpiryLister = (*Store)(nil)
 	_ ganbauth.ExpiryPager  = (*Store)(nil)
+	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
 // New returns a Store that uses client, which its owner closes.
@@ -161,6 +162,9 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 		return t, nil
 	}
 }
+
+// EndsWithContext implements [ganbauth.Prompt].
+func (*Store) EndsWithContext() bool { return true }
 
 // Save implements [ganbauth.TokenStore].
 func (s *Store) Save(ctx context.Context, key string, token *ganbauth.Token) error {
