@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"database/sql"
 	"flag"
 	"fmt"
 	"net"
@@ -11,27 +13,32 @@ import (
 	"time"
 
 	scsredis "github.com/alexedwards/scs/goredisstore"
+	scsmysql "github.com/alexedwards/scs/mysqlstore"
 	scspgx "github.com/alexedwards/scs/pgxstore"
 	"github.com/alexedwards/scs/v2"
-	"github.com/jackc/pgx/v5"
+	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/rueidis"
 
 	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/goredisstore"
 	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/mysqlstore"
 	"github.com/ganbauth/ganbauth/pgxstore"
+	"github.com/ganbauth/ganbauth/rueidisstore"
 )
 
 // withParts lends a testing.TB, which is what testenv starts its servers for.
-func withParts(run func(testing.TB, int) []engineSample, rounds int) (samples []engineSample) {
+func withParts[T any](run func(testing.TB) T) (result T) {
 	testing.Init()
 	check(flag.Set("test.benchtime", "1x"))
-	testing.Benchmark(func(b *testing.B) { samples = run(b, rounds) })
-	if samples == nil {
+	done := false
+	testing.Benchmark(func(b *testing.B) { result, done = run(b), true })
+	if !done {
 		panic("the engine did not start")
 	}
-	return samples
+	return result
 }
 
 // engineSample is a sample on an engine, with the questions that one request puts to it.
@@ -40,73 +47,119 @@ type engineSample struct {
 	RoundTrips float64
 }
 
-// onEngine compares sessions alone, the default store on the sessions' engine, and the nested store.
-func onEngine(engine scs.Store, store ganbauth.TokenStore, asked *atomic.Int64, rounds int) (samples []engineSample) {
+// onEngine compares sessions alone, the default store on the sessions' engine, and nested stores.
+func onEngine(engine scs.Store, asked *roundTrips, rounds int, nested ...nestedStore) (samples []engineSample) {
 	configure := func(s *scs.SessionManager) { s.Store = engine }
 	contenders := []*contender{
 		floor(configure),
-		connected(configure, "**ganbauth** on the sessions' engine", ganbauth.Options{}),
-		connected(configure, "**ganbauth** with the nested store", ganbauth.Options{Store: store}),
+		connected(configure, "**ganbauth** on the sessions' engine", ganbauth.Options{}, nil),
+	}
+	for _, n := range nested {
+		contenders = append(contenders, connected(configure, "**ganbauth** with "+n.name, ganbauth.Options{Store: n.store}, n.writer))
 	}
 	for i, s := range compare(contenders, rounds, false) {
-		before := asked.Load()
+		before := asked.n.Load()
 		const n = 100
 		serial(contenders[i], n)
-		samples = append(samples, engineSample{s, float64(asked.Load()-before) / n})
+		samples = append(samples, engineSample{s, float64(asked.n.Load()-before) / n})
 	}
 	return samples
 }
 
+// nestedStore is a store of ours. A token is written by writer, if there is one: a process that
+// has just written a token asks for it for a while, where others have it in memory.
+type nestedStore struct {
+	name          string
+	store, writer ganbauth.TokenStore
+}
+
 func onRedis(tb testing.TB, rounds int) []engineSample {
-	client := redis.NewClient(&redis.Options{Addr: testenv.Redis(tb).Addr})
+	addr := testenv.Redis(tb).Addr
+	var asked roundTrips
+	client := redis.NewClient(&redis.Options{Addr: addr, Dialer: asked.dial})
 	defer client.Close()
-	var asked counter
-	client.AddHook(&asked)
-	return onEngine(scsredis.New(client), goredisstore.New(client, goredisstore.Options{}), &asked.n, rounds)
+	near := asked.rueidis(addr)
+	defer near.Close()
+	written := goredisstore.New(client, goredisstore.Options{})
+	return onEngine(scsredis.New(client), &asked, rounds,
+		nestedStore{"goredisstore", written, nil},
+		nestedStore{"rueidisstore", rueidisstore.New(near, rueidisstore.Options{}), written})
 }
 
 func onPostgres(tb testing.TB, rounds int) []engineSample {
 	_, url := testenv.Postgres(tb)
 	ctx := context.Background()
-	var asked counter
+	var asked roundTrips
 	config := must(pgxpool.ParseConfig(url))
-	config.ConnConfig.Tracer = &asked
+	config.ConnConfig.DialFunc = asked.dial
 	pool := must(pgxpool.NewWithConfig(ctx, config))
 	defer pool.Close()
 	_, err := pool.Exec(ctx, `CREATE TABLE sessions (token TEXT PRIMARY KEY, data BYTEA NOT NULL, expiry TIMESTAMPTZ NOT NULL)`)
 	check(err)
 	store := pgxstore.New(pool, pgxstore.Options{})
 	check(store.Migrate(ctx))
-	return onEngine(scspgx.NewWithCleanupInterval(pool, 0), store, &asked.n, rounds)
+	return onEngine(scspgx.NewWithCleanupInterval(pool, 0), &asked, rounds, nestedStore{"pgxstore", store, nil})
 }
 
-// counter counts what a client asks its server.
-type counter struct{ n atomic.Int64 }
-
-func (c *counter) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
+func onMariaDB(tb testing.TB, rounds int) []engineSample {
+	_, dsn := testenv.MariaDB(tb)
+	ctx := context.Background()
+	var asked roundTrips
+	db := asked.mysql(dsn)
+	defer db.Close()
+	_, err := db.ExecContext(ctx, "CREATE TABLE sessions (token CHAR(43) PRIMARY KEY, data BLOB NOT NULL, expiry TIMESTAMP(6) NOT NULL)")
+	check(err)
+	store := mysqlstore.New(db, mysqlstore.Options{})
+	check(store.Migrate(ctx))
+	return onEngine(scsmysql.NewWithCleanupInterval(db, 0), &asked, rounds, nestedStore{"mysqlstore", store, nil})
 }
 
-func (c *counter) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		c.n.Add(1)
-		return next(ctx, cmd)
+// roundTrips counts how often a client waits for its server: what it reads after it has written.
+type roundTrips struct{ n atomic.Int64 }
+
+func (r *roundTrips) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	return &countingConn{Conn: conn, trips: r}, err
+}
+
+// rueidis returns a client that sends nothing by itself.
+func (r *roundTrips) rueidis(addr string) rueidis.Client {
+	return must(rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: []string{addr}, Dialer: net.Dialer{KeepAlive: time.Hour}, ConnWriteTimeout: 10 * time.Second,
+		DialCtxFn: func(ctx context.Context, addr string, _ *net.Dialer, _ *tls.Config) (net.Conn, error) {
+			return r.dial(ctx, "tcp", addr)
+		},
+	}))
+}
+
+func (r *roundTrips) mysql(dsn string) *sql.DB {
+	config := must(mysql.ParseDSN(dsn))
+	config.ParseTime = true
+	config.DialFunc = r.dial
+	db := sql.OpenDB(must(mysql.NewConnector(config)))
+	db.SetMaxOpenConns(16)
+	db.SetMaxIdleConns(16)
+	return db
+}
+
+type countingConn struct {
+	net.Conn
+	trips *roundTrips
+	wrote atomic.Bool
+}
+
+func (c *countingConn) Write(p []byte) (int, error) {
+	c.wrote.Store(true)
+	return c.Conn.Write(p)
+}
+
+func (c *countingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.wrote.Swap(false) {
+		c.trips.n.Add(1)
 	}
+	return n, err
 }
-
-func (c *counter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		c.n.Add(1)
-		return next(ctx, cmds)
-	}
-}
-
-func (c *counter) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	c.n.Add(1)
-	return ctx
-}
-
-func (c *counter) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 // refused compares an anonymous request that is turned away with one that sessions alone answer alike.
 func refused(rounds int) (program, browser []sample) {

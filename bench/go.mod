@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/alexedwards/scs/goredisstore v0.0.0-20250212122300-421ef1d8611c
+	github.com/alexedwards/scs/mysqlstore v0.0.0-20250417082927-ab20b3feb5e9
 	github.com/alexedwards/scs/pgxstore v0.0.0-20240316134038-7e11d57e8885
 	github.com/alexedwards/scs/v2 v2.9.0
 	github.com/auth0/go-jwt-middleware/v3 v3.0.0
@@ -12,13 +13,17 @@ require (
 	github.com/fxamacker/cbor/v2 v2.10.0
 	github.com/ganbauth/ganbauth v0.1.0
 	github.com/ganbauth/ganbauth/goredisstore v0.1.0
+	github.com/ganbauth/ganbauth/mysqlstore v0.1.0
 	github.com/ganbauth/ganbauth/pgxstore v0.1.0
+	github.com/ganbauth/ganbauth/rueidisstore v0.1.0
 	github.com/go-chi/jwtauth/v5 v5.3.3
+	github.com/go-sql-driver/mysql v1.10.1
 	github.com/gorilla/sessions v1.4.0
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/markbates/goth v1.82.0
 	github.com/oauth2-proxy/oauth2-proxy/v7 v7.8.1
 	github.com/redis/go-redis/v9 v9.19.0
+	github.com/redis/rueidis v1.0.79
 	github.com/stretchr/testify v1.12.1
 	github.com/zitadel/oidc/v3 v3.51.17
 	golang.org/x/oauth2 v0.37.0
@@ -30,6 +35,7 @@ require (
 	codeberg.org/go-fonts/liberation v0.5.0 // indirect
 	codeberg.org/go-latex/latex v0.2.0 // indirect
 	codeberg.org/go-pdf/fpdf v0.11.1 // indirect
+	filippo.io/edwards25519 v1.2.0 // indirect
 	git.sr.ht/~sbinet/gg v0.7.0 // indirect
 	github.com/a8m/envsubst v1.4.2 // indirect
 	github.com/ajstarks/svgo v0.0.0-20211024235047-1546f124cd8b // indirect
@@ -94,7 +100,7 @@ require (
 	golang.org/x/crypto v0.53.0 // indirect
 	golang.org/x/exp v0.0.0-20241108190413-2d47ceb2692f // indirect
 	golang.org/x/image v0.30.0 // indirect
-	golang.org/x/sys v0.46.0 // indirect
+	golang.org/x/sys v0.47.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
 	gopkg.in/ini.v1 v1.67.0 // indirect
 	gopkg.in/yaml.v2 v2.4.0 // indirect
@@ -105,5 +111,7 @@ require (
 replace (
 	github.com/ganbauth/ganbauth => ../
 	github.com/ganbauth/ganbauth/goredisstore => ../goredisstore
+	github.com/ganbauth/ganbauth/mysqlstore => ../mysqlstore
 	github.com/ganbauth/ganbauth/pgxstore => ../pgxstore
+	github.com/ganbauth/ganbauth/rueidisstore => ../rueidisstore
 )

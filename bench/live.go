@@ -183,10 +183,11 @@ func oneMore() *contender {
 	return a.contender("scs alone, one more string in the session", func(http.ResponseWriter, *http.Request) {})
 }
 
-func connected(configure func(*scs.SessionManager), name string, opts ganbauth.Options) *contender {
+// connected is a user who is connected. The token is written by writer, or by the Kit's own store.
+func connected(configure func(*scs.SessionManager), name string, opts ganbauth.Options, writer ganbauth.TokenStore) *contender {
 	a := newSCS(configure).keep(nil)
 	opts.RedirectURI, opts.Scopes, opts.Logger = app+"/callback", strings.Fields(token.Scope), discardLog
-	store := &settingStore{TokenStore: cmp.Or(opts.Store, ganbauth.NewSCSStore(a.sessions))}
+	store := &settingStore{TokenStore: cmp.Or(writer, opts.Store, ganbauth.NewSCSStore(a.sessions))}
 	login := opts
 	login.Store = store
 	kit := must(ganbauth.New(connector(), a.sessions, login))
@@ -200,7 +201,9 @@ func connected(configure func(*scs.SessionManager), name string, opts ganbauth.O
 	}
 	// From here on the Kit has the store itself, as an application would, and the token that all have.
 	kit = must(ganbauth.New(connector(), a.sessions, opts))
-	check(kit.SetToken(context.Background(), strings.TrimPrefix(store.key, kitKey), &ganbauth.Token{
+	last := opts
+	last.Store = cmp.Or(writer, opts.Store)
+	check(must(ganbauth.New(connector(), a.sessions, last)).SetToken(context.Background(), strings.TrimPrefix(store.key, kitKey), &ganbauth.Token{
 		AccessToken: token.AccessToken, RefreshToken: token.RefreshToken, Scope: token.Scope,
 		IDToken: token.IDToken, Subject: token.Subject, ExpiresAt: token.ExpiresAt, IssuedAt: token.IssuedAt,
 	}))
@@ -394,8 +397,8 @@ func withIdle(s *scs.SessionManager) { s.IdleTimeout = 20 * time.Minute }
 func ours(configure func(*scs.SessionManager)) []*contender {
 	return []*contender{
 		floor(configure),
-		connected(configure, "**ganbauth**", ganbauth.Options{}),
-		connected(configure, "**ganbauth**, sealed", sealed()),
+		connected(configure, "**ganbauth**", ganbauth.Options{}, nil),
+		connected(configure, "**ganbauth**, sealed", sealed(), nil),
 	}
 }
 

@@ -20,8 +20,11 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"testing"
 	"text/template"
 	"time"
+
+	"github.com/ganbauth/ganbauth"
 )
 
 func main() {
@@ -58,8 +61,24 @@ var jobs = map[string]func(args []string) any{
 		serial(c, must(strconv.Atoi(args[1])))
 		return c.name
 	},
-	"redis":    func(args []string) any { return withParts(onRedis, must(strconv.Atoi(args[0]))) },
-	"postgres": func(args []string) any { return withParts(onPostgres, must(strconv.Atoi(args[0]))) },
+	"engine": func(args []string) any {
+		compare := map[string]func(testing.TB, int) []engineSample{"redis": onRedis, "postgres": onPostgres, "mariadb": onMariaDB}
+		return withParts(func(tb testing.TB) []engineSample { return compare[args[0]](tb, must(strconv.Atoi(args[1]))) })
+	},
+	"sizes": func(args []string) any {
+		return withParts(func(tb testing.TB) []sizeSample { return sizes(tb, args[0], numbers(args[1:])) })
+	},
+	"near": func(args []string) any {
+		return withParts(func(tb testing.TB) float64 { return nearMemory(tb, numbers(args)[0]) })
+	},
+	"engineherd": func(args []string) any {
+		return withParts(func(tb testing.TB) herdSample {
+			e := engines[args[0]](tb)
+			s := herd(refreshers[0], e.store, numbers(args[1:])[0])
+			s.Name = e.name
+			return s
+		})
+	},
 	"refused": func(args []string) any {
 		program, browser := refused(must(strconv.Atoi(args[0])))
 		return [][]sample{program, browser}
@@ -69,7 +88,7 @@ var jobs = map[string]func(args []string) any{
 		return storm(refreshers[must(strconv.Atoi(args[0]))], 1000, must(time.ParseDuration(args[1])))
 	},
 	"herd": func(args []string) any {
-		return herd(refreshers[must(strconv.Atoi(args[0]))], must(strconv.Atoi(args[1])))
+		return herd(refreshers[must(strconv.Atoi(args[0]))], ganbauth.NewMemoryStore(), must(strconv.Atoi(args[1])))
 	},
 	"memory": func(args []string) any { return sessionMemory(must(strconv.Atoi(args[0])), args[1] == "connected") },
 	"leftovers": func(args []string) any {
@@ -81,6 +100,13 @@ var jobs = map[string]func(args []string) any{
 		live, refreshing := l.latencies(args[0] == "expire")
 		return []latencySample{live, refreshing}
 	},
+}
+
+func numbers(words []string) (all []int) {
+	for _, w := range words {
+		all = append(all, must(strconv.Atoi(w)))
+	}
+	return all
 }
 
 // child runs a job in a process of its own.
@@ -96,6 +122,13 @@ func child[T any](job string, args ...any) (result T) {
 	check(err)
 	check(json.Unmarshal(out, &result))
 	return result
+}
+
+func anys[T any](values []T) (all []any) {
+	for _, v := range values {
+		all = append(all, v)
+	}
+	return all
 }
 
 // repeated runs a job several times and returns the medians, and what each run has seen.
@@ -150,7 +183,7 @@ type results struct {
 	Processes                              int
 	Default, Parallel, CBOR, Idle          []sample
 	Instructions                           []float64
-	Redis, Postgres                        []engineSample
+	Redis, Postgres, MariaDB               []engineSample
 	RefusedProgram, RefusedBrowser, Logins []sample
 	AtOnce, Spread                         []stormSample
 	Herds                                  []herdSample
@@ -158,6 +191,9 @@ type results struct {
 	Refreshed, Begun                       float64
 	Latencies                              []latencySample
 	LatencyRatio                           float64 // of the p99s, the median of the pairs
+	Sizes                                  []sizeSample
+	EngineHerds                            []herdSample
+	Near                                   float64
 
 	benchstat string
 }
@@ -174,6 +210,7 @@ type memoryRow struct {
 type effort struct {
 	processes, rounds int
 	sessions          []int
+	tokens            []int         // in an engine
 	users             int           // whose tokens end together
 	pairs             int           // of loads, with and without expiries
 	long              time.Duration // each load
@@ -181,8 +218,8 @@ type effort struct {
 }
 
 var (
-	full  = effort{processes: 10, rounds: 40, sessions: []int{100_000, 1_000_000}, users: 10_000, pairs: 5, long: 20 * time.Second, counted: 2000}
-	brief = effort{processes: 2, rounds: 10, sessions: []int{10_000, 100_000}, users: 1_000, pairs: 1, long: 3 * time.Second, counted: 2000}
+	full  = effort{processes: 10, rounds: 40, sessions: []int{100_000, 1_000_000}, tokens: []int{10_000, 100_000, 1_000_000}, users: 10_000, pairs: 5, long: 20 * time.Second, counted: 2000}
+	brief = effort{processes: 2, rounds: 10, sessions: []int{10_000, 100_000}, tokens: []int{1_000, 10_000}, users: 1_000, pairs: 1, long: 3 * time.Second, counted: 2000}
 )
 
 func measure(e effort) (r results) {
@@ -203,6 +240,7 @@ func measure(e effort) (r results) {
 		r.Instructions = append(r.Instructions, instructions(i, e.counted))
 	}
 	r.Redis, r.Postgres = engineMedians("redis", e.processes, e.rounds), engineMedians("postgres", e.processes, e.rounds)
+	r.MariaDB = engineMedians("mariadb", e.processes, e.rounds)
 	var programs, browsers [][]sample
 	for range e.processes {
 		both := child[[2][]sample]("refused", e.rounds)
@@ -219,6 +257,13 @@ func measure(e effort) (r results) {
 			r.Herds = append(r.Herds, child[herdSample]("herd", i, e.users))
 		}
 	}
+	for _, engine := range []string{"redis", "rueidis", "postgres", "mariadb"} {
+		r.EngineHerds = append(r.EngineHerds, child[herdSample]("engineherd", engine, e.users/10))
+		if engine != "rueidis" { // it fills Redis as goredisstore does
+			r.Sizes = append(r.Sizes, child[[]sizeSample]("sizes", append([]any{engine}, anys(e.tokens)...)...)...)
+		}
+	}
+	r.Near = child[float64]("near", e.tokens[0])
 	for _, n := range e.sessions {
 		r.Memory = append(r.Memory, memoryRow{n, child[float64]("memory", n, "alone"), child[float64]("memory", n, "connected")})
 	}
@@ -261,7 +306,7 @@ func engineMedians(engine string, processes, rounds int) []engineSample {
 	var runs [][]sample
 	var last []engineSample
 	for range processes {
-		last = child[[]engineSample](engine, rounds)
+		last = child[[]engineSample]("engine", engine, rounds)
 		var samples []sample
 		for _, s := range last {
 			samples = append(samples, s.Sample)

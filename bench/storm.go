@@ -223,10 +223,9 @@ type herdSample struct {
 	GoroutinesStayed int
 }
 
-func herd(r refresher, users int) herdSample {
+func herd(r refresher, store ganbauth.TokenStore, users int) herdSample {
 	b, stop := startBank(bankLatency)
 	defer stop()
-	store := ganbauth.NewMemoryStore()
 	h := r.make(b, store)
 	expire := func() {
 		for i := range users {
