@@ -155,8 +155,7 @@ type count struct {
 // state returns a picture of the bank.
 func (c *console) state() state {
 	s := state{
-		ClosedUntil: c.bank.MaintenanceEnd(),
-		Grants:      c.bank.Grants(), RefreshTokens: c.bank.RefreshTokens(), Reuses: c.bank.Reuses(), Requests: c.bank.Requests(),
+		Grants: c.bank.Grants(), RefreshTokens: c.bank.RefreshTokens(), Reuses: c.bank.Reuses(), Requests: c.bank.Requests(),
 	}
 	s.ClosedUntil = c.bank.MaintenanceEnd()
 	slices.Reverse(s.Requests)
