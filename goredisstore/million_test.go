@@ -41,8 +41,6 @@ func TestMillionTokens(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.NoError(t, c.ConfigSet(ctx, "slowlog-log-slower-than", "1000").Err())
-	require.NoError(t, c.Do(ctx, "SLOWLOG", "RESET").Err())
 	require.NoError(t, c.ConfigResetStat(ctx).Err())
 
 	listed, pages := 0, 0
@@ -63,10 +61,8 @@ func TestMillionTokens(t *testing.T) {
 	var perScript float64
 	_, err = fmt.Sscanf(stat, "calls=%d,usec=%d,usec_per_call=%g,", &calls, &total, &perScript)
 	require.NoError(t, err)
-	slow, err := c.Do(ctx, "SLOWLOG", "LEN").Int()
-	require.NoError(t, err)
 	const together = 16 // scripts in a round trip
-	t.Attr("measured", fmt.Sprintf("%d tokens, %d pages: Redis is busy with one for %.0f µs at a time; %d of %d scripts take over 1 ms",
-		tokens, pages, math.Ceil(together*perScript), slow, calls))
+	t.Attr("measured", fmt.Sprintf("%d tokens, %d pages: Redis is busy with one for %.0f µs at a time",
+		tokens, pages, math.Ceil(together*perScript)))
 	require.Less(t, together*perScript, 1000.0)
 }
