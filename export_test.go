@@ -249,6 +249,16 @@ func KeysHeld(k *Kit) int {
 		len(k.keeper.coolDowns.m) + len(k.keeper.refusals.m) + len(k.keeper.unsaved.m)
 }
 
+// KeyedMutex is a keyedMutex.
+type KeyedMutex struct{ keyedMutex }
+
+func (m *KeyedMutex) Lock(ctx context.Context, key string) (unlock func(), err error) {
+	return m.lock(ctx, key)
+}
+
+// Held counts the keys that take room.
+func (m *KeyedMutex) Held() int { return len(m.m) }
+
 // LoginsHeld counts the callbacks that the kit remembers.
 func LoginsHeld(k *Kit) int {
 	k.exchanges.mu.Lock()

@@ -1,0 +1,629 @@
+package ganbauth_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// stepping is a store in memory. Something happens before or after the swaps of a kit, by number.
+type stepping struct {
+	ganbauth.TokenStore
+	swaps  atomic.Int32
+	before hook // its error is the swap's, which does not happen
+	after  hook // its error is an answer that was lost
+}
+
+// hook is called with the number of a swap.
+type hook struct {
+	fn atomic.Pointer[func(n int) error]
+}
+
+func (h *hook) set(fn func(n int) error) { h.fn.Store(&fn) }
+
+func (h *hook) call(n int) error {
+	if fn := h.fn.Load(); fn != nil && *fn != nil {
+		return (*fn)(n)
+	}
+	return nil
+}
+
+func (s *stepping) Swap(ctx context.Context, key string, old, new *ganbauth.Token) error {
+	n := int(s.swaps.Add(1))
+	if err := s.before.call(n); err != nil {
+		return err
+	}
+	err := s.TokenStore.(ganbauth.Swapper).Swap(ctx, key, old, new)
+	return cmpErr(s.after.call(n), err)
+}
+
+// put is what another process does, whose token may be of the same login.
+func (s *stepping) put(t *testing.T, token *ganbauth.Token) {
+	t.Helper()
+	require.NoError(t, s.Save(context.Background(), "bank/u", token))
+}
+
+type stepTest struct {
+	*stepping
+	t    *testing.T
+	bank *ganbtest.Server
+	kit  *ganbauth.Kit
+	log  *lockedBuffer
+}
+
+// inSteps runs a test on a user whose token is about to expire, or has expired.
+func inSteps(t *testing.T, bank ganbtest.Options, age time.Duration, test func(t *testing.T, s *stepTest)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		bank.InProcess = true
+		s := &stepTest{&stepping{TokenStore: ganbauth.NewMemoryStore()}, t, ganbtest.NewServer(bank), nil, &lockedBuffer{}}
+		connect(t, s.bank, s.stepping, "u")
+		s.kit = backgroundKit(t, s.bank, s.stepping, nil, func(o *ganbauth.Options) { o.Logger = textLogger(s.log) })
+		time.Sleep(age)
+		test(t, s)
+		time.Sleep(time.Hour)
+		require.Zero(t, ganbauth.KeysHeld(s.kit))
+	})
+}
+
+const (
+	aboutToExpire = 59*time.Minute + 10*time.Second
+	expired       = 61 * time.Minute
+)
+
+// odd has the bank's next answer lack its token_type.
+func (s *stepTest) odd(then func()) {
+	s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(response map[string]any) {
+		delete(response, "token_type")
+		if then != nil {
+			then()
+		}
+	}}, 1)
+}
+
+func (s *stepTest) token() (*ganbauth.Token, error) { return s.kit.Token(s.t.Context(), "u") }
+
+var errStep = errors.New("connection reset")
+
+// A3: of an answer that cannot be used the refresh token is kept, with the old access token.
+func TestA3KitKeepsTheRefreshToken(t *testing.T) {
+	strict := ganbtest.Options{RevokeOnReuse: true}
+	next := func(s *stepTest) {
+		s.t.Helper()
+		time.Sleep(2 * time.Minute)
+		_, err := s.token()
+		require.NoError(s.t, err)
+		require.Equal(s.t, 2, s.bank.Refreshes(), "with the refresh token of the odd answer")
+		require.NotContains(s.t, s.log.String(), "token_lost")
+	}
+	t.Run("while the old access token serves", func(t *testing.T) {
+		inSteps(t, strict, aboutToExpire, func(t *testing.T, s *stepTest) {
+			old, err := s.Load(t.Context(), "bank/u")
+			require.NoError(t, err)
+			s.odd(nil)
+			token, err := s.token()
+			require.NoError(t, err)
+			require.Equal(t, old.AccessToken, token.AccessToken)
+			kept, err := s.Load(t.Context(), "bank/u")
+			require.NoError(t, err)
+			require.NotEqual(t, old.RefreshToken, kept.RefreshToken)
+			require.Contains(t, s.log.String(), "refresh_failed")
+			next(s)
+		})
+	})
+	t.Run("when it has expired", func(t *testing.T) {
+		inSteps(t, strict, expired, func(t *testing.T, s *stepTest) {
+			s.odd(nil)
+			_, err := s.token()
+			require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+			require.ErrorIs(t, err, ganbauth.ErrTokenFormat)
+			next(s)
+		})
+	})
+	t.Run("while the store takes no writes", func(t *testing.T) {
+		inSteps(t, strict, expired, func(t *testing.T, s *stepTest) {
+			s.odd(func() { s.before.set(func(int) error { return errStep }) })
+			_, err := s.token()
+			require.ErrorIs(t, err, ganbauth.ErrTokenFormat)
+			require.Contains(t, s.log.String(), "token_unsaved")
+			require.Contains(t, s.log.String(), "connection reset")
+			_, err = s.token()
+			require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+			require.Equal(t, 1, s.bank.Refreshes())
+			s.before.set(nil)
+			next(s)
+		})
+	})
+	t.Run("another login has taken the place", func(t *testing.T) {
+		inSteps(t, strict, expired, func(t *testing.T, s *stepTest) {
+			newer := s.bank.Token()
+			newer.Epoch = "newer"
+			s.odd(func() { s.put(t, newer) })
+			token, err := s.token()
+			require.NoError(t, err)
+			require.Equal(t, newer.AccessToken, token.AccessToken)
+			time.Sleep(time.Minute)
+			kept, err := s.Load(t.Context(), "bank/u")
+			require.NoError(t, err)
+			require.Equal(t, newer.RefreshToken, kept.RefreshToken)
+		})
+	})
+	t.Run("the user has logged out", func(t *testing.T) {
+		inSteps(t, strict, expired, func(t *testing.T, s *stepTest) {
+			s.odd(func() {
+				require.NoError(t, s.kit.Disconnect(context.Background(), "u"))
+				s.before.set(func(int) error { return errStep })
+			})
+			_, err := s.token()
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		})
+	})
+}
+
+// A3: only an ID token that verifies, and is another user's, ends a connection.
+func TestA3KitMeetsAnotherSubject(t *testing.T) {
+	inBubble(t, setup{bank: ganbtest.Options{RefreshIDToken: true}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		time.Sleep(61 * time.Minute)
+		a.sends(func(id idToken) string { id.claims["sub"] = "another"; return id.sign() })
+		require.Equal(t, 401, b.do("GET", "/p", program).StatusCode)
+		require.Contains(t, a.eventTypes(), ganbauth.EventTokenLost)
+		require.Equal(t, "other_subject", a.lastEvent().ErrorClass)
+	})
+}
+
+// What is found at the second look: another process' refresh is the answer, if it serves.
+func TestSecondLookFindsAnotherRecord(t *testing.T) {
+	shift := func(token *ganbauth.Token, by time.Duration) *ganbauth.Token {
+		token.IssuedAt, token.ExpiresAt = token.IssuedAt.Add(by), token.ExpiresAt.Add(by)
+		return token
+	}
+	t.Run("one that serves", func(t *testing.T) {
+		inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+			newer := s.bank.Token()
+			s.before.set(func(n int) error {
+				if n == 1 {
+					s.put(t, newer)
+				}
+				return nil
+			})
+			token, err := s.token()
+			require.NoError(t, err)
+			require.Equal(t, newer.AccessToken, token.AccessToken)
+			require.Zero(t, s.bank.Refreshes())
+			require.Equal(t, 1, strings.Count(s.log.String(), "set Options.Locker"), "C7")
+		})
+	})
+	t.Run("one that has expired, too, is refreshed", func(t *testing.T) {
+		inSteps(t, ganbtest.Options{RevokeOnReuse: true}, expired, func(t *testing.T, s *stepTest) {
+			s.before.set(func(n int) error {
+				if n == 1 {
+					s.put(t, shift(s.bank.Token(), -2*time.Hour))
+				}
+				return nil
+			})
+			_, err := s.token()
+			require.NoError(t, err)
+			require.Equal(t, 1, s.bank.Refreshes())
+		})
+	})
+	t.Run("one that cannot be refreshed", func(t *testing.T) {
+		inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+			other := shift(s.bank.Token(), -2*time.Hour)
+			other.RefreshToken = ""
+			s.before.set(func(n int) error {
+				if n == 1 {
+					s.put(t, other)
+				}
+				return nil
+			})
+			_, err := s.token()
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+			require.Zero(t, s.bank.Refreshes())
+		})
+	})
+	t.Run("another one each time", func(t *testing.T) {
+		inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+			s.before.set(func(int) error { s.put(t, shift(s.bank.Token(), -2*time.Hour)); return nil })
+			_, err := s.token()
+			require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+			require.EqualValues(t, 3, s.swaps.Load(), "it gives up")
+			require.Zero(t, s.bank.Refreshes())
+		})
+	})
+	t.Run("a load that fails", func(t *testing.T) {
+		inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+			memory := s.TokenStore
+			s.before.set(func(n int) error {
+				s.put(t, s.bank.Token())
+				s.TokenStore = struct{ ganbauth.TokenStore }{loadFails{memory}}
+				return ganbauth.ErrSuperseded
+			})
+			_, err := s.token()
+			require.ErrorIs(t, err, errStep)
+			require.Equal(t, 503, ganbauth.StatusCode(err))
+			s.TokenStore = memory
+		})
+	})
+}
+
+type loadFails struct{ ganbauth.TokenStore }
+
+func (loadFails) Load(context.Context, string) (*ganbauth.Token, error) { return nil, errStep }
+
+// C7: a race is a refresh of the same login, wherever it shows. A logout or a login is none.
+func TestC7WhatIsARace(t *testing.T) {
+	at := func(what string, n int, put func(s *stepTest), want int) {
+		t.Run(what, func(t *testing.T) {
+			inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+				if what == "at the verdict" {
+					s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+				}
+				s.before.set(func(i int) error {
+					if i == n {
+						put(s)
+					}
+					return nil
+				})
+				_, _ = s.token()
+				require.Equal(t, want, strings.Count(s.log.String(), "set Options.Locker"))
+			})
+		})
+	}
+	same := func(s *stepTest) { s.put(s.t, s.bank.Token()) }
+	at("at the second look", 1, same, 1)
+	at("at the successor", 2, same, 1)
+	at("at the verdict", 2, same, 1)
+	at("a login", 2, func(s *stepTest) {
+		newer := s.bank.Token()
+		newer.Epoch = "newer"
+		s.put(s.t, newer)
+	}, 0)
+	at("a logout", 2, func(s *stepTest) { require.NoError(s.t, s.Delete(context.Background(), "bank/u")) }, 0)
+}
+
+// A verdict that was written down, and whose answer was lost, is one. So is one that the store
+// does not write down none.
+func TestVerdictWhoseAnswerIsLost(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+		s.after.set(func(n int) error {
+			if n == 2 {
+				return errStep
+			}
+			return nil
+		})
+		_, err := s.token()
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		require.Equal(t, 1, strings.Count(s.log.String(), "token_lost"))
+		require.Zero(t, ganbauth.KeysHeld(s.kit))
+	})
+}
+
+// C5: the end of a connection without a refresh token waits for no other process, and goes by
+// what is there.
+func TestC5EndIsCompared(t *testing.T) {
+	inSteps(t, ganbtest.Options{Lifetime: 24 * time.Hour}, 0, func(t *testing.T, s *stepTest) {
+		token, err := s.Load(t.Context(), "bank/u")
+		require.NoError(t, err)
+		token.RefreshToken = ""
+		s.put(t, token)
+		time.Sleep(time.Minute - time.Nanosecond)
+		got, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", token.AccessToken)
+		require.NoError(t, err)
+		require.Equal(t, token.AccessToken, got.AccessToken, "it is too young")
+		time.Sleep(time.Nanosecond)
+
+		newer := s.bank.Token()
+		s.before.set(func(n int) error {
+			if n == 1 {
+				s.put(t, newer)
+			}
+			return nil
+		})
+		begun := time.Now()
+		got, err = ganbauth.Replace(s.kit, t.Context(), "bank/u", token.AccessToken)
+		require.NoError(t, err)
+		require.Equal(t, newer.AccessToken, got.AccessToken)
+		s.put(t, token)
+		_, err = ganbauth.Replace(s.kit, t.Context(), "bank/u", token.AccessToken)
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		require.Zero(t, time.Since(begun))
+	})
+}
+
+// What the process serves of a token that is not stored yet: to nobody after a logout, and to
+// everybody whatever else fails meanwhile.
+func TestA2UnsavedTokenMeetsOthers(t *testing.T) {
+	unsaved := func(t *testing.T, test func(t *testing.T, s *stepTest, token *ganbauth.Token)) {
+		inSteps(t, ganbtest.Options{RevokeOnReuse: true}, expired, func(t *testing.T, s *stepTest) {
+			s.before.set(func(n int) error {
+				if n >= 2 {
+					return errStep
+				}
+				return nil
+			})
+			token, err := s.token()
+			require.NoError(t, err)
+			test(t, s, token)
+			s.before.set(nil)
+		})
+	}
+	t.Run("a login that fails", func(t *testing.T) {
+		unsaved(t, func(t *testing.T, s *stepTest, token *ganbauth.Token) {
+			require.ErrorIs(t, s.kit.SetToken(t.Context(), "u", s.bank.Token()), errStep)
+			got, err := s.token()
+			require.NoError(t, err)
+			require.Equal(t, token.AccessToken, got.AccessToken)
+			time.Sleep(aboutToExpire)
+			got, err = s.token()
+			require.NoError(t, err)
+			require.Equal(t, token.AccessToken, got.AccessToken, "it is not spent before it is stored")
+			require.Equal(t, 1, s.bank.Refreshes())
+		})
+	})
+	t.Run("a logout", func(t *testing.T) {
+		unsaved(t, func(t *testing.T, s *stepTest, _ *ganbauth.Token) {
+			s.before.set(nil)
+			require.NoError(t, s.kit.Disconnect(t.Context(), "u"))
+			s.before.set(func(int) error { return errStep })
+			_, err := s.token()
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+			require.NoError(t, s.kit.Shutdown(t.Context()))
+		})
+	})
+	t.Run("a login", func(t *testing.T) {
+		unsaved(t, func(t *testing.T, s *stepTest, _ *ganbauth.Token) {
+			s.before.set(nil)
+			newer := s.bank.Token()
+			require.NoError(t, s.kit.SetToken(t.Context(), "u", newer))
+			s.before.set(func(int) error { return errStep })
+			token, err := s.token()
+			require.NoError(t, err)
+			require.Equal(t, newer.AccessToken, token.AccessToken)
+		})
+	})
+}
+
+// loginSteps runs a test on an application whose user u may begin a login.
+func loginSteps(t *testing.T, test func(t *testing.T, a *app, s *stepping)) {
+	s := &stepping{TokenStore: ganbauth.NewMemoryStore()}
+	inBubble(t, setup{options: ganbauth.Options{
+		Store: s, Key: func(*http.Request) (string, error) { return "u", nil },
+	}}, func(t *testing.T, a *app) {
+		test(t, a, s)
+		time.Sleep(time.Hour)
+		require.Zero(t, ganbauth.KeysHeld(a.kit))
+	})
+}
+
+// A2: a login whose token the store does not take is served by the process until it does.
+func TestA2LoginThatIsNotStoredYet(t *testing.T) {
+	fromSecond := func(n int) error {
+		if n >= 2 { // the first proves that the store takes writes
+			return errStep
+		}
+		return nil
+	}
+	t.Run("for a long time", func(t *testing.T) {
+		loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+			b := a.browser()
+			callback := b.callbackURL("/bank/login")
+			s.before.set(fromSecond)
+			begun := time.Now()
+			require.Equal(t, 303, b.get(callback).StatusCode)
+			require.GreaterOrEqual(t, time.Since(begun), ganbauth.Patience)
+			require.Less(t, time.Since(begun), 2*ganbauth.Patience)
+			require.Less(t, int(s.swaps.Load()), 12, "it pauses between two tries")
+			require.True(t, b.connected())
+			require.Contains(t, a.eventTypes(), ganbauth.EventTokenUnsaved)
+			mark, err := s.Load(t.Context(), "bank/u")
+			require.NoError(t, err)
+			require.Empty(t, mark.AccessToken)
+			s.before.set(nil)
+			time.Sleep(10 * time.Second)
+			stored, err := s.Load(t.Context(), "bank/u")
+			require.NoError(t, err)
+			require.Equal(t, a.next.last().AccessToken, stored.AccessToken)
+		})
+	})
+	t.Run("for a moment", func(t *testing.T) {
+		loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+			b := a.browser()
+			callback := b.callbackURL("/bank/login")
+			s.before.set(fromSecond)
+			time.AfterFunc(time.Second, func() { s.before.set(nil) })
+			require.Equal(t, 303, b.get(callback).StatusCode)
+			require.NotContains(t, a.eventTypes(), ganbauth.EventTokenUnsaved)
+			require.True(t, b.connected())
+		})
+	})
+	t.Run("the user logs out meanwhile", func(t *testing.T) {
+		loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+			b := a.browser()
+			callback := b.callbackURL("/bank/login")
+			s.before.set(fromSecond)
+			time.AfterFunc(2*time.Second, func() {
+				s.before.set(nil)
+				if err := a.kit.Disconnect(context.Background(), "u"); err != nil {
+					t.Error(err)
+				}
+				s.before.set(func(int) error { return errStep })
+			})
+			require.Equal(t, 401, b.get(callback).StatusCode)
+			require.False(t, b.connected())
+			s.before.set(nil)
+			time.Sleep(time.Minute)
+			require.False(t, b.connected())
+		})
+	})
+	t.Run("a token before it that is not stored yet", func(t *testing.T) {
+		loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+			b := a.browser()
+			b.login()
+			time.Sleep(expired)
+			n := int(s.swaps.Load())
+			s.before.set(func(i int) error {
+				if i > n+1 {
+					return errStep
+				}
+				return nil
+			})
+			require.True(t, b.connected(), "served by the process")
+			callback := b.callbackURL("/bank/login")
+			n = int(s.swaps.Load())
+			require.Equal(t, 303, b.get(callback).StatusCode)
+			require.True(t, b.connected())
+			s.before.set(nil)
+		})
+	})
+}
+
+// A login begins again where another record is, and spends no code where nothing can be written.
+func TestLoginBegins(t *testing.T) {
+	loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		s.before.set(func(int) error { return errStep })
+		require.Equal(t, 503, b.get(callback).StatusCode)
+		require.EqualValues(t, 1, s.swaps.Load())
+		require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint))
+		s.before.set(func(n int) error {
+			if n == 2 {
+				return ganbauth.ErrSuperseded
+			}
+			return nil
+		})
+		require.Equal(t, 303, b.get(callback).StatusCode)
+		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+	})
+}
+
+// A callback is delivered to two processes at once. The bank refuses the code of the second, and
+// both answer that the user is connected. Another failure is one, and so is a code that is
+// refused to a user who was connected before.
+func TestCallbackAtTwoProcesses(t *testing.T) {
+	for name, test := range map[string]struct {
+		fault ganbtest.Fault
+		want  int
+	}{
+		"the code was used":   {ganbtest.Fault{}, 303},
+		"the bank has failed": {ganbtest.ServerError, 503},
+	} {
+		t.Run(name, func(t *testing.T) {
+			loginSteps(t, func(t *testing.T, a *app, _ *stepping) {
+				other, err := ganbauth.New(a.connector(nil), a.sessions, a.options)
+				require.NoError(t, err)
+				b := a.browser()
+				r := mustRequest("GET", b.callbackURL("/bank/login"))
+				r.Header = with(navigate, "Cookie", b.cookieHeader())
+				a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(time.Second), 1)
+				second := test.fault
+				second.Delay = 2 * time.Second
+				a.bank.Fail(ganbtest.TokenEndpoint, second, 1)
+				var wg sync.WaitGroup
+				var statuses [2]int
+				for i, h := range []http.Handler{a.handler, a.sessions.LoadAndSave(other.CallbackHandler())} {
+					wg.Go(func() {
+						time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+						resp, _ := serveDirectly(func() http.Handler { return h }).RoundTrip(r)
+						statuses[i] = resp.StatusCode
+					})
+				}
+				wg.Wait()
+				require.Equal(t, [2]int{303, test.want}, statuses)
+				require.Equal(t, 2, a.bank.Count(ganbtest.TokenEndpoint))
+			})
+		})
+	}
+	t.Run("who was connected before", func(t *testing.T) {
+		loginSteps(t, func(t *testing.T, a *app, _ *stepping) {
+			b := a.browser()
+			b.login()
+			callback := b.callbackURL("/bank/login")
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+			require.Equal(t, 502, b.get(callback).StatusCode)
+			require.True(t, b.connected())
+		})
+	})
+}
+
+// SetToken says what has become of the token.
+func TestSetTokenIsCompared(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, 0, func(t *testing.T, s *stepTest) {
+		s.before.set(func(n int) error {
+			if n == 2 {
+				return s.Delete(t.Context(), "bank/u")
+			}
+			return nil
+		})
+		err := s.kit.SetToken(t.Context(), "u", s.bank.Token())
+		require.ErrorIs(t, err, ganbauth.ErrSuperseded)
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		s.before.set(func(n int) error {
+			if n == 4 {
+				return errStep
+			}
+			return nil
+		})
+		err = s.kit.SetToken(t.Context(), "u", s.bank.Token())
+		require.ErrorIs(t, err, errStep)
+		require.NotErrorIs(t, err, ganbauth.ErrSuperseded)
+		s.after.set(func(n int) error {
+			if n == 6 {
+				return errStep
+			}
+			return nil
+		})
+		require.NoError(t, s.kit.SetToken(t.Context(), "u", s.bank.Token()), "it had its effect")
+	})
+}
+
+// A logout meets other writes, one after the other, and does not lose time over them.
+func TestLogoutIsCompared(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, 0, func(t *testing.T, s *stepTest) {
+		s.before.set(func(n int) error {
+			if n <= 5 {
+				s.put(t, s.bank.Token())
+			}
+			return nil
+		})
+		begun := time.Now()
+		require.NoError(t, s.kit.Disconnect(t.Context(), "u"))
+		require.Equal(t, 5*50*time.Millisecond, time.Since(begun))
+		_, err := s.token()
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+	})
+}
+
+// What a request with a token that is about to expire gets: the new one, also where the API has
+// refused another.
+func TestTokenThatIsAboutToExpire(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, aboutToExpire, func(t *testing.T, s *stepTest) {
+		token, err := s.token()
+		require.NoError(t, err)
+		require.Greater(t, time.Until(token.ExpiresAt), 59*time.Minute)
+		require.Equal(t, 1, s.bank.Refreshes())
+
+		token, err = s.Load(t.Context(), "bank/u")
+		require.NoError(t, err)
+		token.RefreshToken = ""
+		s.put(t, token)
+		time.Sleep(aboutToExpire)
+		got, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", "another")
+		require.NoError(t, err)
+		require.Equal(t, token.AccessToken, got.AccessToken, "it serves to its end")
+	})
+}
