@@ -249,6 +249,9 @@ func KeysHeld(k *Kit) int {
 		len(k.keeper.coolDowns.m) + len(k.keeper.refusals.m) + len(k.keeper.unsaved.m)
 }
 
+// FailingSince returns when the first of a key's failures in a row was.
+func FailingSince(k *Kit, storeKey string) time.Time { return k.keeper.coolDowns.since(storeKey) }
+
 // KeyedMutex is a keyedMutex.
 type KeyedMutex struct{ keyedMutex }
 

@@ -1,0 +1,182 @@
+package ganbauth_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// oneEngine is a store that is its own Locker, and whose lock brings the record.
+type oneEngine struct {
+	*stepping
+	lockFails error
+	meanwhile func() // while it waits for the lock
+	locked    atomic.Int32
+	taken     atomic.Int32
+}
+
+func (e *oneEngine) Lock(context.Context, string) (func(), error) {
+	if e.lockFails != nil {
+		return nil, e.lockFails
+	}
+	e.taken.Add(1)
+	e.locked.Add(1)
+	return func() { e.locked.Add(-1) }, nil
+}
+
+func (e *oneEngine) LockRecord(ctx context.Context, key string) (string, func(), error) {
+	unlock, err := e.Lock(ctx, key)
+	if err != nil {
+		return "", nil, err
+	}
+	if e.meanwhile != nil {
+		e.meanwhile()
+	}
+	t, err := e.Load(ctx, key)
+	if errors.Is(err, ganbauth.ErrTokenNotFound) {
+		return "", unlock, nil
+	}
+	return t.Fingerprint(), unlock, err
+}
+
+// Where the lock brings the record, it is the second look and the proof, in one round trip.
+func TestLockThatBringsTheRecord(t *testing.T) {
+	run := func(name string, test func(t *testing.T, bank *ganbtest.Server, e *oneEngine, kit *ganbauth.Kit)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				bank := ganbtest.NewServer(ganbtest.Options{InProcess: true, RevokeOnReuse: true})
+				e := &oneEngine{stepping: &stepping{TokenStore: ganbauth.NewMemoryStore()}}
+				connect(t, bank, e, "u")
+				time.Sleep(expired)
+				test(t, bank, e, backgroundKit(t, bank, e, nil))
+				synctest.Wait()
+				require.Zero(t, e.locked.Load(), "unlocked")
+			})
+		})
+	}
+	run("it is the same", func(t *testing.T, bank *ganbtest.Server, e *oneEngine, kit *ganbauth.Kit) {
+		_, err := kit.Token(t.Context(), "u")
+		require.NoError(t, err)
+		require.Equal(t, 1, bank.Refreshes())
+		require.EqualValues(t, 1, e.taken.Load())
+		require.EqualValues(t, 1, e.swaps.Load(), "that of the successor")
+	})
+	run("it is another", func(t *testing.T, bank *ganbtest.Server, e *oneEngine, kit *ganbauth.Kit) {
+		newer := bank.Token()
+		e.meanwhile = func() { e.put(t, newer) }
+		token, err := kit.Token(t.Context(), "u")
+		require.NoError(t, err)
+		require.Equal(t, newer.AccessToken, token.AccessToken)
+		require.Zero(t, bank.Refreshes())
+	})
+	run("it is gone", func(t *testing.T, bank *ganbtest.Server, e *oneEngine, kit *ganbauth.Kit) {
+		e.meanwhile = func() { _ = e.Delete(context.Background(), "bank/u") }
+		_, err := kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		require.Zero(t, bank.Refreshes())
+	})
+	run("it fails", func(t *testing.T, bank *ganbtest.Server, e *oneEngine, kit *ganbauth.Kit) {
+		e.lockFails = errStep
+		_, err := kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, errStep)
+		require.Equal(t, 503, ganbauth.StatusCode(err))
+		require.Zero(t, bank.Refreshes())
+	})
+}
+
+// A Locker beside a store that compares: the proof is a swap below the lock.
+func TestLockBesideAStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		s, locker := &stepping{TokenStore: ganbauth.NewMemoryStore()}, &chanLocker{held: make(chan bool, 1)}
+		connect(t, bank, s, "u")
+		time.Sleep(expired)
+		kit := backgroundKit(t, bank, s, locker)
+		s.before.set(func(int) error {
+			require.Len(t, locker.held, 1)
+			return errStep
+		})
+		_, err := kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, errStep)
+		require.Zero(t, bank.Refreshes())
+		synctest.Wait()
+		require.Empty(t, locker.held)
+		require.EqualValues(t, 1, s.swaps.Load())
+	})
+}
+
+// A store of three methods is compared below a short lock of its own, across processes, too.
+func TestWriteLockIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		var mu sync.Mutex
+		var names []string
+		kit := backgroundKit(t, bank, callStore{ganbauth.NewMemoryStore(), func(string, string) {}},
+			lockerFunc(func(_ context.Context, name string) (func(), error) {
+				mu.Lock()
+				defer mu.Unlock()
+				names = append(names, name)
+				return func() {}, nil
+			}))
+		require.NoError(t, kit.SetToken(t.Context(), "u", bank.Token()))
+		require.NoError(t, kit.Disconnect(t.Context(), "u"))
+		require.Equal(t, []string{"bank/u//write"}, slices.Compact(names))
+		require.Len(t, names, 3)
+	})
+}
+
+// The proof of a store of three methods without a Locker: a look that fails spends nothing.
+func TestProbeLooksAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, memory := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+		connect(t, bank, memory, "u")
+		time.Sleep(expired)
+		broken := &brokenStore{TokenStore: memory}
+		kit := backgroundKit(t, bank, callStore{broken, func(method, _ string) {
+			switch method {
+			case "Save": // the probe has been written
+				broken.set(errStep, nil, nil)
+				time.AfterFunc(time.Millisecond, func() { broken.set(nil, nil, nil) })
+			}
+		}}, nil)
+		_, err := kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, errStep)
+		require.Zero(t, bank.Refreshes())
+		_, err = memory.Load(t.Context(), "bank/u//probe")
+		require.ErrorIs(t, err, ganbauth.ErrTokenNotFound, "it is cleared away")
+		time.Sleep(time.Minute)
+	})
+}
+
+// A store that hangs, and does not heed its context, is an error after five seconds, and not a
+// user who is not connected.
+func TestStoreThatHeedsNoContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		kit := backgroundKit(t, bank, callStore{ganbauth.NewMemoryStore(), func(string, string) { time.Sleep(time.Minute) }}, nil)
+		begun := time.Now()
+		_, err := kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.NotErrorIs(t, err, ganbauth.ErrLoginRequired)
+		require.Equal(t, 5*time.Second, time.Since(begun))
+
+		gone, leave := context.WithTimeout(t.Context(), time.Second)
+		defer leave()
+		begun = time.Now()
+		_, err = kit.Token(gone, "u")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, time.Second, time.Since(begun))
+		time.Sleep(time.Minute)
+	})
+}
