@@ -158,6 +158,25 @@ func TestProbeLooksAgain(t *testing.T) {
 	})
 }
 
+// The look of a store of three methods that fails below the write lock is no other record.
+func TestCompareFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, memory := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+		broken := &brokenStore{TokenStore: memory}
+		var loads atomic.Int32
+		kit := backgroundKit(t, bank, callStore{broken, func(method, _ string) {
+			if method == "Load" {
+				broken.set(map[bool]error{true: errStep}[loads.Add(1) == 2], nil, nil)
+			}
+		}}, nil)
+		err := kit.SetToken(t.Context(), "u", bank.Token())
+		require.ErrorIs(t, err, errStep)
+		require.EqualValues(t, 2, loads.Load())
+		_, err = memory.Load(t.Context(), "bank/u")
+		require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	})
+}
+
 // A store that hangs, and does not heed its context, is an error after five seconds, and not a
 // user who is not connected.
 func TestStoreThatHeedsNoContext(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 type stepping struct {
 	ganbauth.TokenStore
 	swaps  atomic.Int32
+	load   hook // its error is that of a load
 	before hook // its error is the swap's, which does not happen
 	after  hook // its error is an answer that was lost
 }
@@ -37,6 +38,25 @@ func (h *hook) call(n int) error {
 		return (*fn)(n)
 	}
 	return nil
+}
+
+func (s *stepping) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	if err := s.load.call(0); err != nil {
+		return nil, err
+	}
+	return s.TokenStore.Load(ctx, key)
+}
+
+// down has the store fail altogether, until up.
+func (s *stepping) down() {
+	fails := func(int) error { return errStep }
+	s.before.set(fails)
+	s.load.set(fails)
+}
+
+func (s *stepping) up() {
+	s.before.set(nil)
+	s.load.set(nil)
 }
 
 func (s *stepping) Swap(ctx context.Context, key string, old, new *ganbauth.Token) error {
@@ -163,11 +183,52 @@ func TestA3KitKeepsTheRefreshToken(t *testing.T) {
 		inSteps(t, strict, expired, func(t *testing.T, s *stepTest) {
 			s.odd(func() {
 				require.NoError(t, s.kit.Disconnect(context.Background(), "u"))
-				s.before.set(func(int) error { return errStep })
+				s.down()
 			})
 			_, err := s.token()
+			require.ErrorIs(t, err, errStep, "nobody can know")
+			s.up()
+			_, err = s.token()
 			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
 		})
+	})
+}
+
+// A2: a token whose user has logged out while it was at the bank is not served, also if the store
+// has been away since.
+func TestA2LogoutBeforeTheStoreIsAway(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(map[string]any) {
+			require.NoError(t, s.kit.Disconnect(context.Background(), "u"))
+			s.down()
+		}}, 1)
+		_, err := s.token()
+		require.ErrorIs(t, err, errStep)
+		require.NotContains(t, s.log.String(), "token_unsaved")
+		s.up()
+		_, err = s.token()
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+	})
+}
+
+// A store that always says that another record is there, and has the same one, ends no connection
+// and is not asked without end.
+func TestStoreThatContradictsItself(t *testing.T) {
+	inSteps(t, ganbtest.Options{RevokeOnReuse: true}, expired, func(t *testing.T, s *stepTest) {
+		s.before.set(func(n int) error {
+			if n >= 2 {
+				return ganbauth.ErrSuperseded
+			}
+			return nil
+		})
+		token, err := s.token()
+		require.NoError(t, err)
+		require.EqualValues(t, 1+10, s.swaps.Load())
+		s.before.set(nil)
+		time.Sleep(10 * time.Second)
+		stored, err := s.Load(t.Context(), "bank/u")
+		require.NoError(t, err)
+		require.Equal(t, token.AccessToken, stored.AccessToken)
 	})
 }
 
@@ -460,11 +521,11 @@ func TestA2LoginThatIsNotStoredYet(t *testing.T) {
 				if err := a.kit.Disconnect(context.Background(), "u"); err != nil {
 					t.Error(err)
 				}
-				s.before.set(func(int) error { return errStep })
+				s.down()
 			})
 			require.Equal(t, 401, b.get(callback).StatusCode)
 			require.False(t, b.connected())
-			s.before.set(nil)
+			s.up()
 			time.Sleep(time.Minute)
 			require.False(t, b.connected())
 		})
@@ -508,6 +569,58 @@ func TestLoginBegins(t *testing.T) {
 		})
 		require.Equal(t, 303, b.get(callback).StatusCode)
 		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+
+		callback = b.callbackURL("/bank/login")
+		n := s.swaps.Load()
+		s.before.set(func(int) error { return ganbauth.ErrSuperseded })
+		require.Equal(t, 503, b.get(callback).StatusCode, "it gives up")
+		require.EqualValues(t, 10, s.swaps.Load()-n)
+		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+		s.before.set(nil)
+		require.Equal(t, 303, b.get(callback).StatusCode)
+	})
+}
+
+// Two logins at once: the first that is stored stays, and both are answered. The log says if the
+// other was another bank user's.
+func TestTwoLoginsAtOnce(t *testing.T) {
+	loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		first := a.bank.Token()
+		first.Epoch, first.Subject = "first", "another"
+		s.before.set(func(n int) error {
+			if n == 2 {
+				s.put(t, first)
+			}
+			return nil
+		})
+		require.Equal(t, 303, b.get(callback).StatusCode)
+		require.True(t, b.connected())
+		require.Equal(t, first.AccessToken, a.next.last().AccessToken)
+		require.Equal(t, 1, strings.Count(a.log.String(), "another bank user's"))
+	})
+}
+
+// A login that was stored, and refreshed before its process looked again, is one.
+func TestLoginThatIsRefreshedAlready(t *testing.T) {
+	loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		s.after.set(func(n int) error {
+			if n != 2 {
+				return nil
+			}
+			stored, err := s.Load(t.Context(), "bank/u")
+			require.NoError(t, err)
+			next := a.bank.Token()
+			next.Epoch = stored.Epoch
+			s.put(t, next)
+			return errStep
+		})
+		require.Equal(t, 303, b.get(callback).StatusCode)
+		require.True(t, b.connected())
+		require.NotContains(t, a.log.String(), "another bank user's")
 	})
 }
 
