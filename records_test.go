@@ -143,8 +143,7 @@ func TestProbeLooksAgain(t *testing.T) {
 		time.Sleep(expired)
 		broken := &brokenStore{TokenStore: memory}
 		kit := backgroundKit(t, bank, callStore{broken, func(method, _ string) {
-			switch method {
-			case "Save": // the probe has been written
+			if method == "Save" { // the probe has been written
 				broken.set(errStep, nil, nil)
 				time.AfterFunc(time.Millisecond, func() { broken.set(nil, nil, nil) })
 			}
