@@ -195,7 +195,7 @@ func TestSecondLook(t *testing.T) {
 		took   time.Duration // at most
 	}{
 		"saved at once": {nil, 0, nil, 50 * time.Millisecond},
-		"saved in time": {nil, 300 * time.Millisecond, nil, time.Second},
+		"saved in time": {nil, 300 * time.Millisecond, nil, 350 * time.Millisecond},
 		"never saved":   {nil, time.Hour, ganbauth.ErrLoginRequired, time.Second},
 		"with a Locker": {&chanLocker{held: make(chan bool, 1)}, 300 * time.Millisecond, ganbauth.ErrLoginRequired, 0},
 	} {

@@ -44,6 +44,7 @@ func TestG1EachCallbackPanics(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := &panicker{}
 			memory := ganbauth.NewMemoryStore()
+			var held atomic.Int32
 			s := setup{bank: ganbtest.Options{RevokeOnReuse: true}}
 			s.options = ganbauth.Options{
 				Store:      callStore{memory, func(method, _ string) { p.at(method) }},
@@ -52,7 +53,8 @@ func TestG1EachCallbackPanics(t *testing.T) {
 				Observe:    func(context.Context, ganbauth.Event) { p.at("Observe") },
 				Locker: lockerFunc(func(context.Context, string) (func(), error) {
 					p.at("Lock")
-					return func() { p.at("unlock") }, nil
+					held.Add(1)
+					return func() { held.Add(-1); p.at("unlock") }, nil
 				}),
 			}
 			switch name {
@@ -108,6 +110,7 @@ func TestG1EachCallbackPanics(t *testing.T) {
 				require.False(t, b.connected())
 				time.Sleep(time.Hour)
 				require.Zero(t, ganbauth.KeysHeld(a.kit))
+				require.Zero(t, held.Load(), "locks")
 				require.NoError(t, a.kit.Shutdown(t.Context()))
 			})
 		})

@@ -355,8 +355,7 @@ func TestC7WhatIsARace(t *testing.T) {
 	at("a logout", 2, func(s *stepTest) { require.NoError(s.t, s.Delete(context.Background(), "bank/u")) }, 0)
 }
 
-// A verdict that was written down, and whose answer was lost, is one. So is one that the store
-// does not write down none.
+// A verdict that was written down, and whose answer was lost, is one.
 func TestVerdictWhoseAnswerIsLost(t *testing.T) {
 	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
 		s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
@@ -370,6 +369,36 @@ func TestVerdictWhoseAnswerIsLost(t *testing.T) {
 		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
 		require.Equal(t, 1, strings.Count(s.log.String(), "token_lost"))
 		require.Zero(t, ganbauth.KeysHeld(s.kit))
+	})
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) { // nor is a store that cannot be read waited for
+		s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+		s.before.set(func(n int) error {
+			if n == 1 {
+				s.load.set(func(int) error { return errStep })
+			}
+			return nil
+		})
+		begun := time.Now()
+		_, err := s.token()
+		require.Error(t, err)
+		require.Zero(t, time.Since(begun))
+		s.up()
+		_, err = s.token()
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+	})
+}
+
+// A login ends what the key's failures have begun.
+func TestLoginEndsTheCoolDown(t *testing.T) {
+	loginSteps(t, func(t *testing.T, a *app, _ *stepping) {
+		b := a.browser()
+		b.login()
+		time.Sleep(expired)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+		require.False(t, b.connected())
+		require.NotZero(t, ganbauth.FailingSince(a.kit, "bank/u"))
+		b.login()
+		require.Zero(t, ganbauth.FailingSince(a.kit, "bank/u"))
 	})
 }
 
@@ -693,7 +722,7 @@ func TestSetTokenIsCompared(t *testing.T) {
 		})
 		err = s.kit.SetToken(t.Context(), "u", s.bank.Token())
 		require.ErrorIs(t, err, errStep)
-		require.NotErrorIs(t, err, ganbauth.ErrSuperseded)
+		require.NotContains(t, err.Error(), "logged in or out")
 		s.after.set(func(n int) error {
 			if n == 6 {
 				return errStep
