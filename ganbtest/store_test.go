@@ -48,9 +48,9 @@ var storeFaults = map[string]string{
 	"swap shares memory":             "not the one that was saved",
 
 	"locks nothing":                  "two values of the store hold the lock",
-	"locks each value for itself":    "two values of the store hold the lock",
+	"locks each value for itself":    "two values of the store hold the lock", // G6
 	"locks all keys at once":         "Lock: ",
-	"a lock holds a connection":      "does a lock hold a connection?",
+	"a lock holds a connection":      "does a lock hold a connection?", // G6
 	"a lock ends with its context":   "the lock ended with its context",
 	"a lock waits forever":           "does not end with its context",
 	"a lock deletes the record":      "Load: ",

@@ -190,7 +190,7 @@ func TestLeaseHasBounds(t *testing.T) {
 	}
 }
 
-// After an outage the holder is heard first, however long it was.
+// I4: after an outage the holder is heard first, however long it was.
 func TestALivingHolderKeepsItsLockOverAnOutage(t *testing.T) {
 	for name, hangs := range map[string]bool{"it hangs": true, "it is down": false} {
 		t.Run(name, func(t *testing.T) {
