@@ -652,8 +652,10 @@ func connectProxy(t *testing.T) (proxy *httptest.Server, requests func() []strin
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
 		}
-		w.WriteHeader(http.StatusOK)
 		here, _, err := http.NewResponseController(w).Hijack()
+		if err == nil {
+			_, err = io.WriteString(here, "HTTP/1.1 200 OK\r\n\r\n")
+		}
 		if err != nil {
 			there.Close()
 			return
