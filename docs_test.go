@@ -209,7 +209,7 @@ func TestTranslations(t *testing.T) {
 	}
 	japanese, err := filepath.Glob("docs/ja/*.md")
 	require.NoError(t, err)
-	require.Len(t, japanese, 5)
+	require.Len(t, japanese, 6)
 	for _, page := range append(japanese, "README.ja.md") {
 		english := strings.NewReplacer("/ja/", "/", ".ja.", ".").Replace(page)
 		require.Equal(t, shape(english), shape(page), page)
