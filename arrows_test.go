@@ -35,7 +35,8 @@ func arrows(t *testing.T) []arrow {
 		}
 	}
 	info := &types.Info{Uses: map[*ast.Ident]types.Object{}}
-	// Other packages are not loaded: what is missing is their names', which do not matter here.
+	// Other packages are not loaded: what is missing is their names', which do not matter
+	// here.
 	conf := types.Config{Importer: emptyPackages{}, Error: func(error) {}}
 	pkg, _ := conf.Check("ganbauth", fset, files, info)
 	found := map[arrow]bool{}
@@ -63,8 +64,8 @@ func (emptyPackages) Import(path string) (*types.Package, error) {
 	return p, nil
 }
 
-// TestArrows holds the floors of docs/architecture.md: no file uses a name that a file above it
-// declares. On one floor the files stand in the order of the list.
+// TestArrows holds the floors of docs/architecture.md: no file uses a name that a file
+// above it declares. On one floor the files stand in the order of the list.
 func TestArrows(t *testing.T) {
 	page, err := os.ReadFile("docs/architecture.md")
 	require.NoError(t, err)

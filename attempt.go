@@ -64,7 +64,7 @@ type attempt struct {
 	// from seed, 32 random bytes, which is shorter than they are.
 	openID, pkce bool
 	seed         string
-	owner        string // who began it: a hash of the key or of the session's token; "" is anybody
+	owner        string // began it: a hash of the key or of the session's token; "" is anybody
 	returnTo     string // where to go afterwards; "" is DefaultReturn
 	login        string // the LoginHandler's path and query, without return_to; "" for RequireToken
 	scope        string

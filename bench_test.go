@@ -106,8 +106,8 @@ func repeat(b *testing.B, server http.Handler, r *http.Request, status int) {
 	}
 }
 
-// A request of a user who is connected, beside one of the same user to a page that needs no token:
-// the difference is what RequireToken costs.
+// A request of a user who is connected, beside one of the same user to a page that needs
+// no token: the difference is what RequireToken costs.
 func BenchmarkLiveToken(b *testing.B) {
 	server := newServer(b)
 	cookies := login(b, server)
@@ -116,7 +116,8 @@ func BenchmarkLiveToken(b *testing.B) {
 	}
 }
 
-// A request of somebody who is not connected: a program is told so, a browser is sent to the bank.
+// A request of somebody who is not connected: a program is told so, a browser is sent to
+// the bank.
 func BenchmarkRefused(b *testing.B) {
 	server := newServer(b)
 	program := visitOf("/protected", "")
@@ -134,7 +135,8 @@ func BenchmarkLogin(b *testing.B) {
 	}
 }
 
-// Allocations do not depend on the machine, so they have a budget. The race detector adds a few.
+// Allocations do not depend on the machine, so they have a budget. The race detector adds
+// a few.
 func TestAllocations(t *testing.T) {
 	server := newServer(t)
 	cookies := login(t, server)

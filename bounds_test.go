@@ -110,7 +110,8 @@ func TestD3NobodyWaitsLonger(t *testing.T) {
 	}
 }
 
-// next does what a connected user may do, each with a token that lives, is due and has expired.
+// next does what a connected user may do, each with a token that lives, is due and has
+// expired.
 func (b *browser) next(timed func(string, func() *http.Response)) {
 	again := b.callbackURL("/bank/login")
 	timed("a second callback", func() *http.Response { return b.get(again) })
@@ -128,8 +129,8 @@ func (b *browser) next(timed func(string, func() *http.Response)) {
 	require.Equal(b.t, 303, b.post("/bank/logout").StatusCode)
 }
 
-// D6: thousands of callbacks at once while the bank hangs: few of them are at the bank, all are
-// answered within ten seconds and can be delivered again, and none is remembered.
+// D6: thousands of callbacks at once while the bank hangs: few of them are at the bank,
+// all are answered within ten seconds and can be delivered again, and none is remembered.
 func TestD6CallbacksWhileTheBankHangs(t *testing.T) {
 	inBubble(t, setup{options: ganbauth.Options{Store: ganbauth.NewMemoryStore()}}, func(t *testing.T, a *app) {
 		const n = 1000
@@ -169,8 +170,8 @@ func TestD6CallbacksWhileTheBankHangs(t *testing.T) {
 	})
 }
 
-// An attacker begins logins and forges their codes: neither this process nor the store keeps
-// more than so many of them.
+// An attacker begins logins and forges their codes: neither this process nor the store
+// keeps more than so many of them.
 func TestD6ForgedCodesAreForgotten(t *testing.T) {
 	for name, n := range map[string]int{"default store": 50, "memory": ganbauth.MaxRemembered + 100} {
 		t.Run(name, func(t *testing.T) {
@@ -202,8 +203,8 @@ func TestD6ForgedCodesAreForgotten(t *testing.T) {
 	}
 }
 
-// I5: a browser leaves at any moment of a callback, and comes back with the same one: it connects,
-// the code is sent once, and one token is stored.
+// I5: a browser leaves at any moment of a callback, and comes back with the same one: it
+// connects, the code is sent once, and one token is stored.
 func TestI5BrowserLeavesAtEachStepOfACallback(t *testing.T) {
 	for _, keyed := range []bool{false, true} {
 		steps := 0

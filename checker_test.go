@@ -26,13 +26,13 @@ import (
 )
 
 // The model checker: processes that share a store, a Locker and a bank do at random what
-// applications do, while at random calls fail, hang, panic, take effect without an answer or
-// too late, and processes die or stand still. What must hold is checked after every change of
-// a record, at every answer, and when everything has come to rest.
+// applications do, while at random calls fail, hang, panic, take effect without an answer
+// or too late, and processes die or stand still. What must hold is checked after every
+// change of a record, at every answer, and when everything has come to rest.
 //
 // A seed decides everything but the order in which goroutines go on that wake in the same
-// nanosecond, and the length of a cool-down. Every call of a process takes a random time of
-// its own, so that hardly any two do.
+// nanosecond, and the length of a cool-down. Every call of a process takes a random time
+// of its own, so that hardly any two do.
 //
 //	SEED=17 go test -run TestRandomSchedules .      one seed, with its schedule
 //	SEEDS=5000 go test -run TestRandomSchedules .   more of them
@@ -162,8 +162,9 @@ func (w *world) run(t *testing.T) {
 	w.mu.Unlock()
 }
 
-// round plans and runs steps that overlap. Most rounds have few kinds of steps and one kind of
-// calls that fail: what breaks a protocol is a coincidence, and not much of everything.
+// round plans and runs steps that overlap. Most rounds have few kinds of steps and one
+// kind of calls that fail: what breaks a protocol is a coincidence, and not much of
+// everything.
 func (w *world) round() {
 	w.calm = false
 	w.budget = 1 + w.rand.IntN(3)
@@ -475,8 +476,8 @@ func (w *world) setToken(s *step) error {
 	return err
 }
 
-// logout ends the user's connection in one of three ways. Afterwards nothing that was under way
-// before connects the user again.
+// logout ends the user's connection in one of three ways. Afterwards nothing that was
+// under way before connects the user again.
 func (w *world) logout(s *step, variant int) error {
 	var err error
 	switch {

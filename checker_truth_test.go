@@ -14,8 +14,8 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// truth is what the checker knows and the processes do not: whose each token is, what a record
-// may change to, and why a connection is over.
+// truth is what the checker knows and the processes do not: whose each token is, what a
+// record may change to, and why a connection is over.
 type truth struct {
 	events  int               // a clock of what has happened
 	records map[string]record // what the store has, by key

@@ -127,8 +127,8 @@ func TestPresets(t *testing.T) {
 	}
 }
 
-// The bank's Node SDK has JWT_ISSUER twice in its conf.json, and editors on Windows begin a file
-// with a byte order mark or save it as UTF-16.
+// The bank's Node SDK has JWT_ISSUER twice in its conf.json, and editors on Windows begin
+// a file with a byte order mark or save it as UTF-16.
 func TestH7ConfigFilesAsTheyAre(t *testing.T) {
 	load := func(data string) (ganbauth.Config, error) {
 		path := filepath.Join(t.TempDir(), "conf.json")

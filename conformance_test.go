@@ -23,8 +23,9 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// The modules of the OpenID Foundation's conformance suite that apply to the code flow with HS256, by their names, each as
-// a login at the bank in a box with the module's fault. docs/conformance.md is their table.
+// The modules of the OpenID Foundation's conformance suite that apply to the code flow
+// with HS256, by their names, each as a login at the bank in a box with the module's
+// fault. docs/conformance.md is their table.
 var conformance = map[string]func(t *testing.T){
 	"oidcc-client-test":                     accepts(ganbtest.Options{}, nil),
 	"oidcc-client-test-client-secret-basic": authenticates(ganbauth.AuthBasic),
@@ -337,7 +338,8 @@ func ignoresThirdParties(t *testing.T) {
 	})
 }
 
-// refusesFormPost posts a body to all of the kit's endpoints; a login that was there before stays.
+// refusesFormPost posts a body to all of the kit's endpoints; a login that was there
+// before stays.
 func refusesFormPost(form string) func(*testing.T) {
 	return func(t *testing.T) {
 		inBubble(t, setup{}, func(t *testing.T, a *app) {

@@ -205,8 +205,8 @@ func expire(t *testing.T, a *app, key, connection string) {
 	a.bank.RevokeGrants()
 }
 
-// A mux sets path values. RequireToken in front of it cannot see them, and must not hand out
-// the token of another connection.
+// A mux sets path values. RequireToken in front of it cannot see them, and must not hand
+// out the token of another connection.
 func TestConnectionByPathBehindTheMux(t *testing.T) {
 	var served, errs []string
 	a := newApp(t, setup{options: ganbauth.Options{

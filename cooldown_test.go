@@ -67,8 +67,8 @@ func class(err error) string {
 	return class
 }
 
-// A6: a gateway's refusal ends a connection when the next try hears it again, within a day and
-// of the same refresh token, and not before.
+// A6: a gateway's refusal ends a connection when the next try hears it again, within a
+// day and of the same refresh token, and not before.
 func TestA6GatewayRefusesTwice(t *testing.T) {
 	refusal := ganbtest.Fault{Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_105"}`}
 	for name, test := range map[string]struct {

@@ -13,14 +13,15 @@
 //	mux.Handle("/bank/login", bank.LoginHandler())
 //	mux.Handle("/bank/callback", bank.CallbackHandler())
 //	mux.Handle("/bank/logout", bank.LogoutHandler())
-//	mux.Handle("/balance", bank.RequireToken(http.HandlerFunc(balance))) // bank.Client(r.Context()).Get(…)
+//	// The handler calls bank.Client(r.Context()).Get(…).
+//	mux.Handle("/balance", bank.RequireToken(http.HandlerFunc(balance)))
 //	http.ListenAndServe(addr, sessions.LoadAndSave(mux))
 //
 // A browser that opens /balance without a token is sent to the bank. After the user has
-// consented, it comes back to /balance. From then on the user stays connected: a token that
-// is about to expire is refreshed once, however many requests need it, and the new token is
-// stored before it is used. If the store does not take it, the process keeps it, serves it,
-// and stores it as soon as it can.
+// consented, it comes back to /balance. From then on the user stays connected: a token
+// that is about to expire is refreshed once, however many requests need it, and the new
+// token is stored before it is used. If the store does not take it, the process keeps it,
+// serves it, and stores it as soon as it can.
 //
 // A connection ends when the user disconnects, when the bank rejects the token, or when
 // the bank answers a refresh with the verified ID token of another user. An outage of the
@@ -28,13 +29,13 @@
 //
 // # Parts
 //
-// A [Connector] speaks the bank's protocol. It is a port of the GanbConnector of the bank's
-// SDKs, and knows nothing of sessions. A [Kit] is what a server mounts. A [TokenStore]
-// keeps the tokens, by default as records of their own in the engine of the alexedwards/scs
-// sessions. A [Locker] makes refreshes exclusive across processes; package
-// [github.com/ganbauth/ganbauth/lease] makes one for an engine of your own. Package
-// [github.com/ganbauth/ganbauth/ganbtest] is a fake bank for tests. Modules beside this one
-// are stores, and Lockers, in Redis, PostgreSQL and MySQL.
+// A [Connector] speaks the bank's protocol. It is a port of the GanbConnector of the
+// bank's SDKs, and knows nothing of sessions. A [Kit] is what a server mounts. A
+// [TokenStore] keeps the tokens, by default as records of their own in the engine of the
+// alexedwards/scs sessions. A [Locker] makes refreshes exclusive across processes;
+// package [github.com/ganbauth/ganbauth/lease] makes one for an engine of your own.
+// Package [github.com/ganbauth/ganbauth/ganbtest] is a fake bank for tests. Modules
+// beside this one are stores, and Lockers, in Redis, PostgreSQL and MySQL.
 //
 // # What an application has to do
 //

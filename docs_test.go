@@ -120,8 +120,8 @@ func pages(t *testing.T) map[string]string {
 	return pages
 }
 
-// The quick start's program, with the quick start's certificate and conf.json, connects accounts at the bank in a box,
-// and its troubles show as the page says.
+// The quick start's program, with the quick start's certificate and conf.json, connects
+// accounts at the bank in a box, and its troubles show as the page says.
 func TestQuickStart(t *testing.T) {
 	page, err := os.ReadFile("docs/quickstart.md")
 	require.NoError(t, err)
@@ -186,9 +186,9 @@ func TestQuickStart(t *testing.T) {
 	}
 }
 
-// Each Japanese page has the English page's code, and a heading, a row and an item for each
-// of its, with the row's numbers and tests. Comments in the code and words in a diagram are in
-// the page's language.
+// Each Japanese page has the English page's code, and a heading, a row and an item for
+// each of its, with the row's numbers and tests. Comments in the code and words in a
+// diagram are in the page's language.
 func TestTranslations(t *testing.T) {
 	part := regexp.MustCompile("(?ms)^```.*?^```$|^#+ |^\\|[^\n]*|^- |^\\d\\. ")
 	shape := func(page string) (parts []string) {
@@ -232,7 +232,8 @@ func rowShape(row string) string {
 	return strings.Join(append(shape, rowTest.FindAllString(row, -1)...), " ")
 }
 
-// Each snippet of the recipes is a test's, line by line. Comments are in the page's language.
+// Each snippet of the recipes is a test's, line by line. Comments are in the page's
+// language.
 func TestRecipesPage(t *testing.T) {
 	indent := regexp.MustCompile(`(?m)^(.)`)
 	for page, of := range map[string]func(string) string{

@@ -307,7 +307,8 @@ func TestD5ErrorClassIsFromAFixedSet(t *testing.T) {
 	require.Contains(t, a.log.String(), "made_up_7", "the log has the bank's own code")
 }
 
-// A code that a browser has made up is not for an operator to mend, whatever the bank calls it.
+// A code that a browser has made up is not for an operator to mend, whatever the bank
+// calls it.
 func TestD6ForgedCodes(t *testing.T) {
 	for name, fault := range map[string]ganbtest.Fault{
 		"invalid_grant":        ganbtest.InvalidGrant,

@@ -21,8 +21,8 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// newBrowser returns a client with cookies that follows redirects, as a user's browser does.
-// The fake bank approves at once.
+// newBrowser returns a client with cookies that follows redirects, as a user's browser
+// does. The fake bank approves at once.
 func newBrowser() *http.Client {
 	jar, _ := cookiejar.New(nil)
 	return &http.Client{Jar: jar}
@@ -153,8 +153,8 @@ func ExampleKit_RequireScopes() {
 	// openid offline_access private:transfer
 }
 
-// userStore is a TokenStore of the application's own. Yours would store the fields in columns,
-// or the bytes of Token.MarshalBinary.
+// userStore is a TokenStore of the application's own. Yours would store the fields in
+// columns, or the bytes of Token.MarshalBinary.
 type userStore struct {
 	mu     sync.Mutex
 	tokens map[string]ganbauth.Token
@@ -262,8 +262,8 @@ func ExampleKit_Token() {
 	// true
 }
 
-// One user connects the accounts of several clients. The route names the client, and a job names
-// the same one.
+// One user connects the accounts of several clients. The route names the client, and a
+// job names the same one.
 func Example_severalConnections() {
 	bank, mux, app, box := exampleKit(ganbauth.Options{
 		Store:      ganbauth.NewMemoryStore(), // in production: one that outlives the process
@@ -294,7 +294,8 @@ func Example_severalConnections() {
 	// tanaka false true
 }
 
-// Every token of the store is kept alive while the process runs: here one that is about to expire.
+// Every token of the store is kept alive while the process runs: here one that is about
+// to expire.
 func ExampleKit_KeepAlive() {
 	refreshed := make(chan string)
 	bank, _, app, box := exampleKit(ganbauth.Options{
@@ -470,8 +471,8 @@ func ExampleOptions_onError() {
 	// Output: Please start again.
 }
 
-// One application can have several kits, for personal and corporate accounts for example. Give
-// each its own Name and RedirectURI.
+// One application can have several kits, for personal and corporate accounts for example.
+// Give each its own Name and RedirectURI.
 func ExampleNew_several() {
 	box := ganbtest.NewServer(ganbtest.Options{})
 	defer box.Close()

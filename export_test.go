@@ -55,8 +55,9 @@ func ParseCallback(raw string) (CallbackQuery, error) {
 	return CallbackQuery{q.state, q.code, q.failure}, err
 }
 
-// AttemptCookies returns the name of the cookie for the state "state", and two functions that make and open one, by
-// a kit of the client "id" with the secret "secret" and the salt "s".
+// AttemptCookies returns the name of the cookie for the state "state", and two functions
+// that make and open one, by a kit of the client "id" with the secret "secret" and the
+// salt "s".
 func AttemptCookies() (name string, seal func() string, open func(name, value string) bool) {
 	c, err := NewConnector("id", "secret", AuthBasic, Config{AuthBaseURL: "https://bank.test", Salt: "s"})
 	if err != nil {
@@ -280,8 +281,8 @@ func NewGuard(rate float64) Guard {
 	return Guard{newGuard(rate, observer{log: slog.New(slog.DiscardHandler)}), time.Now(), new(*turn)}
 }
 
-// Enter waits for the turn of a user (u), a login (l) or a job (j). The function leave sends
-// the request, with that outcome.
+// Enter waits for the turn of a user (u), a login (l) or a job (j). The function leave
+// sends the request, with that outcome.
 func (g Guard) Enter(ctx context.Context, key string, kind rune) (leave func(error), err error) {
 	t, err := g.enter(ctx, key, map[rune]class{'u': forUser, 'l': forLogin, 'j': forJob}[kind], true)
 	*g.last = t

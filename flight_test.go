@@ -39,7 +39,8 @@ func TestKeyedMutex(t *testing.T) {
 	})
 }
 
-// Whoever waits with a request that leaves before its turn at the bank has come gets the turn.
+// Whoever waits with a request that leaves before its turn at the bank has come gets the
+// turn.
 func TestFlightThatIsNotAdmitted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()

@@ -17,8 +17,8 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// Whatever the judge lets through stays on this site, before and after http.Redirect, and is judged the same
-// again.
+// Whatever the judge lets through stays on this site, before and after http.Redirect, and
+// is judged the same again.
 func FuzzReturnPath(f *testing.F) {
 	for _, test := range returnPaths {
 		f.Add(test.payload)
@@ -84,8 +84,8 @@ func FuzzTokenResponse(f *testing.F) {
 	})
 }
 
-// A token that the key has not signed as it stands is never accepted: the seeds are the one good token and its
-// neighbours.
+// A token that the key has not signed as it stands is never accepted: the seeds are the
+// one good token and its neighbours.
 func FuzzIDToken(f *testing.F) {
 	ok := signed(good(nil).json())
 	f.Add(ok)
@@ -161,7 +161,8 @@ func FuzzCallbackQuery(f *testing.F) {
 	})
 }
 
-// The kit's marks in a query: nothing else is cut, nothing of them is left, and none leads away.
+// The kit's marks in a query: nothing else is cut, nothing of them is left, and none
+// leads away.
 func FuzzMarks(f *testing.F) {
 	for _, q := range []string{"", "a=1&b=2", "ganb.bank.reloaded=1", "a&ganb.bank.reloaded=x&ganb.bank.return_to=%2Fx&b=%zz", "ganb.bank.return_to=//evil.example",
 		"ganb.other.reloaded=1", "ganb.bank.reloaded=99999999999999999999", "&&ganb.bank.reloaded&="} {
@@ -183,7 +184,8 @@ func FuzzMarks(f *testing.F) {
 	})
 }
 
-// An attempt cookie that ganbauth.AttemptCookies sealed: the workers of the fuzzer share it.
+// An attempt cookie that ganbauth.AttemptCookies sealed: the workers of the fuzzer share
+// it.
 const sealedAttempt = "n73nl064CHZwGBklMW2i8HGh62bFxBQ-fKTdNXxuzJRHEqROMQ4wcMAjnmO2Xj0lzA"
 
 // Nobody without the key makes an attempt cookie; the seed is a real one.

@@ -400,7 +400,7 @@ func (tn *turn) leave() {
 	g.dispatch(now)
 }
 
-// tell logs apart from whoever holds g.mu.
+// tell logs in a goroutine of its own, because its caller holds g.mu.
 func (g *guard) tell(level slog.Level, message string, args ...any) {
 	go g.say(context.Background(), level, message, args...)
 }

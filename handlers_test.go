@@ -186,8 +186,8 @@ func refused(t *testing.T, resp *http.Response) {
 	require.NotContains(t, fmt.Sprint(resp.Header), "MARK")
 }
 
-// Callbacks that belong to no attempt of this browser: nothing is sent, nothing changes, and the pending attempt
-// still succeeds afterwards.
+// Callbacks that belong to no attempt of this browser: nothing is sent, nothing changes,
+// and the pending attempt still succeeds afterwards.
 func TestForeignCallbacks(t *testing.T) {
 	long := strings.Repeat("x", 200_000)
 	for name, query := range map[string]string{
@@ -284,8 +284,8 @@ func TestForeignCallbacks(t *testing.T) {
 	})
 }
 
-// Callbacks of this browser's attempt that do not lead to a login. The attempt is consumed: the real callback comes
-// too late.
+// Callbacks of this browser's attempt that do not lead to a login. The attempt is
+// consumed: the real callback comes too late.
 func TestOwnCallbacksThatFail(t *testing.T) {
 	for name, test := range map[string]struct {
 		query  string
@@ -514,7 +514,8 @@ func TestCallbackSucceeds(t *testing.T) {
 	})
 }
 
-// records counts what the kit has in the sessions' engine, and tokens those that are no marks.
+// records counts what the kit has in the sessions' engine, and tokens those that are no
+// marks.
 func records(t *testing.T, a *app) int { t.Helper(); n, _ := stored(t, a); return n }
 func tokens(t *testing.T, a *app) int  { t.Helper(); _, n := stored(t, a); return n }
 
@@ -737,8 +738,8 @@ func TestCallbackMethodsAndPrefetch(t *testing.T) {
 	})
 }
 
-// Decision 6: with SameSite=Strict the session cookie stays behind on the way back from the bank; a reload from the
-// same site brings it.
+// Decision 6: with SameSite=Strict the session cookie stays behind on the way back from
+// the bank; a reload from the same site brings it.
 func TestStrictSessions(t *testing.T) {
 	strict := func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }
 	a := newApp(t, setup{sessions: strict})

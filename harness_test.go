@@ -26,7 +26,8 @@ import (
 
 const appURL = "https://app.example"
 
-// app is an application with a kit, and its bank, in process: https without a network, fit for a synctest bubble.
+// app is an application with a kit, and its bank, in process: https without a network,
+// fit for a synctest bubble.
 type app struct {
 	options  ganbauth.Options
 	t        *testing.T
@@ -53,8 +54,8 @@ type setup struct {
 	manager  *scs.SessionManager
 }
 
-// inBubble runs a test on an app in a synctest bubble. The manager is made outside: scs.New starts a goroutine that
-// never ends.
+// inBubble runs a test on an app in a synctest bubble. The manager is made outside:
+// scs.New starts a goroutine that never ends.
 func inBubble(t *testing.T, s setup, test func(t *testing.T, a *app)) {
 	t.Helper()
 	s.manager = scs.New()
@@ -171,7 +172,8 @@ func (s *spy) last() ganbauth.Token {
 	return s.tokens[len(s.tokens)-1]
 }
 
-// browser is a client with cookies that follows no redirect by itself and navigates as Chromium does.
+// browser is a client with cookies that follows no redirect by itself and navigates as
+// Chromium does.
 type browser struct {
 	t      *testing.T
 	app    *app

@@ -40,8 +40,8 @@ type claims map[string]any
 
 var judged = time.Date(2026, 4, 1, 9, 30, 0, 0, time.UTC)
 
-// good returns the claims of a perfect ID token for the nonce "n-1" and the access token "AT-1", with changes.
-// A nil value removes the claim.
+// good returns the claims of a perfect ID token for the nonce "n-1" and the access token
+// "AT-1", with changes. A nil value removes the claim.
 func good(changes claims) claims {
 	c := claims{
 		"iss": issuer, "sub": "u-1", "aud": clientID, "azp": clientID, "nonce": "n-1",
@@ -330,7 +330,8 @@ func (c claims) with(more claims) claims {
 	return c
 }
 
-// OpenID Connect Core section 12.2: an ID token that comes with a refresh must agree with the login's.
+// OpenID Connect Core section 12.2: an ID token that comes with a refresh must agree with
+// the login's.
 func TestRefreshIDToken(t *testing.T) {
 	now := time.Now().Unix()
 	login := good(claims{"iat": now - 30, "exp": now + 270, "auth_time": now - 60})

@@ -24,8 +24,9 @@ import (
 // rotating is a bank that ends the whole grant when a refresh token is used twice.
 var rotating = ganbtest.Options{RevokeOnReuse: true, Latency: 50 * time.Millisecond}
 
-// Requests of one session that meet the expiry together cause one token request, whether they arrive
-// at once or while the refresh is under way and after it. A flight without a second load fails the latter.
+// Requests of one session that meet the expiry together cause one token request, whether
+// they arrive at once or while the refresh is under way and after it. A flight without a
+// second load fails the latter.
 func TestOneRefreshForAll(t *testing.T) {
 	for name, spread := range map[string]time.Duration{"at once": 0, "over 200 ms": 200 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
@@ -62,7 +63,8 @@ func TestOneRefreshForAll(t *testing.T) {
 	}
 }
 
-// slowStore answers a little later, so that a request may hold an old token when the refresh is over.
+// slowStore answers a little later, so that a request may hold an old token when the
+// refresh is over.
 type slowStore struct{ ganbauth.TokenStore }
 
 func (s slowStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
@@ -185,8 +187,8 @@ func TestTwoProcessesWithoutLocker(t *testing.T) {
 	})
 }
 
-// The winner of a race may not have saved its token when the loser hears of it. Where a Locker forbids races there is
-// nobody to wait for.
+// The winner of a race may not have saved its token when the loser hears of it. Where a
+// Locker forbids races there is nobody to wait for.
 func TestSecondLook(t *testing.T) {
 	for name, test := range map[string]struct {
 		locker ganbauth.Locker
@@ -224,7 +226,8 @@ func TestSecondLook(t *testing.T) {
 	}
 }
 
-// With a Locker the second process finds the first one's token after the lock, and asks nobody.
+// With a Locker the second process finds the first one's token after the lock, and asks
+// nobody.
 func TestTwoProcessesWithLocker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, locker := ganbauth.NewMemoryStore(), &chanLocker{held: make(chan bool, 1)}
@@ -305,8 +308,9 @@ func connect(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore, key
 	require.NoError(t, store.Save(t.Context(), "bank/"+key, bank.Token()))
 }
 
-// What a failing token endpoint means for a refresh: only a dead grant ends the connection (RELOGIN), everything else
-// keeps it (KEEP): the old token serves until its expiry, then it is 503.
+// What a failing token endpoint means for a refresh: only a dead grant ends the
+// connection (RELOGIN), everything else keeps it (KEEP): the old token serves until its
+// expiry, then it is 503.
 func TestRefreshFailures(t *testing.T) {
 	keep := map[string]ganbtest.Fault{
 		"connection cut":                ganbtest.ConnectionCut,
@@ -419,7 +423,8 @@ func TestRefreshFailures(t *testing.T) {
 	})
 }
 
-// What went wrong has a short name for a metric, and a level that says whether an operator has to mend it.
+// What went wrong has a short name for a metric, and a level that says whether an
+// operator has to mend it.
 func TestTroubleIsNamed(t *testing.T) {
 	for name, test := range map[string]struct {
 		fault        ganbtest.Fault
@@ -724,7 +729,8 @@ func TestHangingBankConcernsNobodyElse(t *testing.T) {
 	})
 }
 
-// A refresh in flight does not bring back what a logout removes, nor overwrite a newer login.
+// A refresh in flight does not bring back what a logout removes, nor overwrite a newer
+// login.
 func TestRefreshMeetsLogoutAndLogin(t *testing.T) {
 	t.Run("logout", func(t *testing.T) {
 		inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
@@ -999,7 +1005,8 @@ func (s failingEngine) Find(string) ([]byte, bool, error)      { return nil, fal
 func (s failingEngine) Commit(string, []byte, time.Time) error { return s.err }
 func (s failingEngine) Delete(string) error                    { return s.err }
 
-// A refusal by the API may meet a flight that began before it and finds nothing due: then another is needed.
+// A refusal by the API may meet a flight that began before it and finds nothing due: then
+// another is needed.
 func TestRefusalMeetsOlderFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})

@@ -353,8 +353,9 @@ type connection struct {
 	attached atomic.Bool // the session has its handle, may have had it before, or needs none
 }
 
-// maxRemembered is how many logins may be remembered for one that has failed to be: anybody can
-// forge codes. The code of one that is not remembered is sent again, and refused again.
+// maxRemembered is how many logins may be remembered for one that has failed to be:
+// anybody can forge codes. The code of one that is not remembered is sent again, and
+// refused again.
 const maxRemembered = 1024
 
 // rememberLogin returns how long the outcome of a login is remembered for a second delivery

@@ -206,8 +206,8 @@ func (k *Kit) attach(w http.ResponseWriter, r *http.Request, c *connection, a *a
 	return nil
 }
 
-// dropFormer deletes the token of the login before, which no session has any more. It goes on
-// when ctx ends.
+// dropFormer deletes the token of the login before, which no session has any more. It
+// goes on when ctx ends.
 func (k *Kit) dropFormer(ctx context.Context, former string) {
 	done := make(chan struct{})
 	go func() {

@@ -15,8 +15,8 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// skewed is the store as a machine sees it whose clock is ahead by that much: on a bubble's one clock, the times that
-// it reads and writes are off instead.
+// skewed is the store as a machine sees it whose clock is ahead by that much: on a
+// bubble's one clock, the times that it reads and writes are off instead.
 type skewed struct {
 	ganbauth.TokenStore
 	ahead time.Duration
@@ -36,7 +36,8 @@ func (s skewed) Save(ctx context.Context, key string, t *ganbauth.Token) error {
 	return s.TokenStore.Save(ctx, key, &c)
 }
 
-// The clock of one machine is 30 s off: no loop of refreshes, no early logout, no token past its expiry.
+// The clock of one machine is 30 s off: no loop of refreshes, no early logout, no token
+// past its expiry.
 func TestClockOfOneMachineIsOff(t *testing.T) {
 	for _, ahead := range []time.Duration{30 * time.Second, -30 * time.Second} {
 		t.Run(fmt.Sprint(ahead), func(t *testing.T) {
@@ -79,8 +80,8 @@ func (s steppedStore) Save(ctx context.Context, key string, t *ganbauth.Token) e
 	return skewed{s.TokenStore, *s.ahead}.Save(ctx, key, t)
 }
 
-// The clock of the machine steps by an hour and back, also while a refresh is at the bank: every
-// request is served, there is no loop of refreshes, and nobody is logged out.
+// The clock of the machine steps by an hour and back, also while a refresh is at the
+// bank: every request is served, there is no loop of refreshes, and nobody is logged out.
 func TestClockStepsByAnHour(t *testing.T) {
 	for _, step := range []time.Duration{time.Hour, -time.Hour} {
 		t.Run(fmt.Sprint(step), func(t *testing.T) {
@@ -134,8 +135,9 @@ func TestLogoutOnOneMachineWhileAnotherRefreshes(t *testing.T) {
 	})
 }
 
-// The bank is down for a minute under 1,000 requests a second: the token at hand serves while it lives, then it is
-// 503 with Retry-After, and the bank sees no more than the cool-down allows.
+// The bank is down for a minute under 1,000 requests a second: the token at hand serves
+// while it lives, then it is 503 with Retry-After, and the bank sees no more than the
+// cool-down allows.
 func TestBankIsDownUnderLoad(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
 		b := a.browser()
@@ -161,7 +163,8 @@ func TestBankIsDownUnderLoad(t *testing.T) {
 	})
 }
 
-// Answers that are lost after the bank has processed the refresh: those users connect again, nobody else notices.
+// Answers that are lost after the bank has processed the refresh: those users connect
+// again, nobody else notices.
 func TestAnswersLost(t *testing.T) {
 	inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
 		const users, unlucky = 100, 10

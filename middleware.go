@@ -26,9 +26,9 @@ import (
 // behind when another site leads here, and another tab's login may just have renewed the
 // session.
 //
-// The kit's own handlers need no token, so RequireToken may stand around all routes, unless
-// Options.Connection reads path values, which the mux sets. It answers callbacks itself. It
-// lets logins, logouts and the status through if next is an [http.ServeMux].
+// The kit's own handlers need no token, so RequireToken may stand around all routes,
+// unless Options.Connection reads path values, which the mux sets. It answers callbacks
+// itself. It lets logins, logouts and the status through if next is an [http.ServeMux].
 //
 // It neither creates a session nor wraps the ResponseWriter.
 func (k *Kit) RequireToken(next http.Handler) http.Handler { return k.require(nil, next) }

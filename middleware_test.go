@@ -181,7 +181,8 @@ func TestScopes(t *testing.T) {
 	})
 }
 
-// Decision 9: a login that comes straight back without a usable token ends in a page, not in a loop.
+// Decision 9: a login that comes straight back without a usable token ends in a page, not
+// in a loop.
 func TestNoLoop(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
 		b := a.browser()
@@ -480,8 +481,9 @@ func TestContextOutlivesRequest(t *testing.T) {
 	require.NotEqual(t, "changed", again.AccessToken)
 }
 
-// What a live token costs beside the session that is loaded anyway: the request, its context and what is in it; the token
-// and its bytes; and twice the name of scs's value in a context. One allocation costs about 30 ns of some 2 µs.
+// What a live token costs beside the session that is loaded anyway: the request, its
+// context and what is in it; the token and its bytes; and twice the name of scs's value
+// in a context. One allocation costs about 30 ns of some 2 µs.
 func TestLivePathAllocations(t *testing.T) {
 	for name, c := range map[string]struct {
 		keys [][]byte

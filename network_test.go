@@ -152,9 +152,9 @@ func TestHostileNetwork(t *testing.T) {
 	})
 }
 
-// Neither silence nor a drip outlasts the deadline for the whole answer. The caller's client
-// without a timeout makes no difference.
-// A token request is not repeated on a kept connection that dies before the answer, either.
+// Neither silence nor a drip outlasts the deadline for the whole answer. The caller's
+// client without a timeout makes no difference. A token request is not repeated on a kept
+// connection that dies before the answer, either.
 func TestF2TokenRequestIsSentOnce(t *testing.T) {
 	var o *op
 	o = newOP(t, func(w http.ResponseWriter, r *http.Request) {
@@ -180,7 +180,8 @@ func TestF2TokenRequestIsSentOnce(t *testing.T) {
 	t.Fatal("never over a kept connection")
 }
 
-// A crowd's connections are kept for the next crowd, not two of them, which is net/http's default.
+// A crowd's connections are kept for the next crowd, not two of them, which is net/http's
+// default.
 func TestConnectionsAreKept(t *testing.T) {
 	const crowd = 100
 	var waiting atomic.Int32

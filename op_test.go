@@ -99,8 +99,8 @@ func requireNoSecret(t *testing.T, err error) {
 	}
 }
 
-// requirePrintsNoSecret prints v in every way that a program might, and looks for the secrets as
-// text, in hex, as Go bytes and in base64.
+// requirePrintsNoSecret prints v in every way that a program might, and looks for the
+// secrets as text, in hex, as Go bytes and in base64.
 func requirePrintsNoSecret(t *testing.T, v any, secrets ...string) {
 	t.Helper()
 	text := printed(v)

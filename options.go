@@ -40,11 +40,11 @@ type Options struct {
 	// example; it need not be secret. Set it so that a connection outlives the session,
 	// and is there on all of the user's devices and for jobs. Default: tokens belong to
 	// sessions. If Key returns "" or an error that wraps [ErrLoginRequired], the
-	// application knows no user: the request is answered 401 and no login is begun. To send
-	// such a user to the application's own login instead, check for one in front of
-	// RequireToken. An error that wraps [ErrUnavailable] is answered 503, and any other 500.
-	// Key is called by RequireToken and the handlers, several times at a callback. It may
-	// read the session.
+	// application knows no user: the request is answered 401 and no login is begun. To
+	// send such a user to the application's own login instead, check for one in front of
+	// RequireToken. An error that wraps [ErrUnavailable] is answered 503, and any other
+	// 500. Key is called by RequireToken and the handlers, several times at a callback.
+	// It may read the session.
 	Key func(*http.Request) (string, error)
 	// Connection names one of several connections of a user, by a path value for example:
 	// at most 255 bytes of any content. Set it where a user connects the accounts of
@@ -52,10 +52,10 @@ type Options struct {
 	// can connect two accounts at once. The kit keeps no list of the names. Errors are
 	// answered as Key's are. Default: a user has one connection, whose name is "".
 	//
-	// A mux sets path values. If Connection reads them, RequireToken has to stand around the
-	// routes, behind the mux: in front of it Connection returns "". A handler whose request
-	// names another connection than RequireToken has seen gets no token, and an error from its
-	// Client.
+	// A mux sets path values. If Connection reads them, RequireToken has to stand around
+	// the routes, behind the mux: in front of it Connection returns "". A handler whose
+	// request names another connection than RequireToken has seen gets no token, and an
+	// error from its Client.
 	Connection func(*http.Request) (string, error)
 	// Name tells several kits of one application apart: up to 32 letters, digits, hyphens
 	// and underscores. Give each its own RedirectURI, too. It begins every key that the
@@ -85,8 +85,8 @@ type Options struct {
 	// The bank.
 
 	// RefreshLeeway is how long before its expiry a request refreshes a token: at most a
-	// quarter of the token's life. Default: 60 seconds. Set it longer where handlers give the
-	// token to something that uses it for longer.
+	// quarter of the token's life. Default: 60 seconds. Set it longer where handlers give
+	// the token to something that uses it for longer.
 	RefreshLeeway time.Duration
 	// TokenRate is how many token requests a second, refreshes and logins together, this
 	// process may send. Set it to this process's share of what the bank allows you; users

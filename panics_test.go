@@ -36,8 +36,8 @@ func (h panickingHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// G1: whatever code of the application panics, and whenever: the request may fail, but no token
-// is lost, no lock and no turn is kept, and the next request is served.
+// G1: whatever code of the application panics, and whenever: the request may fail, but no
+// token is lost, no lock and no turn is kept, and the next request is served.
 func TestG1EachCallbackPanics(t *testing.T) {
 	for _, name := range []string{"Key", "Connection", "Observe", "OnError", "ErrorPage", "Logger", "Lock", "unlock", "HTTPClient",
 		"Load", "Save", "Delete"} {

@@ -26,7 +26,8 @@ func (s *promptStore) Load(ctx context.Context, key string) (*ganbauth.Token, er
 	return s.TokenStore.Load(ctx, key)
 }
 
-// A store that ends with its context is read in the request's own goroutine, and no other is.
+// A store that ends with its context is read in the request's own goroutine, and no other
+// is.
 func TestPromptStoreNeedsNoGoroutine(t *testing.T) {
 	for _, sealed := range []bool{false, true} {
 		for _, prompt := range []bool{false, true} {

@@ -65,7 +65,8 @@ func TestB3VerdictMeetsAnotherToken(t *testing.T) {
 	})
 }
 
-// B3 and decision 13: a dead token is a mark, so that a winner whose save is late finds its place.
+// B3 and decision 13: a dead token is a mark, so that a winner whose save is late finds
+// its place.
 func TestB3LateWinnerFindsItsPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
@@ -158,7 +159,8 @@ func TestB5TokenThatNoSessionHas(t *testing.T) {
 	})
 }
 
-// B7: every key of a store begins with the kit's name, and says whose it is whatever it contains.
+// B7: every key of a store begins with the kit's name, and says whose it is whatever it
+// contains.
 func TestB7StoreKeys(t *testing.T) {
 	var mu sync.Mutex
 	keys := map[string]bool{}
@@ -385,7 +387,8 @@ func TestG3LogoutWaitsForNobody(t *testing.T) {
 	}
 }
 
-// H6: an application's own logout calls Forget, and the session's next user has no bank account.
+// H6: an application's own logout calls Forget, and the session's next user has no bank
+// account.
 func TestH6Forget(t *testing.T) {
 	a := newApp(t, setup{})
 	a.mux.HandleFunc("/own-logout", func(w http.ResponseWriter, r *http.Request) {
@@ -407,8 +410,8 @@ func TestH6Forget(t *testing.T) {
 	require.ErrorContains(t, (*ganbauth.Kit)(nil).Forget(nil, nil), "New")
 }
 
-// A record in clear below a sealed store that compares does not stand in the way of a login or a
-// logout, also if a login that began on it has failed.
+// A record in clear below a sealed store that compares does not stand in the way of a
+// login or a logout, also if a login that began on it has failed.
 func TestSealedStoreMeetsARecordInClear(t *testing.T) {
 	inBubble(t, setup{options: ganbauth.Options{
 		Store: ganbauth.NewMemoryStore(), EncryptionKeys: [][]byte{key(1)}, Key: func(*http.Request) (string, error) { return "u", nil },
@@ -450,8 +453,8 @@ func TestA4LoginNeedsNoLocker(t *testing.T) {
 	}
 }
 
-// B2: a logout that stands still, between its look and its write, is a logout all the same when
-// it answers, whoever has refreshed or connected meanwhile.
+// B2: a logout that stands still, between its look and its write, is a logout all the
+// same when it answers, whoever has refreshed or connected meanwhile.
 func TestB2LogoutThatStoodStill(t *testing.T) {
 	for name, locker := range map[string]ganbauth.Locker{"with a Locker": &keyLocker{held: map[string]bool{}}, "without": nil} {
 		t.Run(name, func(t *testing.T) {
@@ -483,8 +486,8 @@ func TestB2LogoutThatStoodStill(t *testing.T) {
 	}
 }
 
-// B4: without a Locker a refresh at one process neither overwrites a newer login at another, nor
-// brings back what a logout there has deleted.
+// B4: without a Locker a refresh at one process neither overwrites a newer login at
+// another, nor brings back what a logout there has deleted.
 func TestB4RefreshMeetsAnotherProcess(t *testing.T) {
 	for name, change := range map[string]func(t *testing.T, bank *ganbtest.Server, other *ganbauth.Kit) (want string){
 		"a login": func(t *testing.T, bank *ganbtest.Server, other *ganbauth.Kit) string {
@@ -532,8 +535,8 @@ func TestB4RefreshMeetsAnotherProcess(t *testing.T) {
 	}
 }
 
-// I5: what a browser or a job has begun goes on when it leaves: a logout logs out, and a token
-// that is being written is stored, at a store that ends with its context.
+// I5: what a browser or a job has begun goes on when it leaves: a logout logs out, and a
+// token that is being written is stored, at a store that ends with its context.
 func TestI5CallersThatLeave(t *testing.T) {
 	leaving := func(t *testing.T, method string, skip int, call func(ctx context.Context, a *app, b *browser)) (connected bool) {
 		ctx, leave := context.WithCancel(t.Context())

@@ -720,8 +720,8 @@ func TestRecipeWithoutClient(t *testing.T) {
 	require.Equal(t, 401, resp.StatusCode)
 }
 
-// Tokens outlive a new client secret and a new salt. Only who is at the bank's consent page has
-// to begin again.
+// Tokens outlive a new client secret and a new salt. Only who is at the bank's consent
+// page has to begin again.
 func TestRecipeSecretRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		box := recipeBank(t)

@@ -115,7 +115,8 @@ func TestLockBesideAStore(t *testing.T) {
 	})
 }
 
-// A store of three methods is compared below a short lock of its own, across processes, too.
+// A store of three methods is compared below a short lock of its own, across processes,
+// too.
 func TestWriteLockIsTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
@@ -176,8 +177,8 @@ func TestCompareFails(t *testing.T) {
 	})
 }
 
-// A store that hangs, and does not heed its context, is an error after five seconds, and not a
-// user who is not connected.
+// A store that hangs, and does not heed its context, is an error after five seconds, and
+// not a user who is not connected.
 func TestStoreThatHeedsNoContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})

@@ -33,8 +33,8 @@ func TestRefreshSession(t *testing.T) {
 	require.Equal(t, "RT-2", got.RefreshToken)
 }
 
-// An answer to a refresh that cannot be used still has the next refresh token, and the one that
-// was sent is spent.
+// An answer to a refresh that cannot be used still has the next refresh token, and the
+// one that was sent is spent.
 func TestA3RefreshTokenIsSalvaged(t *testing.T) {
 	answer := func(replace, with string) string { return strings.Replace(goodToken, replace, with, 1) }
 	long := strings.Repeat("a", 5<<10)
@@ -148,8 +148,8 @@ func TestA3NothingToSalvage(t *testing.T) {
 	require.Empty(t, ganbauth.SalvagedRefreshToken(ganbauth.ErrLoginRequired))
 }
 
-// Only an ID token that verifies, and is another user's, ends a connection. Whatever else is
-// wrong with one, the next refresh token is kept.
+// Only an ID token that verifies, and is another user's, ends a connection. Whatever else
+// is wrong with one, the next refresh token is kept.
 func TestA3OtherSubject(t *testing.T) {
 	now := time.Now()
 	fresh := good(claims{"iat": now.Unix(), "exp": now.Add(time.Minute).Unix(), "nonce": nil})
@@ -201,7 +201,8 @@ func TestA3OtherSubject(t *testing.T) {
 	})
 }
 
-// A Subject that came with SetToken, without an ID token, is kept, and compared where it can be.
+// A Subject that came with SetToken, without an ID token, is kept, and compared where it
+// can be.
 func TestC10SubjectIsKept(t *testing.T) {
 	now := time.Now()
 	fresh := good(claims{"iat": now.Unix(), "exp": now.Add(time.Minute).Unix()})
@@ -220,7 +221,8 @@ func TestC10SubjectIsKept(t *testing.T) {
 	})
 }
 
-// A Connector without a JWTIssuer cannot judge an ID token: nothing irreplaceable is spent first.
+// A Connector without a JWTIssuer cannot judge an ID token: nothing irreplaceable is
+// spent first.
 func TestA5WithoutIssuer(t *testing.T) {
 	now := time.Now()
 	o := newOP(t, openIDAnswer(`"`+signed(good(claims{"iat": now.Unix(), "exp": now.Add(time.Minute).Unix()}).json())+`"`))

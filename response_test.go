@@ -14,7 +14,8 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// Answers that are no token response: nothing of them is used, and the request is not sent again.
+// Answers that are no token response: nothing of them is used, and the request is not
+// sent again.
 func TestTokenResponseRefused(t *testing.T) {
 	token := func(replace, with string) string { return strings.Replace(goodToken, replace, with, 1) }
 	for name, body := range map[string]string{
@@ -391,7 +392,8 @@ func (e *endless) Read(p []byte) (int, error) {
 
 func (e *endless) Close() error { e.closed = true; return nil }
 
-// A body without an end is cut, whatever its status: nothing waits for it, and it is closed.
+// A body without an end is cut, whatever its status: nothing waits for it, and it is
+// closed.
 func TestI7EndlessBodies(t *testing.T) {
 	for _, status := range []int{200, 201, 202, 206, 301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 413, 429, 500, 502, 503, 599} {
 		var bodies []*endless

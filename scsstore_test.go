@@ -16,7 +16,8 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// faultyEngine is an engine of scs's, one of whose calls fails. It holds sessions and tokens.
+// faultyEngine is an engine of scs's, one of whose calls fails. It holds sessions and
+// tokens.
 type faultyEngine struct {
 	*memstore.MemStore
 
@@ -46,7 +47,8 @@ func (e *faultyEngine) call(name string, effect func() error) error {
 	return errEngine
 }
 
-// failNext has the n-th call from now on fail, and returns a function that says whether it has.
+// failNext has the n-th call from now on fail, and returns a function that says whether
+// it has.
 func (e *faultyEngine) failNext(n int, after bool) (met func() string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -94,9 +96,9 @@ func (e faultyContext) DeleteCtx(_ context.Context, name string) error {
 	return e.faultyEngine.Delete(name)
 }
 
-// I1 I10: every call of the engine that holds the sessions and the tokens fails, one at a time,
-// before or after its effect. That is 503 and nothing worse: nobody is logged out, nothing is
-// spent twice, and what has answered is so.
+// I1 I10: every call of the engine that holds the sessions and the tokens fails, one at a
+// time, before or after its effect. That is 503 and nothing worse: nobody is logged out,
+// nothing is spent twice, and what has answered is so.
 func TestI1EngineFailsAtEachCall(t *testing.T) {
 	for kind, engineOf := range map[string]func(*faultyEngine) scs.Store{
 		"engine":                func(e *faultyEngine) scs.Store { return e },
@@ -140,8 +142,8 @@ var engineSteps = []struct {
 	{"logout", func(b *browser, _ string) int { return b.post("/bank/logout").StatusCode }, 303},
 }
 
-// failAt lives a user's day, in one step of which the n-th call of the engine fails. It returns
-// that call's name.
+// failAt lives a user's day, in one step of which the n-th call of the engine fails. It
+// returns that call's name.
 func failAt(t *testing.T, a *app, e *faultyEngine, faulty, n int, after bool) (met string) {
 	t.Helper()
 	defer time.Sleep(10 * time.Second) // what is under way comes to its end
@@ -188,8 +190,8 @@ func failAt(t *testing.T, a *app, e *faultyEngine, faulty, n int, after bool) (m
 	return met
 }
 
-// I10: the engine fails when a callback is delivered again whose login has succeeded. The login is
-// not lost.
+// I10: the engine fails when a callback is delivered again whose login has succeeded. The
+// login is not lost.
 func TestI10EngineFailsAtTheSecondDelivery(t *testing.T) {
 	for n, met := 1, "?"; met != ""; n++ {
 		e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}

@@ -9,9 +9,9 @@ import (
 type tokenCodec interface {
 	version() byte
 	encode(key string, t *Token) []byte
-	// decode fails with errSealed if the record is sealed and does not open, which is for an
-	// operator to mend, and with errCorrupt if it is no record of this codec at all, which
-	// counts as none.
+	// decode fails with errSealed if the record is sealed and does not open, which is for
+	// an operator to mend, and with errCorrupt if it is no record of this codec at all,
+	// which counts as none.
 	decode(key string, version byte, data []byte) (*Token, error)
 }
 

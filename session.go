@@ -54,8 +54,8 @@ func (o *owners) session(r *http.Request) (session, error) {
 	return session{o.sessions, ctx, ours}, nil
 }
 
-// withSession returns r for Key and Connection, which may read the session: with the session
-// in its context even where no LoadAndSave stands above the kit.
+// withSession returns r for Key and Connection, which may read the session: with the
+// session in its context even where no LoadAndSave stands above the kit.
 func (o *owners) withSession(r *http.Request) (*http.Request, error) {
 	s, err := o.session(r)
 	if err != nil || !s.ours {

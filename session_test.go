@@ -12,8 +12,9 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// The application's Key and Connection fail at each of their calls during a callback: that is an
-// answer of the 500s, and the same callback connects afterwards, with the code sent once.
+// The application's Key and Connection fail at each of their calls during a callback:
+// that is an answer of the 500s, and the same callback connects afterwards, with the code
+// sent once.
 func TestKeyFailsAtEachCallOfACallback(t *testing.T) {
 	fault := errors.New("the users' database is away")
 	for n := int32(1); ; n++ {

@@ -17,7 +17,8 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// stepping is a store in memory. Something happens before or after the swaps of a kit, by number.
+// stepping is a store in memory. Something happens before or after the swaps of a kit, by
+// number.
 type stepping struct {
 	ganbauth.TokenStore
 	swaps  atomic.Int32
@@ -116,7 +117,8 @@ func (s *stepTest) token() (*ganbauth.Token, error) { return s.kit.Token(s.t.Con
 
 var errStep = errors.New("connection reset")
 
-// A3: of an answer that cannot be used the refresh token is kept, with the old access token.
+// A3: of an answer that cannot be used the refresh token is kept, with the old access
+// token.
 func TestA3KitKeepsTheRefreshToken(t *testing.T) {
 	strict := ganbtest.Options{RevokeOnReuse: true}
 	next := func(s *stepTest) {
@@ -194,8 +196,8 @@ func TestA3KitKeepsTheRefreshToken(t *testing.T) {
 	})
 }
 
-// A2: a token whose user has logged out while it was at the bank is not served, also if the store
-// has been away since.
+// A2: a token whose user has logged out while it was at the bank is not served, also if
+// the store has been away since.
 func TestA2LogoutBeforeTheStoreIsAway(t *testing.T) {
 	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
 		s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(map[string]any) {
@@ -211,8 +213,8 @@ func TestA2LogoutBeforeTheStoreIsAway(t *testing.T) {
 	})
 }
 
-// A store that always says that another record is there, and has the same one, ends no connection
-// and is not asked without end.
+// A store that always says that another record is there, and has the same one, ends no
+// connection and is not asked without end.
 func TestStoreThatContradictsItself(t *testing.T) {
 	inSteps(t, ganbtest.Options{RevokeOnReuse: true}, expired, func(t *testing.T, s *stepTest) {
 		s.before.set(func(n int) error {
@@ -324,7 +326,8 @@ type loadFails struct{ ganbauth.TokenStore }
 
 func (loadFails) Load(context.Context, string) (*ganbauth.Token, error) { return nil, errStep }
 
-// C7: a race is a refresh of the same login, wherever it shows. A logout or a login is none.
+// C7: a race is a refresh of the same login, wherever it shows. A logout or a login is
+// none.
 func TestC7WhatIsARace(t *testing.T) {
 	at := func(what string, n int, put func(s *stepTest), want int) {
 		t.Run(what, func(t *testing.T) {
@@ -402,8 +405,8 @@ func TestLoginEndsTheCoolDown(t *testing.T) {
 	})
 }
 
-// C5: the end of a connection without a refresh token waits for no other process, and goes by
-// what is there.
+// C5: the end of a connection without a refresh token waits for no other process, and
+// goes by what is there.
 func TestC5EndIsCompared(t *testing.T) {
 	inSteps(t, ganbtest.Options{Lifetime: 24 * time.Hour}, 0, func(t *testing.T, s *stepTest) {
 		token, err := s.Load(t.Context(), "bank/u")
@@ -434,8 +437,8 @@ func TestC5EndIsCompared(t *testing.T) {
 	})
 }
 
-// What the process serves of a token that is not stored yet: to nobody after a logout, and to
-// everybody whatever else fails meanwhile.
+// What the process serves of a token that is not stored yet: to nobody after a logout,
+// and to everybody whatever else fails meanwhile.
 func TestA2UnsavedTokenMeetsOthers(t *testing.T) {
 	unsaved := func(t *testing.T, test func(t *testing.T, s *stepTest, token *ganbauth.Token)) {
 		inSteps(t, ganbtest.Options{RevokeOnReuse: true}, expired, func(t *testing.T, s *stepTest) {
@@ -581,7 +584,8 @@ func TestA2LoginThatIsNotStoredYet(t *testing.T) {
 	})
 }
 
-// A login begins again where another record is, and spends no code where nothing can be written.
+// A login begins again where another record is, and spends no code where nothing can be
+// written.
 func TestLoginBegins(t *testing.T) {
 	loginSteps(t, func(t *testing.T, a *app, s *stepping) {
 		b := a.browser()
@@ -610,8 +614,8 @@ func TestLoginBegins(t *testing.T) {
 	})
 }
 
-// Two logins at once: the first that is stored stays, and both are answered. The log says if the
-// other was another bank user's.
+// Two logins at once: the first that is stored stays, and both are answered. The log says
+// if the other was another bank user's.
 func TestTwoLoginsAtOnce(t *testing.T) {
 	loginSteps(t, func(t *testing.T, a *app, s *stepping) {
 		b := a.browser()
@@ -653,9 +657,9 @@ func TestLoginThatIsRefreshedAlready(t *testing.T) {
 	})
 }
 
-// A callback is delivered to two processes at once. The bank refuses the code of the second, and
-// both answer that the user is connected. Another failure is one, and so is a code that is
-// refused to a user who was connected before.
+// A callback is delivered to two processes at once. The bank refuses the code of the
+// second, and both answer that the user is connected. Another failure is one, and so is a
+// code that is refused to a user who was connected before.
 func TestCallbackAtTwoProcesses(t *testing.T) {
 	for name, test := range map[string]struct {
 		fault ganbtest.Fault
@@ -750,8 +754,8 @@ func TestLogoutIsCompared(t *testing.T) {
 	})
 }
 
-// What a request with a token that is about to expire gets: the new one, also where the API has
-// refused another.
+// What a request with a token that is about to expire gets: the new one, also where the
+// API has refused another.
 func TestTokenThatIsAboutToExpire(t *testing.T) {
 	inSteps(t, ganbtest.Options{}, aboutToExpire, func(t *testing.T, s *stepTest) {
 		token, err := s.token()

@@ -36,7 +36,8 @@ func (jsonCodec) Decode(b []byte) (time.Time, map[string]any, error) {
 	return s.D, s.V, err
 }
 
-// ctxStore is an engine as several of scs's are: it panics without a context, and takes 43 characters.
+// ctxStore is an engine as several of scs's are: it panics without a context, and takes
+// 43 characters.
 type ctxStore struct{ *memstore.MemStore }
 
 func (ctxStore) Find(string) ([]byte, bool, error)             { panic("use FindCtx") }
@@ -403,8 +404,8 @@ func (s *sharingStore) Delete(_ context.Context, key string) error {
 	return nil
 }
 
-// The kit changes no token that a store may still have: a store that hands out its own would lose
-// the refresh token of each.
+// The kit changes no token that a store may still have: a store that hands out its own
+// would lose the refresh token of each.
 func TestStoreThatSharesItsTokens(t *testing.T) {
 	s := setup{bank: rotating, options: ganbauth.Options{Store: &sharingStore{tokens: map[string]*ganbauth.Token{}}}}
 	inBubble(t, s, func(t *testing.T, a *app) {

@@ -114,8 +114,8 @@ func (t *Token) Fingerprint() string {
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
 }
 
-// cutSealed takes the access token of a sealed record apart. The fingerprint of what is sealed
-// stands in clear, so that a record which is copied to another store keeps it.
+// cutSealed takes the access token of a sealed record apart. The fingerprint of what is
+// sealed stands in clear, so that a record which is copied to another store keeps it.
 func cutSealed(accessToken string) (fingerprint, data string, ok bool) {
 	text, ok := strings.CutPrefix(accessToken, sealedPrefix)
 	if !ok {

@@ -53,7 +53,8 @@ func response(r *http.Request, status int, body string, pairs ...string) *http.R
 	return &http.Response{StatusCode: status, Header: header(pairs...), Body: io.NopCloser(strings.NewReader(body)), Request: r, ProtoMajor: 1, ProtoMinor: 1}
 }
 
-// connectedClient returns the client of a user who is logged in, on a network with other hosts.
+// connectedClient returns the client of a user who is logged in, on a network with other
+// hosts.
 func connectedClient(t *testing.T, opts ganbtest.Options, change ...func(*ganbauth.Options)) (*http.Client, *ganbtest.Server, *gateway) {
 	t.Helper()
 	opts.InProcess = true
@@ -172,7 +173,8 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 			require.Equal(t, status, resp.StatusCode, "handed on")
 			require.Zero(t, evil)
 
-			// Used in a client of the caller's that follows, the token still stays at the bank, and away after a detour.
+			// Used in a client of the caller's that follows, the token still stays at the
+			// bank, and away after a detour.
 			bank.Fail(ganbtest.API, ganbtest.Fault{Status: status, Header: header("Location", "https://evil.example/x")}, 1)
 			resp, err = (&http.Client{Transport: client.Transport}).Get(bank.APIBase() + "/accounts")
 			require.NoError(t, err)
@@ -393,8 +395,8 @@ func TestClientRefreshes(t *testing.T) {
 	})
 }
 
-// Observe knows the values of the request's context, though the call to the API has a context of its own.
-// H2: a job's client follows what becomes of its user.
+// Observe knows the values of the request's context, though the call to the API has a
+// context of its own. H2: a job's client follows what becomes of its user.
 func TestClientForAsksTheStoreEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
@@ -491,7 +493,8 @@ func TestClientEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// A token from elsewhere is stored as the kit's own are: sealed, under the kit's name, and judged first.
+// A token from elsewhere is stored as the kit's own are: sealed, under the kit's name,
+// and judged first.
 func TestSetToken(t *testing.T) {
 	store := ganbauth.NewMemoryStore()
 	inBubble(t, setup{options: ganbauth.Options{
@@ -627,7 +630,8 @@ func TestH1AnswerThatBreaksOff(t *testing.T) {
 	}
 }
 
-// clientOfAPI is a connected user's client for an API at another place than the bank in a box.
+// clientOfAPI is a connected user's client for an API at another place than the bank in a
+// box.
 func clientOfAPI(t *testing.T, api string, lent *http.Client) *http.Client {
 	t.Helper()
 	bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
@@ -644,8 +648,8 @@ func clientOfAPI(t *testing.T, api string, lent *http.Client) *http.Client {
 	return kit.ClientFor("u")
 }
 
-// What the bank has said that it has not processed is still repeated: a stream of HTTP/2 that it
-// refuses.
+// What the bank has said that it has not processed is still repeated: a stream of HTTP/2
+// that it refuses.
 func TestF2RefusedStreamIsRepeated(t *testing.T) {
 	server := httptest.NewUnstartedServer(nil) // for its certificate
 	server.EnableHTTP2 = true
@@ -673,8 +677,8 @@ func TestF2RefusedStreamIsRepeated(t *testing.T) {
 	require.Equal(t, 2, <-served, "streams")
 }
 
-// refuseFirstStream serves HTTP/2 frames (RFC 9113 section 4.1). It refuses the first stream and
-// answers the second one, and returns how many there were.
+// refuseFirstStream serves HTTP/2 frames (RFC 9113 section 4.1). It refuses the first
+// stream and answers the second one, and returns how many there were.
 func refuseFirstStream(conn net.Conn) (streams int) {
 	const data, headers, reset, settings, endStream, endHeaders, refused = 0, 1, 3, 4, 1, 4, 7
 	write := func(kind, flags byte, stream uint32, payload ...byte) {
@@ -730,8 +734,8 @@ func (b *countedBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// I11: every answer of the bank is closed, whatever it says, and a request's context is released
-// with the body that the caller closes.
+// I11: every answer of the bank is closed, whatever it says, and a request's context is
+// released with the body that the caller closes.
 func TestI11AnswersAreClosed(t *testing.T) {
 	counted := &bodies{}
 	s := setup{config: func(c *ganbauth.Config) {

@@ -172,7 +172,8 @@ func TestVectorsRefreshSession(t *testing.T) {
 	}
 }
 
-// The ID tokens that the SDKs were given. Where a standard is stricter than they are, it wins.
+// The ID tokens that the SDKs were given. Where a standard is stricter than they are, it
+// wins.
 func TestVectorsIDTokens(t *testing.T) {
 	stricter := map[string]string{
 		"aud is an array with the client":        "another client in aud",

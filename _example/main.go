@@ -2,9 +2,11 @@
 //
 //	go run ./_example
 //
-// or at the real bank, with the conf.json of the bank's SDKs and the client from the environment:
+// or at the real bank, with the conf.json of the bank's SDKs and the client from the
+// environment:
 //
-//	GANB_CLIENT_ID=… GANB_CLIENT_SECRET=… go run ./_example -conf conf.json -redirect-uri https://…/bank/callback
+//	GANB_CLIENT_ID=… GANB_CLIENT_SECRET=… \
+//		go run ./_example -conf conf.json -redirect-uri https://…/bank/callback
 //
 // The application is in app.go. This file reads the flags and finds the bank.
 package main

@@ -103,7 +103,8 @@ func TestLatencies(t *testing.T) {
 	require.LessOrEqual(t, refreshing.TokenRequests, 4, "1 % of 200 users, twice")
 }
 
-// TestPage finds the words of the template in the page that is in the repository: it was made with them.
+// TestPage finds the words of the template in the page that is in the repository: it was
+// made with them.
 func TestPage(t *testing.T) {
 	written, err := os.ReadFile("../docs/performance.md")
 	require.NoError(t, err)

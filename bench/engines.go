@@ -47,7 +47,8 @@ type engineSample struct {
 	RoundTrips float64
 }
 
-// onEngine compares sessions alone, the default store on the sessions' engine, and nested stores.
+// onEngine compares sessions alone, the default store on the sessions' engine, and nested
+// stores.
 func onEngine(engine scs.Store, asked *roundTrips, rounds int, nested ...nestedStore) (samples []engineSample) {
 	configure := func(s *scs.SessionManager) { s.Store = engine }
 	contenders := []*contender{
@@ -66,13 +67,15 @@ func onEngine(engine scs.Store, asked *roundTrips, rounds int, nested ...nestedS
 	return samples
 }
 
-// nestedStore is a store of ours. A token is written by writer, if there is one: a process that
-// has just written a token asks for it for a while, where others have it in memory.
+// nestedStore is a store of ours. A token is written by writer, if there is one: a
+// process that has just written a token asks for it for a while, where others have it in
+// memory.
 type nestedStore struct {
 	name          string
 	store, writer ganbauth.TokenStore
 }
 
+// onRedis measures a live token on Redis, with goredisstore and with rueidisstore.
 func onRedis(tb testing.TB, rounds int) []engineSample {
 	addr := testenv.Redis(tb).Addr
 	var asked roundTrips
@@ -86,6 +89,7 @@ func onRedis(tb testing.TB, rounds int) []engineSample {
 		nestedStore{"rueidisstore", rueidisstore.New(near, rueidisstore.Options{}), written})
 }
 
+// onPostgres measures a live token on PostgreSQL.
 func onPostgres(tb testing.TB, rounds int) []engineSample {
 	_, url := testenv.Postgres(tb)
 	ctx := context.Background()
@@ -101,6 +105,7 @@ func onPostgres(tb testing.TB, rounds int) []engineSample {
 	return onEngine(scspgx.NewWithCleanupInterval(pool, 0), &asked, rounds, nestedStore{"pgxstore", store, nil})
 }
 
+// onMariaDB measures a live token on MariaDB.
 func onMariaDB(tb testing.TB, rounds int) []engineSample {
 	_, dsn := testenv.MariaDB(tb)
 	ctx := context.Background()
@@ -114,7 +119,8 @@ func onMariaDB(tb testing.TB, rounds int) []engineSample {
 	return onEngine(scsmysql.NewWithCleanupInterval(db, 0), &asked, rounds, nestedStore{"mysqlstore", store, nil})
 }
 
-// roundTrips counts how often a client waits for its server: what it reads after it has written.
+// roundTrips counts how often a client waits for its server: what it reads after it has
+// written.
 type roundTrips struct{ n atomic.Int64 }
 
 func (r *roundTrips) dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -161,7 +167,8 @@ func (c *countingConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// refused compares an anonymous request that is turned away with one that sessions alone answer alike.
+// refused compares an anonymous request that is turned away with one that sessions alone
+// answer alike.
 func refused(rounds int) (program, browser []sample) {
 	engine := &countingEngine{}
 	sessions := scs.New()

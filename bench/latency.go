@@ -10,7 +10,8 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// latencySample is how long requests took, of those whose token was not about to end and of the others.
+// latencySample is how long requests took, of those whose token was not about to end and
+// of the others.
 type latencySample struct {
 	Name           string
 	Requests       int
@@ -82,7 +83,8 @@ func (l load) latencies(expire bool) (live, refreshing latencySample) {
 	var liveTimes, refreshTimes []float64
 	for _, s := range results {
 		sample, times := &live, &liveTimes
-		// The first request after the end of a token refreshes it, for as long as the bank takes, and the next may wait.
+		// The first request after the end of a token refreshes it, for as long as the
+		// bank takes, and the next may wait.
 		if d := due[s.user]; !d.IsZero() && !s.at.Before(d) && s.took > 100*time.Millisecond {
 			sample, times = &refreshing, &refreshTimes
 		}

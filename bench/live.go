@@ -34,7 +34,7 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// contender serves a request of a user who is connected, in one way of keeping his token.
+// contender serves a request of a user who is connected, in one way of keeping the token.
 type contender struct {
 	name    string
 	handler http.Handler
@@ -91,7 +91,8 @@ type kept struct {
 
 func (k kept) live() bool { return k.AccessToken != "" && time.Until(k.ExpiresAt) > time.Minute }
 
-// bank is one bank in process for all, and token is what it issues, of the size that the bank's have.
+// bank is one bank in process for all, and token is what it issues, of the size that the
+// bank's have.
 var (
 	bank  = ganbtest.NewServer(ganbtest.Options{InProcess: true})
 	token = kept{
@@ -177,13 +178,15 @@ func floor(configure func(*scs.SessionManager)) *contender {
 	return newSCS(configure).keep(nil).contender("scs alone", func(http.ResponseWriter, *http.Request) {})
 }
 
-// oneMore is the floor where the session has one more value, of the size that ganbauth puts there.
+// oneMore is the floor where the session has one more value, of the size that ganbauth
+// puts there.
 func oneMore() *contender {
 	a := newSCS(nil).keep(";" + rand.Text())
 	return a.contender("scs alone, one more string in the session", func(http.ResponseWriter, *http.Request) {})
 }
 
-// connected is a user who is connected. The token is written by writer, or by the Kit's own store.
+// connected is a user who is connected. The token is written by writer, or by the Kit's
+// own store.
 func connected(configure func(*scs.SessionManager), name string, opts ganbauth.Options, writer ganbauth.TokenStore) *contender {
 	a := newSCS(configure).keep(nil)
 	opts.RedirectURI, opts.Scopes, opts.Logger = app+"/callback", strings.Fields(token.Scope), discardLog
@@ -199,7 +202,8 @@ func connected(configure func(*scs.SessionManager), name string, opts ganbauth.O
 	if resp := browse(h, a.cookies, strings.TrimPrefix(back, app)); resp.StatusCode != http.StatusSeeOther {
 		panic(resp.Status)
 	}
-	// From here on the Kit has the store itself, as an application would, and the token that all have.
+	// From here on the Kit has the store itself, as an application would, and the token
+	// that all have.
 	kit = must(ganbauth.New(connector(), a.sessions, opts))
 	last := opts
 	last.Store = cmp.Or(writer, opts.Store)
@@ -372,7 +376,8 @@ func peers() []*contender {
 	return []*contender{onGorilla, onGothic, onProxy, onChi, onAuth0, onHubble}
 }
 
-// cborCodec is a scs.Codec that is quick, and ignores what follows its own encoding, as scs's GobCodec does.
+// cborCodec is a scs.Codec that is quick, and ignores what follows its own encoding, as
+// scs's GobCodec does.
 type cborCodec struct{}
 
 type cborSession struct {
@@ -407,7 +412,8 @@ func init() {
 	gob.Register(&oauth2.Token{})
 }
 
-// liveGroups are the tables of a request with a live token. The first contender of each is its floor.
+// liveGroups are the tables of a request with a live token. The first contender of each
+// is its floor.
 var liveGroups = map[string]func() []*contender{
 	"default": func() []*contender {
 		return slices.Concat(ours(nil), []*contender{oneMore()}, inSession(nil), peers())

@@ -26,7 +26,8 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// answering is a bank without a network: it answers every token request at once, and the rest with a user.
+// answering is a bank without a network: it answers every token request at once, and the
+// rest with a user.
 type answering struct{}
 
 func (answering) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -55,7 +56,8 @@ func (l login) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	w.WriteHeader(back.StatusCode)
 }
 
-// logins compares whole logins, plain OAuth 2.0 without PKCE, each with the session of its own kind.
+// logins compares whole logins, plain OAuth 2.0 without PKCE, each with the session of
+// its own kind.
 func logins() []*contender {
 	client := &http.Client{Transport: answering{}}
 	config := &oauth2.Config{

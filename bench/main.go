@@ -1,10 +1,12 @@
-// Bench measures ganbauth beside what else an application could do, and prints docs/performance.md:
+// Bench measures ganbauth beside what else an application could do, and prints
+// docs/performance.md:
 //
 //	go run . -o ../docs
 //
-// With -o it also writes that page, its plots, and what benchstat reads. Every number comes from processes of their own
-// that run one after the other; what is compared is measured in turns within a process. It takes ten minutes;
-// -quick takes a minute, for a look.
+// With -o it also writes that page, its plots, and what benchstat reads. Every number
+// comes from processes of their own that run one after the other; what is compared is
+// measured in turns within a process. It takes ten minutes; -quick takes a minute, for a
+// look.
 package main
 
 import (
@@ -27,6 +29,8 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
+// main measures everything and writes the page, or does one job of that in a process of its
+// own.
 func main() {
 	if len(os.Args) > 1 {
 		if job, ok := jobs[os.Args[1]]; ok {
@@ -139,6 +143,7 @@ func repeated(times int, job string, args ...any) (medians []sample, runs [][]sa
 	return mediansOf(runs), runs
 }
 
+// mediansOf returns the median of each sample over the runs.
 func mediansOf(runs [][]sample) (medians []sample) {
 	for i, s := range runs[0] {
 		of := func(field func(sample) float64) float64 {
@@ -156,8 +161,8 @@ func mediansOf(runs [][]sample) (medians []sample) {
 	return medians
 }
 
-// instructions are those of one of n requests, counted by valgrind, which repeats well where time does not. They are 0
-// where there is no valgrind.
+// instructions are those of one of n requests, counted by valgrind, which repeats well
+// where time does not. They are 0 where there is no valgrind.
 func instructions(contender, n int) float64 {
 	if _, err := exec.LookPath("valgrind"); err != nil || n == 0 {
 		return 0
@@ -198,7 +203,8 @@ type results struct {
 	benchstat string
 }
 
-// OfLive is what a request costs beside one of a logged in user with sessions alone, the page's first row.
+// OfLive is what a request costs beside one of a logged in user with sessions alone, the
+// page's first row.
 func (r results) OfLive(s sample) float64 { return s.Nanoseconds / r.Default[0].Nanoseconds }
 
 type memoryRow struct {
@@ -222,6 +228,7 @@ var (
 	brief = effort{processes: 2, rounds: 10, sessions: []int{10_000, 100_000}, tokens: []int{1_000, 10_000}, users: 1_000, pairs: 1, long: 3 * time.Second, counted: 2000}
 )
 
+// measure does every job in turn.
 func measure(e effort) (r results) {
 	r.Machine, r.Processes = machine(), e.processes
 	live := func(group, mode string) []sample {
@@ -276,7 +283,8 @@ func measure(e effort) (r results) {
 //go:embed page.md.tmpl
 var page string
 
-// write prints the page, and writes it with what belongs to it into the folder, if there is one.
+// write prints the page, and writes it with what belongs to it into the folder, if there
+// is one.
 func (r results) write(out string) error {
 	t, err := template.New("page").Funcs(formats).Parse(page)
 	if err != nil {
@@ -302,6 +310,7 @@ func (r results) write(out string) error {
 	return plots(r, folder)
 }
 
+// engineMedians measures an engine in several processes and returns the medians.
 func engineMedians(engine string, processes, rounds int) []engineSample {
 	var runs [][]sample
 	var last []engineSample

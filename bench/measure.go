@@ -18,10 +18,12 @@ type sample struct {
 
 const batchTime = 4 * time.Millisecond
 
-// heap is what a server has in memory besides. With next to nothing the garbage collector would run all the time.
+// heap is what a server has in memory besides. With next to nothing the garbage collector
+// would run all the time.
 const heap = 64 << 20
 
-// compare has the contenders serve in turns, a batch each, so that whatever else the machine does meets them all.
+// compare has the contenders serve in turns, a batch each, so that whatever else the
+// machine does meets them all.
 func compare(contenders []*contender, rounds int, parallel bool) []sample {
 	besides := make([]byte, heap)
 	defer runtime.KeepAlive(besides)

@@ -27,7 +27,8 @@ func newUserSessions() *userSessions {
 	return &userSessions{sessions, ganbauth.NewSCSStore(sessions)}
 }
 
-// add makes the session of one more user, who is connected if there is a token, and returns its cookie.
+// add makes the session of one more user, who is connected if there is a token, and
+// returns its cookie.
 func (u *userSessions) add(user int, t *ganbauth.Token) (cookie string) {
 	ctx := must(u.Load(context.Background(), ""))
 	u.Put(ctx, "user", fmt.Sprint("user-", user))
@@ -64,8 +65,8 @@ func sessionMemory(n int, connected bool) float64 {
 	return float64(after-before) / float64(n)
 }
 
-// leftovers are the heap that stays for each of n users who have refreshed, and for each login that was begun and
-// never came back.
+// leftovers are the heap that stays for each of n users who have refreshed, and for each
+// login that was begun and never came back.
 func leftovers(n int) (refreshed, begun float64) {
 	config := bank.Config()
 	config.HTTPClient = &http.Client{Transport: answering{}}

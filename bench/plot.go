@@ -53,6 +53,7 @@ type bar struct {
 	label string
 }
 
+// bars draws a bar for each value.
 func bars(path, title string, values []bar) error {
 	var heights plotter.Values
 	var names []string
@@ -84,6 +85,7 @@ func bars(path, title string, values []bar) error {
 	return save(p, path)
 }
 
+// lines draws memory by the number of tokens.
 func lines(path string, rows []memoryRow) error {
 	p := newPlot("Heap by live sessions")
 	p.X.Label.Text, p.Y.Label.Text = "sessions", "MiB"
@@ -133,7 +135,8 @@ func init() {
 	plotter.DefaultFont = plot.DefaultFont
 }
 
-// save names the fonts that have the same widths: few who see the page have the one that was measured.
+// save names the fonts that have the same widths: few who see the page have the one that
+// was measured.
 func save(p *plot.Plot, path string) error {
 	w, err := p.WriterTo(8*vg.Inch, 3.5*vg.Inch, "svg")
 	if err != nil {

@@ -99,6 +99,7 @@ var engines = map[string]func(testing.TB) engine{
 	},
 }
 
+// newRedisEngine measures size and cost of a store in Redis.
 func newRedisEngine(name string, client *redis.Client, store storetest.Store) engine {
 	ctx := context.Background()
 	return engine{name, store, func(from, to int) {

@@ -52,6 +52,7 @@ func serveBank(latency time.Duration) {
 	}
 }
 
+// startBank starts a bank in a process of its own, which answers after latency.
 func startBank(latency time.Duration) (b *bankProcess, stop func()) {
 	cmd := exec.Command(must(os.Executable()), "bank", latency.String())
 	cmd.Stderr = os.Stderr
@@ -83,7 +84,8 @@ func (b *bankProcess) connector() *ganbauth.Connector {
 	return must(ganbauth.NewConnector(b.ClientID, b.Secret, ganbauth.AuthBasic, b.Config))
 }
 
-// refresher serves requests whose header User says whose they are, and needs a live token for each.
+// refresher serves requests whose header User says whose they are, and needs a live token
+// for each.
 type refresher struct {
 	name         string
 	keepsInStore bool // what it refreshes
@@ -223,6 +225,7 @@ type herdSample struct {
 	GoroutinesStayed int
 }
 
+// herd has all users refresh at once, and measures how long that takes.
 func herd(r refresher, store ganbauth.TokenStore, users int) herdSample {
 	b, stop := startBank(bankLatency)
 	defer stop()

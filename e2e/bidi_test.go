@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// biDi speaks WebDriver BiDi (https://www.w3.org/TR/webdriver-bidi/). It asks for no events.
+// biDi speaks WebDriver BiDi (https://www.w3.org/TR/webdriver-bidi/). It asks for no
+// events.
 type biDi struct {
 	conn *websocket.Conn
 	last int // command

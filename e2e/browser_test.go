@@ -85,7 +85,8 @@ func startExample(t *testing.T, args ...string) string {
 	return strings.TrimSuffix(url, "/")
 }
 
-// see waits until the page's text contains want, and takes a picture where SCREENSHOTS names a folder.
+// see waits until the page's text contains want, and takes a picture where SCREENSHOTS
+// names a folder.
 func see(t *testing.T, ctx context.Context, want, name string) string {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
@@ -289,7 +290,8 @@ func TestExampleFits(t *testing.T) {
 	}
 }
 
-// The same binary against a bank that is not in its box: conf.json, and the client from the environment.
+// The same binary against a bank that is not in its box: conf.json, and the client from
+// the environment.
 func TestExampleWithConfig(t *testing.T) {
 	ctx := newBrowser(t)
 	bank := ganbtest.NewServer(ganbtest.Options{AuthMethod: ganbauth.AuthPost})

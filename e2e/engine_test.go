@@ -20,8 +20,8 @@ import (
 	"github.com/ganbauth/ganbauth/internal/testenv"
 )
 
-// engine is a kind of browser. start runs one with an empty profile, which takes any certificate and, where cookies
-// is false, no cookie.
+// engine is a kind of browser. start runs one with an empty profile, which takes any
+// certificate and, where cookies is false, no cookie.
 type engine struct {
 	name  string
 	start func(t *testing.T, cookies bool) browser
@@ -65,7 +65,8 @@ func startChromium(t *testing.T, cookies bool) browser {
 	return newWebDriver(t, "http://127.0.0.1:"+port, map[string]any{"goog:chromeOptions": options})
 }
 
-// startWebKit runs Debian's webkit2gtk-driver, which runs WebKitGTK's own browser, on a display of its own.
+// startWebKit runs Debian's webkit2gtk-driver, which runs WebKitGTK's own browser, on a
+// display of its own.
 func startWebKit(t *testing.T, cookies bool) browser {
 	driver := testenv.Needs(t, "WebKitWebDriver")
 	found, _ := filepath.Glob("/usr/lib/*/webkit2gtk-4.1/MiniBrowser")

@@ -84,7 +84,8 @@ func disableJavaScript(t *testing.T, ctx context.Context) {
 	require.NoError(t, err)
 }
 
-// No page of the kit needs a script, not even the one that fetches a strict session's cookie.
+// No page of the kit needs a script, not even the one that fetches a strict session's
+// cookie.
 func TestWithoutJavaScript(t *testing.T) {
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {

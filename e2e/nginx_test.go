@@ -41,8 +41,8 @@ var certificate = sync.OnceValues(func() (tls.Certificate, error) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
 })
 
-// startNginx runs nginx in front of backend, as Debian sets it up: 8 KB for a line of a request's header, 4 KB for the
-// header of an answer. It returns its address.
+// startNginx runs nginx in front of backend, as Debian sets it up: 8 KB for a line of a
+// request's header, 4 KB for the header of an answer. It returns its address.
 func startNginx(t *testing.T, backend string) (addr string) {
 	t.Helper()
 	return serveNginx(t, fmt.Sprintf("location / {\n\tproxy_pass http://%s;\n\tinclude /etc/nginx/proxy_params;\n}\n", backend))

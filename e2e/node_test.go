@@ -14,7 +14,8 @@ import (
 	"github.com/ganbauth/ganbauth/internal/testenv"
 )
 
-// nodeModules installs what package.json names where it is not there yet, and returns the Node.js that came with it.
+// nodeModules installs what package.json names where it is not there yet, and returns the
+// Node.js that came with it.
 func nodeModules(t *testing.T) (node string) {
 	t.Helper()
 	testenv.Needs(t, "npm")

@@ -23,7 +23,8 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// provider is a certified OpenID provider and an application that uses it, with a user's browser.
+// provider is a certified OpenID provider and an application that uses it, with a user's
+// browser.
 type provider struct {
 	t       *testing.T
 	kit     *ganbauth.Kit
@@ -289,7 +290,8 @@ func TestProviderStorm(t *testing.T) {
 	}
 }
 
-// A refresh token that somebody uses twice ends the whole grant, and the user connects again.
+// A refresh token that somebody uses twice ends the whole grant, and the user connects
+// again.
 func TestProviderReuse(t *testing.T) {
 	store := ganbauth.NewMemoryStore()
 	p := newProvider(t, providerSetup{

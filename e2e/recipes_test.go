@@ -31,8 +31,8 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// The functions of this file are snippets of docs/recipes.md. The other snippets are in recipes_test.go
-// of the root, whose TestRecipesPage compares the page with both.
+// The functions of this file are snippets of docs/recipes.md. The other snippets are in
+// recipes_test.go of the root, whose TestRecipesPage compares the page with both.
 
 func serveMux(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
 	mux := http.NewServeMux()
@@ -361,7 +361,8 @@ func TestOuterHandlers(t *testing.T) {
 	require.Len(t, text, 16_000)
 }
 
-// A request that http.TimeoutHandler gives up does not burn the refresh token: the refresh goes on without it.
+// A request that http.TimeoutHandler gives up does not burn the refresh token: the
+// refresh goes on without it.
 func TestTimeoutHandler(t *testing.T) {
 	a := newRecipe(t, nil, func(bank *ganbauth.Kit, sessions *scs.SessionManager) http.Handler {
 		return http.TimeoutHandler(serveMux(bank, sessions), 500*time.Millisecond, "")
@@ -469,7 +470,8 @@ func TestRecipeBasePath(t *testing.T) {
 	require.Equal(t, "/app/accounts", resp.Request.URL.Path, "where the login comes back")
 }
 
-// A page of another origin and its script connect an account, use it and disconnect, in Chromium.
+// A page of another origin and its script connect an account, use it and disconnect, in
+// Chromium.
 func TestRecipeSinglePage(t *testing.T) {
 	browser := newBrowser(t)
 	page := ""

@@ -44,8 +44,9 @@ var modes = []mode{
 // strict is enough for what has little to do with the session.
 var strict = modes[3:]
 
-// world is three sites on https: an application, its bank, and another one that has links to the application. Their
-// names are new in each, so that the browser knows nothing of them, and a name below .localhost is a site of its own.
+// world is three sites on https: an application, its bank, and another one that has links
+// to the application. Their names are new in each, so that the browser knows nothing of
+// them, and a name below .localhost is a site of its own.
 type world struct {
 	*testing.T
 	mode             mode
@@ -117,8 +118,8 @@ func newWorld(t *testing.T, b browser, m mode, nginx bool) *world {
 	return w
 }
 
-// serveApp is an application with a cart in its session, protected pages below /p/ and a form. Its kit reaches the
-// bank with client.
+// serveApp is an application with a cart in its session, protected pages below /p/ and a
+// form. Its kit reaches the bank with client.
 func (w *world) serveApp(client *http.Client) {
 	config := w.box.Config()
 	config.AuthBaseURL = strings.Replace(config.AuthBaseURL, w.box.URL, w.bank, 1)
@@ -168,7 +169,8 @@ func (w *world) page(rw http.ResponseWriter, body string) {
 	_, _ = io.WriteString(rw, "<!doctype html><title>Shop</title><script>document.title = 'scripted'</script>"+body)
 }
 
-// serveOther has a link to the application's first page, or to the path in the query, and an address that redirects.
+// serveOther has a link to the application's first page, or to the path in the query, and
+// an address that redirects.
 func (w *world) serveOther(rw http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/short" {
 		http.Redirect(rw, r, w.app+"/p/1", http.StatusFound)
@@ -231,7 +233,8 @@ func (s *statusWriter) WriteHeader(status int) {
 	s.ResponseWriter.WriteHeader(status)
 }
 
-// visit opens a tab at the application's own page, where the user logs in to the application.
+// visit opens a tab at the application's own page, where the user logs in to the
+// application.
 func (w *world) visit() *view {
 	w.Helper()
 	v := newView(w.T, w.browser)

@@ -127,8 +127,8 @@ func testExclusion(t *testing.T, one, two ganbauth.Locker) {
 	}
 }
 
-// testManyLocks holds as many locks as a bank that is slow causes. Meanwhile tokens have to be
-// loaded and saved: a lock must not hold a connection that they need.
+// testManyLocks holds as many locks as a bank that is slow causes. Meanwhile tokens have
+// to be loaded and saved: a lock must not hold a connection that they need.
 func testManyLocks(t *testing.T, newStore func() ganbauth.TokenStore) {
 	const many = 32
 	store, base := newStore(), uniqueKey()

@@ -12,8 +12,8 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// testSealed tests records that are encrypted, through two kits with EncryptionKeys that stand
-// for two processes: what one writes the other reads, and replaces.
+// testSealed tests records that are encrypted, through two kits with EncryptionKeys that
+// stand for two processes: what one writes the other reads, and replaces.
 func testSealed(t *testing.T, newStore func() ganbauth.TokenStore) {
 	bank := NewServer(Options{InProcess: true, RevokeOnReuse: true})
 	defer bank.Close()

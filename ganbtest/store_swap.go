@@ -94,7 +94,8 @@ func testSwapper(t *testing.T, newStore func() ganbauth.TokenStore) {
 	}
 }
 
-// swapTest is a Swapper and a key of a test's own. The other is a second value of the store.
+// swapTest is a Swapper and a key of a test's own. The other is a second value of the
+// store.
 type swapTest struct {
 	t *testing.T
 	ganbauth.Swapper
@@ -166,8 +167,8 @@ func testSwapDifferences(t *testing.T, s swapTest) {
 	}
 }
 
-// testSwapEnded tests a caller that has left: an error may mean anything but that something else
-// is there.
+// testSwapEnded tests a caller that has left: an error may mean anything but that
+// something else is there.
 func testSwapEnded(t *testing.T, s swapTest) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -51,9 +51,9 @@ func answer(cmd *redis.Cmd) redisstore.Answer {
 	return redisstore.Answer{Value: value, Err: err}
 }
 
-// await runs fn, and leaves it when ctx ends: go-redis heeds no cancellation while it waits for
-// an answer, and by default no deadline. What is left ends by the client's own timeouts, and
-// does not begin a retry.
+// await runs fn, and leaves it when ctx ends: go-redis heeds no cancellation while it
+// waits for an answer, and by default no deadline. What is left ends by the client's own
+// timeouts, and does not begin a retry.
 func await[T any](ctx context.Context, fn func() (T, error)) (T, error) {
 	type answer struct {
 		value T
@@ -92,6 +92,7 @@ func (c commands) Memory(ctx context.Context) (infos []string, err error) {
 	return await(ctx, func() ([]string, error) { return c.memory(ctx) })
 }
 
+// memory asks each server for its INFO memory.
 func (c commands) memory(ctx context.Context) (infos []string, err error) {
 	cluster, ok := c.UniversalClient.(*redis.ClusterClient)
 	if !ok {
@@ -118,8 +119,9 @@ const (
 	beatTimeout  = 3 * time.Second
 )
 
-// spareClient sends commands with the application's client, and beats with one of its own: the
-// application's may have no connection to spare just when its refreshes take long.
+// spareClient sends commands with the application's client, and beats with one of its
+// own: the application's may have no connection to spare just when its refreshes take
+// long.
 type spareClient struct {
 	client commands
 
@@ -137,8 +139,8 @@ func (s *spareClient) Memory(ctx context.Context) (infos []string, err error) {
 	return s.client.Memory(ctx)
 }
 
-// Beats implements [redisstore.Spare]. Of a kind of client whose options are not known there is
-// no other, and the application's serves.
+// Beats implements [redisstore.Spare]. Of a kind of client whose options are not known
+// there is no other, and the application's serves.
 func (s *spareClient) Beats() redisstore.Client {
 	s.mu.Lock()
 	defer s.mu.Unlock()

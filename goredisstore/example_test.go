@@ -12,7 +12,8 @@ import (
 	"github.com/ganbauth/ganbauth/goredisstore"
 )
 
-// Tokens that belong to the application's users, on a server that all instances share. The Store is the Locker, too.
+// Tokens that belong to the application's users, on a server that all instances share.
+// The Store is the Locker, too.
 func ExampleNew() {
 	client := redis.NewClient(&redis.Options{Addr: "redis.internal:6379"})
 	store := goredisstore.New(client, goredisstore.Options{})

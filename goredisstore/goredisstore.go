@@ -1,5 +1,5 @@
-// Package goredisstore keeps ganbauth's tokens in Redis, and makes refreshes exclusive across
-// processes there, with the client go-redis.
+// Package goredisstore keeps ganbauth's tokens in Redis, and makes refreshes exclusive
+// across processes there, with the client go-redis.
 //
 //	store := goredisstore.New(redis.NewClient(&redis.Options{Addr: addr}), goredisstore.Options{})
 //	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{Store: store, Key: userID, …})
@@ -8,8 +8,8 @@
 // [ganbauth.Swapper], a [ganbauth.Locker], a [ganbauth.RecordLocker] and a
 // [ganbauth.ExpiryPager]. A single server, Sentinel and Cluster all work.
 //
-// Package [redisstore] says how a record changes, how a lock is safe, and what Redis must be:
-// it must neither evict a token nor forget it. Check tells whether it evicts.
+// Package [redisstore] says how a record changes, how a lock is safe, and what Redis must
+// be: it must neither evict a token nor forget it. Check tells whether it evicts.
 package goredisstore
 
 import (
@@ -23,14 +23,15 @@ import (
 
 // Options configure a [Store]. The zero value of each field is the right default.
 type Options struct {
-	// Prefix begins the name of everything that the Store keeps in Redis. Default: "ganbauth:".
+	// Prefix begins the name of everything that the Store keeps in Redis. Default:
+	// "ganbauth:".
 	Prefix string
-	// TTL is how long a token is kept after it was last saved. Default: until it is deleted. Set
-	// it to the sessions' Lifetime where tokens belong to sessions (without ganbauth's
-	// Options.Key).
+	// TTL is how long a token is kept after it was last saved. Default: until it is
+	// deleted. Set it to the sessions' Lifetime where tokens belong to sessions (without
+	// ganbauth's Options.Key).
 	TTL time.Duration
-	// Lease is how long a lock outlives a process that has died; a living one extends it. One to
-	// 20 seconds. Default: 10 seconds.
+	// Lease is how long a lock outlives a process that has died; a living one extends it.
+	// One to 20 seconds. Default: 10 seconds.
 	Lease time.Duration
 	// Logger gets a warning if tokens are not safe in Redis: see [redisstore.Store.Check].
 	// Default: [slog.Default].

@@ -29,7 +29,8 @@ func storeWithLease(t *testing.T, addr string, lease time.Duration) storetest.St
 	return goredisstore.New(client(t, addr), goredisstore.Options{Lease: lease})
 }
 
-// stores makes stores with a connection of their own each, as processes have, and leases of a second.
+// stores makes stores with a connection of their own each, as processes have, and leases
+// of a second.
 func stores(t *testing.T, addr string) func() storetest.Store {
 	return func() storetest.Store { return storeWithLease(t, addr, time.Second) }
 }

@@ -54,8 +54,8 @@ func clusterClient(t *testing.T) redis.UniversalClient {
 	return c
 }
 
-// everywhere runs a test on a single server, in a Cluster, and in a Cluster whose client takes it
-// for a single server, as it is behind a proxy.
+// everywhere runs a test on a single server, in a Cluster, and in a Cluster whose client
+// takes it for a single server, as it is behind a proxy.
 func everywhere(t *testing.T, test func(t *testing.T, c redis.UniversalClient)) {
 	t.Run("server", func(t *testing.T) { test(t, client(t, testenv.Redis(t).Addr)) })
 	t.Run("Cluster", func(t *testing.T) { test(t, clusterClient(t)) })
@@ -148,8 +148,8 @@ func TestB6TheIndexFollowsTheRecord(t *testing.T) {
 	})
 }
 
-// Entries without a token, as eviction and failovers leave them, stand before the living. They
-// are met once.
+// Entries without a token, as eviction and failovers leave them, stand before the living.
+// They are met once.
 func TestEntriesWithoutATokenLeaveTheIndex(t *testing.T) {
 	everywhere(t, func(t *testing.T, c redis.UniversalClient) {
 		s, ctx, at := goredisstore.New(c, goredisstore.Options{}), t.Context(), storetest.Token("").ExpiresAt
@@ -189,8 +189,8 @@ func TestEntriesArePutRight(t *testing.T) {
 	})
 }
 
-// Thousands that expire in the same second, as after a migration, and thousands that do not, in
-// pages. No command takes long.
+// Thousands that expire in the same second, as after a migration, and thousands that do
+// not, in pages. No command takes long.
 func TestPagesOfMany(t *testing.T) {
 	c := client(t, testenv.Redis(t, "--appendonly", "no").Addr)
 	s, ctx, at := goredisstore.New(c, goredisstore.Options{}), t.Context(), storetest.Token("").ExpiresAt
@@ -225,7 +225,8 @@ func TestPagesOfMany(t *testing.T) {
 	require.Less(t, together*perCall, 1000.0)
 }
 
-// A Redis that evicts logs users out without a word. It is told at the start, and in the log.
+// A Redis that evicts logs users out without a word. It is told at the start, and in the
+// log.
 func TestCheck(t *testing.T) {
 	for _, test := range []struct {
 		maxmemory, policy string

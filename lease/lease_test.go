@@ -525,8 +525,8 @@ func TestHowOftenAWaiterAsks(t *testing.T) {
 	})
 }
 
-// The lock of a dead holder is taken over once it has stood still for longer than a lease, by a
-// waiter that has heard the engine at least every quarter of one.
+// The lock of a dead holder is taken over once it has stood still for longer than a
+// lease, by a waiter that has heard the engine at least every quarter of one.
 func TestWhenADeadLockIsTakenOver(t *testing.T) {
 	t.Run("not when it is a lease, but when it is over", func(t *testing.T) {
 		bubble(t, func(t *testing.T, e *engine) {
@@ -660,8 +660,8 @@ func TestANameIsReleasedTwice(t *testing.T) {
 	}
 }
 
-// While the engine hangs, eight statements are under way, and nobody waits for the goroutine that
-// sends them.
+// While the engine hangs, eight statements are under way, and nobody waits for the
+// goroutine that sends them.
 func TestAnEngineThatHangsHoldsUpNobody(t *testing.T) {
 	bubble(t, func(t *testing.T, e *engine) {
 		l := lease.New(e, aLease)

@@ -12,8 +12,8 @@ import (
 	"github.com/ganbauth/ganbauth/mysqlstore"
 )
 
-// Tokens that belong to the application's users, in the database that all instances share. The
-// Store is the Locker, too.
+// Tokens that belong to the application's users, in the database that all instances
+// share. The Store is the Locker, too.
 func ExampleNew() {
 	ctx := context.Background()
 	config, err := mysql.ParseDSN("app:secret@tcp(db.internal)/app")

@@ -9,8 +9,9 @@ import (
 	"github.com/ganbauth/ganbauth/lease"
 )
 
-// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so that it
-// outlives any refresh. After the death of its process it lasts for Options.Lease.
+// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so
+// that it outlives any refresh. After the death of its process it lasts for
+// Options.Lease.
 func (s *Store) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	_, unlock, err = s.LockRecord(ctx, key)
 	return unlock, err
@@ -35,8 +36,8 @@ type record struct {
 	fingerprint string
 }
 
-// tryLock takes the lock if it can, and then looks who has it. No statement of MySQL's does both.
-// Where there is no row, it inserts one.
+// tryLock takes the lock if it can, and then looks who has it. No statement of MySQL's
+// does both. Where there is no row, it inserts one.
 func (s *Store) tryLock(ctx context.Context, key, holder string, dead lease.Hold) (record, error) {
 	return call(ctx, s, func(ctx context.Context, conn *sql.Conn) (found record, err error) {
 		if _, err := exec(ctx, conn, takeSQL(key, holder, dead.Holder, dead.Beats)); err != nil {
@@ -64,8 +65,8 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 	return found.hold, err
 }
 
-// Extend has connections of its own: the application may use up its pool just when its refreshes
-// take long. It does with the pool where no other connection is to be had.
+// Extend has connections of its own: the application may use up its pool just when its
+// refreshes take long. It does with the pool where no other connection is to be had.
 func (e engine) Extend(ctx context.Context, key, holder string) (err error) {
 	if beats := e.beatPool(); beats != nil {
 		if _, err = exec(ctx, beats, extendSQL(key, holder)); err == nil || ctx.Err() != nil {
@@ -83,8 +84,8 @@ func (e engine) Unlock(ctx context.Context, key, holder string) error {
 
 const maxBeatConns = 2
 
-// beatPool returns the pool for beats, and makes it if there is none. Without Options.Connector
-// it is nil.
+// beatPool returns the pool for beats, and makes it if there is none. Without
+// Options.Connector it is nil.
 func (s *Store) beatPool() *sql.DB {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 //go:embed schema.sql
 var Schema string
 
-// Migrate creates the table where it is missing. It may run at every start, in several processes
-// at once.
+// Migrate creates the table where it is missing. It may run at every start, in several
+// processes at once.
 func (s *Store) Migrate(ctx context.Context) error {
 	if _, err := s.db.ExecContext(ctx, Schema); err != nil {
 		return fmt.Errorf("mysqlstore: migrate: %w", err)

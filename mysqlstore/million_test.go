@@ -17,8 +17,8 @@ import (
 	"github.com/ganbauth/ganbauth/mysqlstore"
 )
 
-// Whatever the store does among many tokens, MariaDB reads no rows but those that are asked for.
-// TOKENS sets their number.
+// Whatever the store does among many tokens, MariaDB reads no rows but those that are
+// asked for. TOKENS sets their number.
 func TestMillionTokens(t *testing.T) {
 	tokens := 20_000
 	if n, err := strconv.Atoi(os.Getenv("TOKENS")); err == nil {

@@ -1,5 +1,5 @@
-// Package mysqlstore keeps ganbauth's tokens in MySQL or MariaDB, and makes refreshes exclusive
-// across processes there.
+// Package mysqlstore keeps ganbauth's tokens in MySQL or MariaDB, and makes refreshes
+// exclusive across processes there.
 //
 //	connections, err := mysql.NewConnector(config)
 //	db := sql.OpenDB(connections)
@@ -10,28 +10,29 @@
 //
 // A [Store] is a [ganbauth.TokenStore] and everything that a store can be besides: a
 // [ganbauth.Swapper], a [ganbauth.Locker], a [ganbauth.RecordLocker] and a
-// [ganbauth.ExpiryPager]. Tokens are rows with columns. It needs MySQL 8 or MariaDB 10.6, and
-// InnoDB.
+// [ganbauth.ExpiryPager]. Tokens are rows with columns. It needs MySQL 8 or MariaDB 10.6,
+// and InnoDB.
 //
 // # How a record changes
 //
-// Beside a record stands its fingerprint. One statement compares it and replaces the record. A
-// refresh takes five round trips: load, lock, which is two, swap, unlock.
+// Beside a record stands its fingerprint. One statement compares it and replaces the
+// record. A refresh takes five round trips: load, lock, which is two, swap, unlock.
 //
 // # How a lock is safe
 //
-// A lock is a random name in the token's row, with a count that its holder raises while it
-// lives. A waiter takes the lock over only after it has seen the count stand still for a whole
-// lease, by the waiter's own clock, while the server was answering. Nothing depends on a
-// connection, as GET_LOCK would, or on a transaction. So neither a pooler nor an outage breaks
-// a lock, and after an outage its holder can still save its token. Package lease has the details.
+// A lock is a random name in the token's row, with a count that its holder raises while
+// it lives. A waiter takes the lock over only after it has seen the count stand still for
+// a whole lease, by the waiter's own clock, while the server was answering. Nothing
+// depends on a connection, as GET_LOCK would, or on a transaction. So neither a pooler
+// nor an outage breaks a lock, and after an outage its holder can still save its token.
+// Package lease has the details.
 //
 // # What is sent
 //
-// Every statement is one request of plain SQL whose values are hexadecimal literals: it needs
-// no prepared statement and no option of the driver, and depends on no character set and no
-// sql_mode. Reads must reach the primary: a proxy that sends SELECT to replicas must send those
-// on ganbauth_tokens to the primary.
+// Every statement is one request of plain SQL whose values are hexadecimal literals: it
+// needs no prepared statement and no option of the driver, and depends on no character
+// set and no sql_mode. Reads must reach the primary: a proxy that sends SELECT to
+// replicas must send those on ganbauth_tokens to the primary.
 package mysqlstore
 
 import (
@@ -50,26 +51,26 @@ import (
 // Options configure a [Store]. The zero value of each field is the right default, but for
 // Connector.
 type Options struct {
-	// Connector makes connections to the database besides the pool's, two at most, over which
-	// locks that are held for long are extended. They exist while the process holds such locks.
-	// Default: none, and locks are extended over the pool. Then a lock is lost if all of the
-	// pool's connections are in use for as long as a lease.
+	// Connector makes connections to the database besides the pool's, two at most, over
+	// which locks that are held for long are extended. They exist while the process holds
+	// such locks. Default: none, and locks are extended over the pool. Then a lock is
+	// lost if all of the pool's connections are in use for as long as a lease.
 	Connector driver.Connector
-	// TTL is how long a token is kept after it was last saved, in whole seconds. Default: until
-	// it is deleted. Set it to the sessions' Lifetime where tokens belong to sessions (without
-	// ganbauth's Options.Key).
+	// TTL is how long a token is kept after it was last saved, in whole seconds. Default:
+	// until it is deleted. Set it to the sessions' Lifetime where tokens belong to
+	// sessions (without ganbauth's Options.Key).
 	TTL time.Duration
-	// Lease is how long a lock outlives a process that has died; a living one extends it. One to
-	// 20 seconds. Default: 10 seconds.
+	// Lease is how long a lock outlives a process that has died; a living one extends it.
+	// One to 20 seconds. Default: 10 seconds.
 	Lease time.Duration
 }
 
-// Store keeps tokens in MySQL or MariaDB and locks them there, in the table ganbauth_tokens of
-// the connection's database. It is safe for concurrent use.
+// Store keeps tokens in MySQL or MariaDB and locks them there, in the table
+// ganbauth_tokens of the connection's database. It is safe for concurrent use.
 //
-// Every call but Migrate and Cleanup ends with its context, and after three seconds at most. A
-// statement that is on its way when the caller leaves is let finish: ending it would cost its
-// connection. A list of tokens takes as many calls as it has pages.
+// Every call but Migrate and Cleanup ends with its context, and after three seconds at
+// most. A statement that is on its way when the caller leaves is let finish: ending it
+// would cost its connection. A list of tokens takes as many calls as it has pages.
 type Store struct {
 	db        *sql.DB
 	connector driver.Connector
@@ -90,8 +91,8 @@ var (
 	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
-// New returns a Store that uses db, a pool of go-sql-driver/mysql, which its owner closes. Call
-// [Store.Migrate] before its first use.
+// New returns a Store that uses db, a pool of go-sql-driver/mysql, which its owner
+// closes. Call [Store.Migrate] before its first use.
 func New(db *sql.DB, opts Options) *Store {
 	s := &Store{db: db, connector: opts.Connector, ttl: opts.TTL}
 	s.locker = lease.New(engine{s}, opts.Lease)
@@ -166,8 +167,8 @@ func (s *Store) Swap(ctx context.Context, key string, old, new *ganbauth.Token) 
 	return nil
 }
 
-// put puts t in the row of key where the condition holds, or in a new row, and reports whether it
-// has. A row that another inserts in between is looked at again.
+// put puts t in the row of key where the condition holds, or in a new row, and reports
+// whether it has. A row that another inserts in between is looked at again.
 func (s *Store) put(ctx context.Context, key string, t *ganbauth.Token, condition string) (done bool, err error) {
 	return call(ctx, s, func(ctx context.Context, conn *sql.Conn) (bool, error) {
 		for range 2 {
@@ -182,9 +183,9 @@ func (s *Store) put(ctx context.Context, key string, t *ganbauth.Token, conditio
 	})
 }
 
-// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing: such tokens are
-// not kept alive. It reads page after page, and has all keys in memory at the end: prefer
-// [Store.ExpiringAfter].
+// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing: such
+// tokens are not kept alive. It reads page after page, and has all keys in memory at the
+// end: prefer [Store.ExpiringAfter].
 func (s *Store) Expiring(ctx context.Context, before time.Time) (keys []string, err error) {
 	const page = 1000
 	for after := (ganbauth.Expiry{}); ; {
@@ -231,8 +232,8 @@ func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 }
 
 // Cleanup deletes, now and at every interval, what is left of deleted tokens and, with
-// Options.TTL, tokens that are older. It returns the context's error when ctx ends. A failure is
-// tried again at the next interval.
+// Options.TTL, tokens that are older. It returns the context's error when ctx ends. A
+// failure is tried again at the next interval.
 func (s *Store) Cleanup(ctx context.Context, every time.Duration) error {
 	for {
 		s.deleteAll(ctx, buriedSQL(0, grave))

@@ -50,7 +50,8 @@ func storeWithLease(t *testing.T, dsn string, lease time.Duration) storetest.Sto
 	return s
 }
 
-// stores makes stores with a pool of their own each, as processes have, and leases of a second.
+// stores makes stores with a pool of their own each, as processes have, and leases of a
+// second.
 func stores(t *testing.T, dsn string) func() storetest.Store {
 	return func() storetest.Store { return storeWithLease(t, dsn, time.Second) }
 }

@@ -14,15 +14,15 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// How old a row without a record must be that Cleanup deletes. A lock that is held is touched in
-// that time.
+// How old a row without a record must be that Cleanup deletes. A lock that is held is
+// touched in that time.
 const grave = 10 * time.Minute
 
 // literal is a value in a statement. No content of it can end it.
 func literal(value string) string { return "x'" + hex.EncodeToString([]byte(value)) + "'" }
 
-// there is the condition for a record that is there: one that is younger than the TTL, if there
-// is one.
+// there is the condition for a record that is there: one that is younger than the TTL, if
+// there is one.
 func (s *Store) there() string {
 	if s.ttl == 0 {
 		return "recorded = 1"
@@ -80,12 +80,12 @@ func emptySQL(key, condition string) string {
 		" WHERE `key` = " + literal(key) + " AND " + condition
 }
 
-// touched is the value of touched_at for a row that is locked, or still locked. The indexes of
-// a record stay as they are, and those of a lock change once a minute.
+// touched is the value of touched_at for a row that is locked, or still locked. The
+// indexes of a record stay as they are, and those of a lock change once a minute.
 const touched = "touched_at = IF(recorded = 0 AND touched_at < UNIX_TIMESTAMP() - 60, UNIX_TIMESTAMP(), touched_at)"
 
-// takeSQL takes the lock in a row that is there, if it is free, or the caller's own, or held as
-// by the dead.
+// takeSQL takes the lock in a row that is there, if it is free, or the caller's own, or
+// held as by the dead.
 func takeSQL(key, holder, deadHolder string, deadBeats int64) string {
 	return "UPDATE ganbauth_tokens SET " + touched + ", writes = writes + 1, holder = " + literal(holder) + ", beats = 0" +
 		" WHERE `key` = " + literal(key) + " AND (holder IS NULL OR holder = " + literal(holder) +
@@ -122,7 +122,8 @@ func pageSQL(after ganbauth.Expiry, before time.Time, limit int) string {
 		begin, end, begin, literal(after.Key), min(limit, math.MaxInt32))
 }
 
-// buriedSQL deletes rows that nobody has touched for that time, without a record or with one.
+// buriedSQL deletes rows that nobody has touched for that time, without a record or with
+// one.
 func buriedSQL(recorded int, age time.Duration) string {
 	return fmt.Sprintf("DELETE FROM ganbauth_tokens WHERE recorded = %d AND touched_at < UNIX_TIMESTAMP() - %d ORDER BY touched_at LIMIT 1000",
 		recorded, int64(age/time.Second))

@@ -11,8 +11,8 @@ import (
 	"github.com/ganbauth/ganbauth/pgxstore"
 )
 
-// Tokens that belong to the application's users, in the database that all instances share. The Store is the Locker,
-// too.
+// Tokens that belong to the application's users, in the database that all instances
+// share. The Store is the Locker, too.
 func ExampleNew() {
 	ctx := context.Background()
 	pool, err := pgxpool.New(ctx, "postgres://app@db.internal/app")

@@ -11,8 +11,9 @@ import (
 	"github.com/ganbauth/ganbauth/lease"
 )
 
-// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so that it
-// outlives any refresh. After the death of its process it lasts for Options.Lease.
+// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so
+// that it outlives any refresh. After the death of its process it lasts for
+// Options.Lease.
 func (s *Store) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	_, unlock, err = s.LockRecord(ctx, key)
 	return unlock, err
@@ -70,8 +71,8 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 	return found.hold, err
 }
 
-// Extend has connections of its own: the application may use up its pool just when its refreshes
-// take long. It does with the pool where no other connection is to be had.
+// Extend has connections of its own: the application may use up its pool just when its
+// refreshes take long. It does with the pool where no other connection is to be had.
 func (e engine) Extend(ctx context.Context, key, holder string) error {
 	beats, err := e.beatPool()
 	if err == nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Schema creates the table and its indexes where they are missing. It is for applications whose
-// migrations are their own; others call [Store.Migrate].
+// Schema creates the table and its indexes where they are missing. It is for applications
+// whose migrations are their own; others call [Store.Migrate].
 //
 //go:embed schema.sql
 var Schema string
@@ -19,8 +19,9 @@ const (
 	// number is arbitrary.
 	migrationLock = 0x67616e6261757468
 
-	// Whether anything is missing, and whether the table is there. Without a look first, each
-	// start would ask for a lock on the table, behind which everybody waits during a backup.
+	// Whether anything is missing, and whether the table is there. Without a look first,
+	// each start would ask for a lock on the table, behind which everybody waits during a
+	// backup.
 	stateSQL = `
 SELECT
     to_regclass('ganbauth_tokens') IS NOT NULL,
@@ -38,9 +39,9 @@ ALTER TABLE ganbauth_tokens
 ALTER TABLE ganbauth_tokens SET (fillfactor = 70)`
 )
 
-// Migrate creates the table and its indexes, and adds the columns that a table of an earlier
-// version lacks. It may run at every start, in several processes at once: where nothing is
-// missing it changes nothing and locks nothing.
+// Migrate creates the table and its indexes, and adds the columns that a table of an
+// earlier version lacks. It may run at every start, in several processes at once: where
+// nothing is missing it changes nothing and locks nothing.
 func (s *Store) Migrate(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(migrationLock)); err != nil {

@@ -18,8 +18,8 @@ import (
 	"github.com/ganbauth/ganbauth/pgxstore"
 )
 
-// Whatever the store does among many tokens, PostgreSQL never scans the table. TOKENS sets their
-// number.
+// Whatever the store does among many tokens, PostgreSQL never scans the table. TOKENS
+// sets their number.
 func TestMillionTokens(t *testing.T) {
 	tokens := 20_000
 	if n, err := strconv.Atoi(os.Getenv("TOKENS")); err == nil {

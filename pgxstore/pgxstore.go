@@ -1,5 +1,5 @@
-// Package pgxstore keeps ganbauth's tokens in PostgreSQL, and makes refreshes exclusive across
-// processes there.
+// Package pgxstore keeps ganbauth's tokens in PostgreSQL, and makes refreshes exclusive
+// across processes there.
 //
 //	pool, err := pgxpool.New(ctx, "postgres://…")
 //	store := pgxstore.New(pool, pgxstore.Options{})
@@ -13,19 +13,20 @@
 //
 // # How a record changes
 //
-// Beside a record stands its fingerprint. One statement compares it and replaces the record. A
-// refresh takes four round trips: load, lock, swap, unlock.
+// Beside a record stands its fingerprint. One statement compares it and replaces the
+// record. A refresh takes four round trips: load, lock, swap, unlock.
 //
 // # How a lock is safe
 //
-// A lock is a random name in the token's row, with a count that its holder raises while it
-// lives. A waiter takes the lock over only after it has seen the count stand still for a whole
-// lease, by the waiter's own clock, while PostgreSQL was answering. No session or transaction
-// has to stay open for it. So neither a pooler in transaction mode (PgBouncer) nor an outage
-// breaks it, after which the holder can still save its token. Package lease has the details.
+// A lock is a random name in the token's row, with a count that its holder raises while
+// it lives. A waiter takes the lock over only after it has seen the count stand still for
+// a whole lease, by the waiter's own clock, while PostgreSQL was answering. No session or
+// transaction has to stay open for it. So neither a pooler in transaction mode
+// (PgBouncer) nor an outage breaks it, after which the holder can still save its token.
+// Package lease has the details.
 //
-// A lock that is held for longer than a moment is extended over connections of the Store's own,
-// two at most. They exist while the process holds such locks.
+// A lock that is held for longer than a moment is extended over connections of the
+// Store's own, two at most. They exist while the process holds such locks.
 //
 // # Behind a pooler
 //
@@ -50,21 +51,21 @@ import (
 
 // Options configure a [Store]. The zero value of each field is the right default.
 type Options struct {
-	// TTL is how long a token is kept after it was last saved. Default: until it is deleted. Set
-	// it to the sessions' Lifetime where tokens belong to sessions (without ganbauth's
-	// Options.Key).
+	// TTL is how long a token is kept after it was last saved. Default: until it is
+	// deleted. Set it to the sessions' Lifetime where tokens belong to sessions (without
+	// ganbauth's Options.Key).
 	TTL time.Duration
-	// Lease is how long a lock outlives a process that has died; a living one extends it. One to
-	// 20 seconds. Default: 10 seconds.
+	// Lease is how long a lock outlives a process that has died; a living one extends it.
+	// One to 20 seconds. Default: 10 seconds.
 	Lease time.Duration
 }
 
-// Store keeps tokens in PostgreSQL and locks them there, in the table ganbauth_tokens of the
-// connection's search path. It is safe for concurrent use.
+// Store keeps tokens in PostgreSQL and locks them there, in the table ganbauth_tokens of
+// the connection's search path. It is safe for concurrent use.
 //
-// Every call but Migrate and Cleanup ends with its context, and after four seconds at most. A
-// statement that is on its way when the caller leaves is let finish: ending it would cost its
-// connection. A list of tokens takes as many calls as it has pages.
+// Every call but Migrate and Cleanup ends with its context, and after four seconds at
+// most. A statement that is on its way when the caller leaves is let finish: ending it
+// would cost its connection. A list of tokens takes as many calls as it has pages.
 type Store struct {
 	pool   *pgxpool.Pool
 	ttl    time.Duration
@@ -86,8 +87,8 @@ var (
 	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
-// New returns a Store that uses pool, which its owner closes. Call [Store.Migrate] before its
-// first use.
+// New returns a Store that uses pool, which its owner closes. Call [Store.Migrate] before
+// its first use.
 func New(pool *pgxpool.Pool, opts Options) *Store {
 	s := &Store{pool: pool, ttl: opts.TTL, sql: newStatements(opts.TTL)}
 	s.locker = lease.New(engine{s}, opts.Lease)
@@ -165,9 +166,9 @@ func columns(key string, t *ganbauth.Token) []any {
 		t.Epoch, t.Judged, t.IssuedAt, t.ExpiresAt, t.Fingerprint()}
 }
 
-// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing: such tokens are
-// not kept alive. It reads page after page, and has all keys in memory at the end: prefer
-// [Store.ExpiringAfter].
+// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing: such
+// tokens are not kept alive. It reads page after page, and has all keys in memory at the
+// end: prefer [Store.ExpiringAfter].
 func (s *Store) Expiring(ctx context.Context, before time.Time) (keys []string, err error) {
 	const page = 1000
 	for after := (ganbauth.Expiry{}); ; {
@@ -209,8 +210,8 @@ func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 }
 
 // Cleanup deletes, now and at every interval, what is left of deleted tokens and, with
-// Options.TTL, tokens that are older. It returns the context's error when ctx ends. A failure is
-// tried again at the next interval.
+// Options.TTL, tokens that are older. It returns the context's error when ctx ends. A
+// failure is tried again at the next interval.
 func (s *Store) Cleanup(ctx context.Context, every time.Duration) error {
 	for {
 		s.deleteAll(ctx, buriedSQL, grave)

@@ -32,7 +32,8 @@ func storeWithLease(t *testing.T, dsn string, lease time.Duration) storetest.Sto
 	return s
 }
 
-// stores makes stores with a pool of their own each, as processes have, and leases of a second.
+// stores makes stores with a pool of their own each, as processes have, and leases of a
+// second.
 func stores(t *testing.T, dsn string) func() storetest.Store {
 	return func() storetest.Store { return storeWithLease(t, dsn, time.Second) }
 }
@@ -43,7 +44,8 @@ func TestStore(t *testing.T) {
 	ganbtest.TestStore(t, func() ganbauth.TokenStore { return s })
 }
 
-// Several processes that start together migrate together, and a second start changes nothing.
+// Several processes that start together migrate together, and a second start changes
+// nothing.
 func TestMigrate(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
 	var wg sync.WaitGroup

@@ -59,7 +59,8 @@ func realistic(n int) *ganbauth.Token {
 	}
 }
 
-// Of the three updates of a refresh two touch no index, and all together write less than 2 kB.
+// Of the three updates of a refresh two touch no index, and all together write less than
+// 2 kB.
 func TestRefreshIsCheap(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
 	s, p := stores(t, dsn)(), pool(t, dsn+"&pool_max_conns=1")
@@ -201,7 +202,7 @@ func TestSchema(t *testing.T) {
 	require.NoError(t, s.Save(t.Context(), "k", storetest.Token("a")))
 }
 
-// Pages are read by the index, whoever plans the statement.
+// Pages are read by the index, however the statement is planned.
 func TestPagesUseTheIndex(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
 	stores(t, dsn)()

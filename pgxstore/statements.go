@@ -11,8 +11,8 @@ type statements struct {
 	load, nothing, save, fill, replace, remove, delete, lock string
 }
 
-// newStatements writes into the statements what a record that is there is: one that is younger
-// than the TTL, if there is one.
+// newStatements writes into the statements what a record that is there is: one that is
+// younger than the TTL, if there is one.
 func newStatements(ttl time.Duration) statements {
 	there := "t.access_token IS NOT NULL"
 	if ttl > 0 {
@@ -64,8 +64,8 @@ WHERE key = $1 AND `
 	removeSQL = emptySQL + `{there} AND coalesce(fingerprint, $2) = $2`
 	deleteSQL = emptySQL + `access_token IS NOT NULL`
 
-	// The lock is taken if it is free, or the caller's own, or held as by the dead. The answer is
-	// who holds it then, whether there is a record, and its fingerprint.
+	// The lock is taken if it is free, or the caller's own, or held as by the dead. The
+	// answer is who holds it then, whether there is a record, and its fingerprint.
 	lockSQL = `
 WITH taken AS (
     INSERT INTO ganbauth_tokens AS t (key, holder) VALUES ($1, $2)
@@ -79,8 +79,8 @@ UNION ALL
 SELECT holder, beats, false, NULL FROM ganbauth_tokens
 WHERE key = $1 AND holder IS NOT NULL AND NOT EXISTS (SELECT FROM taken)`
 
-	// Where there is no record, a lock that is held for long must not look like one that was
-	// forgotten. It is touched once a minute, as touching it changes the indexes.
+	// Where there is no record, a lock that is held for long must not look like one that
+	// was forgotten. It is touched once a minute, as touching it changes the indexes.
 	extendSQL = `
 UPDATE ganbauth_tokens SET beats = beats + 1,
     touched_at = CASE WHEN access_token IS NULL AND touched_at < now() - interval '1 minute' THEN now() ELSE touched_at END

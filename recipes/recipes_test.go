@@ -213,8 +213,8 @@ func newBox(t *testing.T, opts ganbtest.Options) *ganbtest.Server {
 	return box
 }
 
-// newKit returns a kit that reaches the bank with client, or the box's own if it is nil, and in which
-// alice is connected.
+// newKit returns a kit that reaches the bank with client, or the box's own if it is nil,
+// and in which alice is connected.
 func newKit(t *testing.T, box *ganbtest.Server, client *http.Client, opts ganbauth.Options) *ganbauth.Kit {
 	t.Helper()
 	config := box.Config()
@@ -234,7 +234,8 @@ func newKit(t *testing.T, box *ganbtest.Server, client *http.Client, opts ganbau
 	return bank
 }
 
-// refreshThenFail has alice's token refreshed, and then refused because the secret is wrong.
+// refreshThenFail has alice's token refreshed, and then refused because the secret is
+// wrong.
 func refreshThenFail(t *testing.T, box *ganbtest.Server, bank *ganbauth.Kit) {
 	t.Helper()
 	time.Sleep(time.Hour)
@@ -283,7 +284,8 @@ func TestOpenTelemetryMetrics(t *testing.T) {
 	})
 }
 
-// What is traced has no token in it. A request that cannot be sent in time costs nobody the connection.
+// What is traced has no token in it. A request that cannot be sent in time costs nobody
+// the connection.
 func TestTracedAndPaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		recorder := tracetest.NewSpanRecorder()
@@ -320,7 +322,8 @@ func TestTracedAndPaced(t *testing.T) {
 		}
 		require.NotContains(t, sent.names(), "Traceparent")
 
-		// The limit is used up: the API calls give up, and so does a refresh that is due then.
+		// The limit is used up: the API calls give up, and so does a refresh that is due
+		// then.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
 		defer cancel()
 		var wg sync.WaitGroup
@@ -366,7 +369,8 @@ func (h *headers) names() []string {
 	return h.sent
 }
 
-// A transfer whose answer is lost, or that a busy bank refuses, is sent again with the same key.
+// A transfer whose answer is lost, or that a busy bank refuses, is sent again with the
+// same key.
 func TestTransfer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var keys []string

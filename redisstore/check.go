@@ -7,18 +7,19 @@ import (
 	"strings"
 )
 
-// ErrUnfit is what [Store.Check] returns, with the reason, if tokens are not safe in this Redis.
+// ErrUnfit is what [Store.Check] returns, with the reason, if tokens are not safe in this
+// Redis.
 var ErrUnfit = errors.New("redisstore: tokens are not safe in this Redis")
 
-// Check returns an error if Redis does not answer, or if tokens are not safe there; that error is
-// an [ErrUnfit]:
+// Check returns an error if Redis does not answer, or if tokens are not safe there; that
+// error is an [ErrUnfit]:
 //
 //   - Redis may evict them: it has a maxmemory and a maxmemory-policy of allkeys-…, or of volatile-…
 //     with Options.TTL. Users have to connect again then.
 //   - The client reads from replicas, which may lag behind. Not every client can tell.
 //
-// Call it when the application starts. The Store also checks by itself before its first lock, and
-// logs a warning.
+// Call it when the application starts. The Store also checks by itself before its first
+// lock, and logs a warning.
 func (s *Store) Check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -46,8 +47,8 @@ func (s *Store) warn(ctx context.Context) {
 	})
 }
 
-// checkNode looks at what a node says about its memory. One that says nothing, as some services
-// do, is taken as it is.
+// checkNode looks at what a node says about its memory. One that says nothing, as some
+// services do, is taken as it is.
 func (s *Store) checkNode(info string) error {
 	field := func(name string) string {
 		_, value, _ := strings.Cut(info, "\n"+name+":")

@@ -10,31 +10,32 @@ import (
 	"time"
 )
 
-// Client sends commands to Redis, which is one server or a Cluster. It is safe for concurrent
-// use.
+// Client sends commands to Redis, which is one server or a Cluster. It is safe for
+// concurrent use.
 type Client interface {
-	// Do sends the commands, one or several, and returns an answer for each, in their order. It
-	// takes one round trip, or one for each node of a Cluster. It must end with ctx, which many
-	// clients do not by themselves while they wait for an answer. A command that may have
-	// reached Redis may be sent again: none of them does harm when it runs twice.
+	// Do sends the commands, one or several, and returns an answer for each, in their
+	// order. It takes one round trip, or one for each node of a Cluster. It must end with
+	// ctx, which many clients do not by themselves while they wait for an answer. A
+	// command that may have reached Redis may be sent again: none of them does harm when
+	// it runs twice.
 	Do(ctx context.Context, commands []Command) []Answer
-	// Memory returns the answer to INFO memory of each node that has tokens. Its error is an
-	// [ErrUnfit] if the client itself is set up so that tokens are not safe.
+	// Memory returns the answer to INFO memory of each node that has tokens. Its error is
+	// an [ErrUnfit] if the client itself is set up so that tokens are not safe.
 	Memory(ctx context.Context) (infos []string, err error)
 }
 
-// Spare is an optional interface of a [Client] whose connections the application can use up. A
-// lock must be extended just when its refreshes take long.
+// Spare is an optional interface of a [Client] whose connections the application can use
+// up. A lock must be extended just when its refreshes take long.
 type Spare interface {
 	// Beats returns a client that has connections of its own, a few.
 	Beats() Client
-	// Rest is called when this process holds no lock any more, and closes these connections. Beats
-	// may be called again later.
+	// Rest is called when this process holds no lock any more, and closes these
+	// connections. Beats may be called again later.
 	Rest()
 }
 
-// Command is a command of Redis: words, then keys, then arguments. Any part may be empty but the
-// words.
+// Command is a command of Redis: words, then keys, then arguments. Any part may be empty
+// but the words.
 type Command struct {
 	Words, Keys, Args []string
 }
@@ -43,8 +44,8 @@ type Command struct {
 type Answer struct {
 	// Value is a string, an int64, a list of these as []any, or nil if there is nothing.
 	Value any
-	// Err is an error of Redis, whose text begins with its code ("NOSCRIPT …"), or of the way to
-	// it. After an error of the way the command may have run.
+	// Err is an error of Redis, whose text begins with its code ("NOSCRIPT …"), or of the
+	// way to it. After an error of the way the command may have run.
 	Err error
 }
 
@@ -82,8 +83,8 @@ func (s *Store) run(ctx context.Context, client Client, sc script, keys []string
 	return s.runAll(ctx, client, sc, []Command{sc.command(keys, args)})[0]
 }
 
-// runAll runs the script's commands in one round trip, and once more those whose node does not know
-// the script yet.
+// runAll runs the script's commands in one round trip, and once more those whose node
+// does not know the script yet.
 func (s *Store) runAll(ctx context.Context, client Client, sc script, commands []Command) []Answer {
 	answers := s.do(ctx, client, commands...)
 	var unknown []int

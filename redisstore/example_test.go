@@ -90,7 +90,8 @@ func (p plain) Memory(ctx context.Context) (infos []string, err error) {
 	return []string{info}, answer.Err
 }
 
-// A store for a client that has none yet. Two methods send commands: see plain in this file.
+// A store for a client that has none yet. Two methods send commands: see plain in this
+// file.
 func ExampleNew() {
 	store := redisstore.New(plain{"redis.internal:6379"}, redisstore.Options{})
 	_ = ganbauth.Options{Store: store} // the Locker, too

@@ -31,9 +31,9 @@ func (s *Store) end(t *ganbauth.Token) string {
 	return strconv.FormatInt(t.ExpiresAt.Unix(), 10)
 }
 
-// follow makes the index say what the hashes do. It is given what they said a moment ago, and
-// looks again after each change until they say the same: of several that change the index at
-// once, one looks last.
+// follow makes the index say what the hashes do. It is given what they said a moment ago,
+// and looks again after each change until they say the same: of several that change the
+// index at once, one looks last.
 func (s *Store) follow(ctx context.Context, ends map[string]string) error {
 	for len(ends) > 0 {
 		var keys []string
@@ -82,8 +82,9 @@ func (s *Store) ends(ctx context.Context, keys []string) (map[string]string, err
 	return ends, nil
 }
 
-// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing. It reads page
-// after page, and has all keys in memory at the end: prefer [Store.ExpiringAfter].
+// Expiring implements [ganbauth.ExpiryLister]. With Options.TTL it lists nothing. It
+// reads page after page, and has all keys in memory at the end: prefer
+// [Store.ExpiringAfter].
 func (s *Store) Expiring(ctx context.Context, before time.Time) (keys []string, err error) {
 	const page = 1000
 	for after := (ganbauth.Expiry{}); ; {
@@ -101,8 +102,8 @@ func (s *Store) Expiring(ctx context.Context, before time.Time) (keys []string, 
 	}
 }
 
-// ExpiringAfter implements [ganbauth.ExpiryPager]. An entry whose token is gone, or expires at
-// another time, is put right and not returned.
+// ExpiringAfter implements [ganbauth.ExpiryPager]. An entry whose token is gone, or
+// expires at another time, is put right and not returned.
 func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before time.Time, limit int) ([]ganbauth.Expiry, error) {
 	if s.ttl > 0 {
 		return nil, nil

@@ -9,9 +9,9 @@ import (
 )
 
 var (
-	// takeLock takes the lock if it is free, or the caller's own, or held as by the dead. It
-	// returns the hold and, if it was taken, the fingerprint of the record. Of a record without
-	// a fingerprint, of an earlier version, that is "?".
+	// takeLock takes the lock if it is free, or the caller's own, or held as by the dead.
+	// It returns the hold and, if it was taken, the fingerprint of the record. Of a
+	// record without a fingerprint, of an earlier version, that is "?".
 	takeLock = newScript(`
 local held = redis.call('HMGET', KEYS[1], 'holder', 'beats')
 local holder, deadholder, deadbeats, lock = unpack(ARGV)
@@ -35,8 +35,9 @@ if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[1] then return 0 end
 return redis.call('HDEL', KEYS[1], 'holder', 'beats')`)
 )
 
-// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so that it
-// outlives any refresh. After the death of its process it lasts for Options.Lease.
+// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so
+// that it outlives any refresh. After the death of its process it lasts for
+// Options.Lease.
 func (s *Store) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	_, unlock, err = s.LockRecord(ctx, key)
 	return unlock, err
@@ -64,6 +65,7 @@ func (s *Store) LockRecord(ctx context.Context, key string) (fingerprint string,
 	return fingerprint, unlock, nil
 }
 
+// tryLock takes the lock if it is free, or if dead holds it, and says which record is there.
 func (s *Store) tryLock(ctx context.Context, key, holder string, dead lease.Hold) (held lease.Hold, fingerprint string, err error) {
 	answer := s.run(ctx, s.client, takeLock, []string{s.name(key)},
 		holder, dead.Holder, strconv.FormatInt(dead.Beats, 10), lockSeconds)
@@ -86,8 +88,8 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 	return held, err
 }
 
-// Extend goes over the spare client, if there is one, and over the application's where that one
-// cannot connect.
+// Extend goes over the spare client, if there is one, and over the application's where
+// that one cannot connect.
 func (e engine) Extend(ctx context.Context, key, holder string) error {
 	extend := func(client Client) error {
 		return e.run(ctx, client, extendLock, []string{e.name(key)}, holder, lockSeconds).Err

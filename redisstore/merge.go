@@ -10,9 +10,9 @@ import (
 	"github.com/ganbauth/ganbauth"
 )
 
-// readPage returns at most n entries of a sorted set behind an entry, which need not be in
-// it. Where many have the same score, that place is found by halving. Members are compared byte
-// by byte, as in a sorted set; Lua itself would go by the server's locale.
+// readPage returns at most n entries of a sorted set behind an entry, which need not be
+// in it. Where many have the same score, that place is found by halving. Members are
+// compared byte by byte, as in a sorted set; Lua itself would go by the server's locale.
 var readPage = newScript(`
 local score, member, n = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local function behind(other)
@@ -30,7 +30,8 @@ while first < last do
 end
 return redis.call('ZRANGE', KEYS[1], first, first + n - 1, 'WITHSCORES')`)
 
-// merge reads the index in the order of its entries. It holds a few entries of each sorted set.
+// merge reads the index in the order of its entries. It holds a few entries of each
+// sorted set.
 type merge struct {
 	*Store
 	after  ganbauth.Expiry
@@ -92,8 +93,8 @@ func (m *merge) fill(ctx context.Context) error {
 	}
 }
 
-// unknown returns sorted sets whose next entry is not known, but few at a time: Redis serves
-// nobody else during a round trip.
+// unknown returns sorted sets whose next entry is not known, but few at a time: Redis
+// serves nobody else during a round trip.
 func (m *merge) unknown() (sets []int) {
 	const most = 16
 	for i := range m.sets {

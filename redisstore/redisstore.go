@@ -1,6 +1,6 @@
 // Package redisstore keeps ganbauth's tokens in Redis through any client that can send
-// commands. The modules goredisstore and rueidisstore are made of it: use one of them if it
-// has your client. Stores of all clients share records, locks and index, so that
+// commands. The modules goredisstore and rueidisstore are made of it: use one of them if
+// it has your client. Stores of all clients share records, locks and index, so that
 // instances of an application with different clients work together.
 //
 //	store := redisstore.New(client, redisstore.Options{}) // client is yours, a [Client]
@@ -9,23 +9,23 @@
 // # How a record changes
 //
 // A record is a hash with the token's bytes and its fingerprint. A script compares the
-// fingerprint and replaces the record in one step. A refresh takes four round trips: load,
-// lock, swap, unlock.
+// fingerprint and replaces the record in one step. A refresh takes four round trips:
+// load, lock, swap, unlock.
 //
 // # How a lock is safe
 //
 // A lock is a random name in the same hash, with a count that its holder raises while it
-// lives. A waiter takes the lock over only after it has seen the count stand still for a whole
-// lease, by the waiter's own clock, while Redis was answering. SET NX PX, and the libraries
-// built on it, would not do: such a lock expires during an outage of Redis, when its holder may
-// still have a new token to save. Package lease has the details.
+// lives. A waiter takes the lock over only after it has seen the count stand still for a
+// whole lease, by the waiter's own clock, while Redis was answering. SET NX PX, and the
+// libraries built on it, would not do: such a lock expires during an outage of Redis,
+// when its holder may still have a new token to save. Package lease has the details.
 //
 // # What Redis must be
 //
-// A refresh token exists in one copy in the world. Redis must neither evict it nor forget it:
-// set maxmemory-policy to noeviction and appendonly to yes. [Store.Check] tells whether Redis
-// evicts. The store runs on one primary; a failover that loses the last write loses what was
-// in it.
+// A refresh token exists in one copy in the world. Redis must neither evict it nor forget
+// it: set maxmemory-policy to noeviction and appendonly to yes. [Store.Check] tells
+// whether Redis evicts. The store runs on one primary; a failover that loses the last
+// write loses what was in it.
 package redisstore
 
 import (
@@ -46,26 +46,29 @@ import (
 
 // Options configure a [Store]. The zero value of each field is the right default.
 type Options struct {
-	// Prefix begins the name of everything that the Store keeps in Redis. Default: "ganbauth:".
+	// Prefix begins the name of everything that the Store keeps in Redis. Default:
+	// "ganbauth:".
 	Prefix string
-	// TTL is how long a token is kept after it was last saved. Default: until it is deleted. Set
-	// it to the sessions' Lifetime where tokens belong to sessions (without ganbauth's
-	// Options.Key).
+	// TTL is how long a token is kept after it was last saved. Default: until it is
+	// deleted. Set it to the sessions' Lifetime where tokens belong to sessions (without
+	// ganbauth's Options.Key).
 	TTL time.Duration
-	// Lease is how long a lock outlives a process that has died; a living one extends it. One to
-	// 20 seconds. Default: 10 seconds.
+	// Lease is how long a lock outlives a process that has died; a living one extends it.
+	// One to 20 seconds. Default: 10 seconds.
 	Lease time.Duration
-	// Logger gets a warning if tokens are not safe in Redis: see [Store.Check]. Default: [slog.Default].
+	// Logger gets a warning if tokens are not safe in Redis: see [Store.Check]. Default:
+	// [slog.Default].
 	Logger *slog.Logger
-	// Cluster says that Redis is a Cluster, where no script may touch keys of several slots.
-	// Default: the Store finds out by the error CROSSSLOT, if the client returns it.
+	// Cluster says that Redis is a Cluster, where no script may touch keys of several
+	// slots. Default: the Store finds out by the error CROSSSLOT, if the client returns
+	// it.
 	Cluster bool
 }
 
 // Store keeps tokens in Redis and locks them there. It is safe for concurrent use.
 //
-// Every call ends with its context, and after three seconds at most, as the [Client] ends with the
-// context. A list of tokens takes as many calls as it has pages.
+// Every call ends with its context, and after three seconds at most, as the [Client] ends
+// with the context. A list of tokens takes as many calls as it has pages.
 type Store struct {
 	client Client
 	prefix string
@@ -73,8 +76,8 @@ type Store struct {
 	locker *lease.Locker
 	log    *slog.Logger
 
-	// Whether a script may not touch a record and the index together, as in Cluster, where they
-	// are in different slots.
+	// Whether a script may not touch a record and the index together, as in Cluster,
+	// where they are in different slots.
 	split atomic.Bool
 
 	checked sync.Once
@@ -104,8 +107,8 @@ func New(client Client, opts Options) *Store {
 	return s
 }
 
-// name returns the name of the hash of key. The braces are Redis Cluster's hash tag; hashing
-// the key keeps braces in it from changing the tag.
+// name returns the name of the hash of key. The braces are Redis Cluster's hash tag;
+// hashing the key keeps braces in it from changing the tag.
 func (s *Store) name(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return s.prefix + "{" + base64.RawURLEncoding.EncodeToString(sum[:]) + "}:token"
@@ -117,13 +120,13 @@ func (s *Store) name(key string) string {
 //   - end is the second in which the token expires, if it can be refreshed;
 //   - holder and beats are the lock.
 //
-// A hash without a record is a lock. It goes when the lock does, or after lockSeconds without a
-// beat.
+// A hash without a record is a lock. It goes when the lock does, or after lockSeconds
+// without a beat.
 const lockSeconds = "600"
 
-// writeRecord replaces or deletes a record, if the record that is there is the expected one:
-// "*" for whatever is there, "" for nothing. A record without a fingerprint, of an earlier
-// version, is any. The index, where it is given, follows the record.
+// writeRecord replaces or deletes a record, if the record that is there is the expected
+// one: "*" for whatever is there, "" for nothing. A record without a fingerprint, of an
+// earlier version, is any. The index, where it is given, follows the record.
 var writeRecord = newScript(`
 local there, print = redis.call('HEXISTS', KEYS[1], 'token') == 1, redis.call('HGET', KEYS[1], 'print')
 local expected, record, newprint, ending, ttl, lock, key = unpack(ARGV)
@@ -227,9 +230,10 @@ func (s *Store) write(ctx context.Context, key, expected string, t *ganbauth.Tok
 	return s.writeApart(ctx, key, end, run)
 }
 
-// writeApart writes where the record and the index are in different slots. First an entry is
-// added where there is none: a token that is missing in the index would lapse, while one that
-// is listed needlessly does no harm. When the record is written, the index follows.
+// writeApart writes where the record and the index are in different slots. First an entry
+// is added where there is none: a token that is missing in the index would lapse, while
+// one that is listed needlessly does no harm. When the record is written, the index
+// follows.
 func (s *Store) writeApart(ctx context.Context, key, end string, run func(keys ...string) (bool, error)) (done bool, err error) {
 	if end != "" {
 		add := Command{Words: []string{"ZADD"}, Keys: []string{s.index(key)}, Args: []string{"NX", end, key}}

@@ -13,9 +13,9 @@ import (
 // commands sends commands to Redis.
 type commands struct{ client rueidis.Client }
 
-// Do implements [redisstore.Client]. It tries once more where a connection was found broken, as
-// every connection is after a restart of Redis. No command is marked as one that reads, so that
-// a client that prefers replicas for reading does not ask them.
+// Do implements [redisstore.Client]. It tries once more where a connection was found
+// broken, as every connection is after a restart of Redis. No command is marked as one
+// that reads, so that a client that prefers replicas for reading does not ask them.
 func (c commands) Do(ctx context.Context, list []redisstore.Command) []redisstore.Answer {
 	answers, broken := c.try(ctx, list)
 	if broken && ctx.Err() == nil {
@@ -57,8 +57,8 @@ func (c commands) Memory(ctx context.Context) (infos []string, err error) {
 	return infos, nil
 }
 
-// untimed is a context that ends as it would, but names no deadline. With one rueidis may wait
-// at the socket, and closes the connection when the time is over.
+// untimed is a context that ends as it would, but names no deadline. With one rueidis may
+// wait at the socket, and closes the connection when the time is over.
 type untimed struct{ context.Context }
 
 // Deadline implements [context.Context].

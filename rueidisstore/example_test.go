@@ -12,8 +12,8 @@ import (
 	"github.com/ganbauth/ganbauth/rueidisstore"
 )
 
-// Tokens that belong to the application's users, on a server that all instances share. A live
-// token costs no round trip. The Store is the Locker, too.
+// Tokens that belong to the application's users, on a server that all instances share. A
+// live token costs no round trip. The Store is the Locker, too.
 func ExampleNew() {
 	client, err := rueidis.NewClient(rueidis.ClientOption{
 		InitAddress:       []string{"redis.internal:6379"},
@@ -40,7 +40,8 @@ func ExampleNew() {
 	_, _ = bank, err
 }
 
-// A logout on another machine must be seen within two seconds, whatever happens to the network.
+// A logout on another machine must be seen within two seconds, whatever happens to the
+// network.
 func ExampleNew_strict() {
 	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{"redis.internal:6379"}})
 	if err != nil {

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// fresh are the keys whose record is read from Redis alone: those that this process is writing
-// or has locked, and those that it has until keep ago, or up to twice as long. What was in
-// memory before such a write has ended by then.
+// fresh are the keys whose record is read from Redis alone: those that this process is
+// writing or has locked, and those that it has until keep ago, or up to twice as long.
+// What was in memory before such a write has ended by then.
 type fresh struct {
 	keep time.Duration
 
@@ -32,8 +32,8 @@ func (f *fresh) has(key string) bool {
 	return young && age <= 2*f.keep || old && age <= f.keep
 }
 
-// begin has key read from Redis, and also for a while after the end that it returns. Calling that
-// again does nothing.
+// begin has key read from Redis, and also for a while after the end that it returns.
+// Calling that again does nothing.
 func (f *fresh) begin(key string) (end func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

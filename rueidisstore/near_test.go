@@ -23,7 +23,8 @@ import (
 	"github.com/ganbauth/ganbauth/rueidisstore"
 )
 
-// trips counts what a client writes: a round trip each, as nothing is asked at the same time.
+// trips counts what a client writes: a round trip each, as nothing is asked at the same
+// time.
 type trips struct{ n atomic.Int32 }
 
 func (c *trips) count(o *rueidis.ClientOption) {
@@ -78,8 +79,8 @@ func TestALiveTokenCostsNoRoundTrip(t *testing.T) {
 	require.GreaterOrEqual(t, counter.n.Load(), before+10)
 }
 
-// deaf is a process that Redis tells nothing: all messages are lost, while the connection is
-// well.
+// deaf is a process that Redis tells nothing: all messages are lost, while the connection
+// is well.
 func deaf(t *testing.T, addr string, ttl time.Duration) *rueidisstore.Store {
 	c := client(t, []string{addr}, func(o *rueidis.ClientOption) { o.ClientTrackingOptions = []string{"PREFIX", "nothing", "BCAST"} })
 	return rueidisstore.New(c, rueidisstore.Options{CacheTTL: ttl})
@@ -96,8 +97,8 @@ func requireToken(t *testing.T, s ganbauth.TokenStore, key, access string) {
 	require.Equal(t, access, got.AccessToken)
 }
 
-// Whatever a process writes or locks it reads from Redis afterwards, even if it has missed every
-// message.
+// Whatever a process writes or locks it reads from Redis afterwards, even if it has
+// missed every message.
 func TestOwnWritesAreSeen(t *testing.T) {
 	addr, ctx := testenv.Redis(t).Addr, t.Context()
 	other := stores(t, addr)()
@@ -147,8 +148,8 @@ func TestOwnWritesAreSeen(t *testing.T) {
 	}
 }
 
-// "Nothing" and a mark are not believed: a login on another machine is seen at once, and a log-out
-// here does not overlook it.
+// "Nothing" and a mark are not believed: a login on another machine is seen at once, and
+// a log-out here does not overlook it.
 func TestOnlyTokensAreKept(t *testing.T) {
 	addr, ctx := testenv.Redis(t).Addr, t.Context()
 	s, other := deaf(t, addr, time.Minute), stores(t, addr)()
@@ -164,8 +165,8 @@ func TestOnlyTokensAreKept(t *testing.T) {
 	requireToken(t, s, "marked", "b")
 }
 
-// A kit that has missed every message logs out what is there, and when the bank refuses the token
-// that it has, it takes the one that is there.
+// A kit that has missed every message logs out what is there, and when the bank refuses
+// the token that it has, it takes the one that is there.
 func TestDeafKit(t *testing.T) {
 	addr, ctx := testenv.Redis(t).Addr, t.Context()
 	bank := ganbtest.NewServer(ganbtest.Options{RevokeOnReuse: true})
@@ -235,7 +236,8 @@ func TestKilledConnection(t *testing.T) {
 		other := stores(t, addr)()
 		require.NoError(t, other.Save(ctx, key, storetest.Token("old")))
 		requireToken(t, s, key, "old")
-		// Everybody's but the killer's own: the message about what comes next has no way to go.
+		// Everybody's but the killer's own: the message about what comes next has no way
+		// to go.
 		require.NoError(t, watch.Do(ctx, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").Err())
 		name, err := watch.Keys(ctx, "*:token").Result()
 		require.NoError(t, err)
@@ -248,7 +250,8 @@ func TestKilledConnection(t *testing.T) {
 	}
 }
 
-// A connection that is silent, as in a partition, is given up when it does not answer a PING.
+// A connection that is silent, as in a partition, is given up when it does not answer a
+// PING.
 func TestSilentConnection(t *testing.T) {
 	addr := testenv.Redis(t).Addr
 	p := storetest.NewProxy(t, addr)

@@ -1,6 +1,7 @@
-// Package rueidisstore keeps ganbauth's tokens in Redis, and makes refreshes exclusive across
-// processes there, with the client rueidis. A live token costs no round trip: it is kept in
-// the process's memory, and Redis tells when it changes (server-assisted client-side caching).
+// Package rueidisstore keeps ganbauth's tokens in Redis, and makes refreshes exclusive
+// across processes there, with the client rueidis. A live token costs no round trip: it
+// is kept in the process's memory, and Redis tells when it changes (server-assisted
+// client-side caching).
 //
 //	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}})
 //	store := rueidisstore.New(client, rueidisstore.Options{})
@@ -8,30 +9,30 @@
 //
 // A [Store] is a [ganbauth.TokenStore] and everything that a store can be besides: a
 // [ganbauth.Swapper], a [ganbauth.Locker], a [ganbauth.RecordLocker] and a
-// [ganbauth.ExpiryPager]. A single server, Sentinel and Cluster all work, from Redis 6 on.
-// It shares its records and locks with goredisstore. Package [redisstore] says how a record
-// changes, how a lock is safe, and what Redis must be.
+// [ganbauth.ExpiryPager]. A single server, Sentinel and Cluster all work, from Redis 6
+// on. It shares its records and locks with goredisstore. Package [redisstore] says how a
+// record changes, how a lock is safe, and what Redis must be.
 //
 // # What is answered from memory
 //
-// Only [Store.Load] is, only if the answer is a token, and only for Options.CacheTTL after it was
-// asked for. Redis is always asked:
+// Only [Store.Load] is, only if the answer is a token, and only for Options.CacheTTL
+// after it was asked for. Redis is always asked:
 //
 //   - while this process holds the key's lock, and by every write, which compares in Redis itself;
 //   - after this process has written or locked the key, until nothing older can be in memory: a
 //     process sees its own writes, whatever becomes of Redis's messages;
 //   - when memory says that there is no token, so that a logout never overlooks one.
 //
-// So nothing is decided by what is in memory but which access token a request is served with. A
-// stale one does no more harm than a request that was a moment earlier.
+// So nothing is decided by what is in memory but which access token a request is served
+// with. A stale one does no more harm than a request that was a moment earlier.
 //
 // # How old an answer can be
 //
-// When another process changes a token, Redis sends a message at once, and memory forgets it.
-// With a connection goes all that was learned over it. If messages are lost while the
-// connection looks alive, as in a partition, an answer is used for Options.CacheTTL at most.
-// Whoever has logged out on one machine can be served by a machine that is cut off from
-// Redis for that long.
+// When another process changes a token, Redis sends a message at once, and memory forgets
+// it. With a connection goes all that was learned over it. If messages are lost while the
+// connection looks alive, as in a partition, an answer is used for Options.CacheTTL at
+// most. Whoever has logged out on one machine can be served by a machine that is cut off
+// from Redis for that long.
 package rueidisstore
 
 import (
@@ -47,21 +48,23 @@ import (
 
 // Options configure a [Store]. The zero value of each field is the right default.
 type Options struct {
-	// Prefix begins the name of everything that the Store keeps in Redis. Default: "ganbauth:".
+	// Prefix begins the name of everything that the Store keeps in Redis. Default:
+	// "ganbauth:".
 	Prefix string
-	// TTL is how long a token is kept after it was last saved. Default: until it is deleted. Set
-	// it to the sessions' Lifetime where tokens belong to sessions (without ganbauth's
-	// Options.Key).
+	// TTL is how long a token is kept after it was last saved. Default: until it is
+	// deleted. Set it to the sessions' Lifetime where tokens belong to sessions (without
+	// ganbauth's Options.Key).
 	TTL time.Duration
-	// Lease is how long a lock outlives a process that has died; a living one extends it. One to
-	// 20 seconds. Default: 10 seconds.
+	// Lease is how long a lock outlives a process that has died; a living one extends it.
+	// One to 20 seconds. Default: 10 seconds.
 	Lease time.Duration
 	// Logger gets a warning if tokens are not safe in Redis: see [redisstore.Store.Check].
 	// Default: [slog.Default].
 	Logger *slog.Logger
-	// CacheTTL is how long a token may be used from memory before Redis is asked again. It bounds
-	// how long a logout on another machine can stay unseen when Redis's messages do not arrive.
-	// A minute at most. Default: 10 seconds. If it is negative, Redis is asked each time.
+	// CacheTTL is how long a token may be used from memory before Redis is asked again.
+	// It bounds how long a logout on another machine can stay unseen when Redis's
+	// messages do not arrive. A minute at most. Default: 10 seconds. If it is negative,
+	// Redis is asked each time.
 	CacheTTL time.Duration
 }
 
@@ -70,11 +73,11 @@ const (
 	maxCacheTTL     = time.Minute
 )
 
-// Store keeps tokens in Redis and locks them there. It is safe for concurrent use. It has the
-// methods of [redisstore.Store].
+// Store keeps tokens in Redis and locks them there. It is safe for concurrent use. It has
+// the methods of [redisstore.Store].
 //
-// Every call ends with its context, and after three seconds at most. A list of tokens takes as many
-// calls as it has pages.
+// Every call ends with its context, and after three seconds at most. A list of tokens
+// takes as many calls as it has pages.
 type Store struct {
 	*redisstore.Store
 	near  *redisstore.Store // whose reads may be answered from memory; nil: none are
@@ -91,9 +94,10 @@ var (
 	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
-// New returns a Store that uses client, which its owner closes. The client must not read from
-// replicas (SendToReplicas, ReplicaOnly), and must leave ClientTrackingOptions alone. Its
-// CacheSizeEachConn bounds the memory that tokens take, for each of its connections.
+// New returns a Store that uses client, which its owner closes. The client must not read
+// from replicas (SendToReplicas, ReplicaOnly), and must leave ClientTrackingOptions
+// alone. Its CacheSizeEachConn bounds the memory that tokens take, for each of its
+// connections.
 func New(client rueidis.Client, opts Options) *Store {
 	ttl := min(opts.CacheTTL, maxCacheTTL)
 	if ttl == 0 {
@@ -110,7 +114,8 @@ func New(client rueidis.Client, opts Options) *Store {
 	return s
 }
 
-// Load implements [ganbauth.TokenStore]. The package's comment says when it answers from memory.
+// Load implements [ganbauth.TokenStore]. The package's comment says when it answers from
+// memory.
 func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	if s.near != nil && !s.fresh.has(key) {
 		if t, err := s.near.Load(ctx, key); err == nil && t.AccessToken != "" {
@@ -141,8 +146,9 @@ func (s *Store) Swap(ctx context.Context, key string, old, new *ganbauth.Token) 
 	return s.Store.Swap(ctx, key, old, new)
 }
 
-// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so that it
-// outlives any refresh. After the death of its process it lasts for Options.Lease.
+// Lock implements [ganbauth.Locker]. While the lock is held its lease is extended, so
+// that it outlives any refresh. After the death of its process it lasts for
+// Options.Lease.
 func (s *Store) Lock(ctx context.Context, key string) (unlock func(), err error) {
 	_, unlock, err = s.LockRecord(ctx, key)
 	return unlock, err

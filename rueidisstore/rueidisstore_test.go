@@ -48,7 +48,8 @@ func storeWithLease(t *testing.T, addr string, lease time.Duration) storetest.St
 	return rueidisstore.New(client(t, []string{addr}), rueidisstore.Options{Lease: lease})
 }
 
-// stores makes stores with connections of their own each, as processes have, and leases of a second.
+// stores makes stores with connections of their own each, as processes have, and leases
+// of a second.
 func stores(t *testing.T, addr string) func() storetest.Store {
 	return func() storetest.Store { return storeWithLease(t, addr, time.Second) }
 }
@@ -174,7 +175,8 @@ func TestF7CallersThatLeave(t *testing.T) {
 	storetest.F7(t, p, rueidisstore.New(c, rueidisstore.Options{}), 4)
 }
 
-// The application waits for lists that nobody fills, with as many connections as it may have.
+// The application waits for lists that nobody fills, with as many connections as it may
+// have.
 func TestF8StarvedClient(t *testing.T) {
 	addr := testenv.Redis(t).Addr
 	c := client(t, []string{addr}, func(o *rueidis.ClientOption) { o.BlockingPoolSize = 1 })
@@ -205,7 +207,8 @@ func TestF8StarvedClient(t *testing.T) {
 	storetest.F8(t, one, other, starve, connections)
 }
 
-// A Redis that evicts logs users out without a word. It is told at the start, and in the log.
+// A Redis that evicts logs users out without a word. It is told at the start, and in the
+// log.
 func TestCheck(t *testing.T) {
 	for policy, fit := range map[string]bool{"noeviction": true, "allkeys-lru": false} {
 		t.Run(policy, func(t *testing.T) {

@@ -4,9 +4,9 @@
 //	go run ./internal/figures docs/reliability.md
 //	go run ./internal/figures docs/reliability.md 'TestGuard|TestKeepAlive'
 //
-// With a pattern, only the commands that match are run. A test tells what it has measured with
-// t.Attr("measured", …). The numbers then go to the page of the same name in docs/ja, which has
-// the same rows. For that alone, without measuring, name that page:
+// With a pattern, only the commands that match are run. A test tells what it has measured
+// with t.Attr("measured", …). The numbers then go to the page of the same name in
+// docs/ja, which has the same rows. For that alone, without measuring, name that page:
 //
 //	go run ./internal/figures docs/ja/reliability.md
 package main
@@ -36,8 +36,8 @@ func main() {
 	}
 }
 
-// figures measures page and carries the numbers to the page in Japanese, or only carries them if
-// that is the page that is named.
+// figures measures page and carries the numbers to the page in Japanese, or only carries
+// them if that is the page that is named.
 func figures(page string, matching *regexp.Regexp) error {
 	dir, name := filepath.Split(page)
 	if filepath.Base(dir) == "ja" {
@@ -55,8 +55,8 @@ func figures(page string, matching *regexp.Regexp) error {
 
 var command = regexp.MustCompile("^ `(.*go test .*)` $")
 
-// measure runs those commands in the last column of the page's tables that match, and writes
-// what they print into the column before it.
+// measure runs those commands in the last column of the page's tables that match, and
+// writes what they print into the column before it.
 func measure(page string, matching *regexp.Regexp) error {
 	data, err := os.ReadFile(page)
 	if err != nil {
@@ -93,8 +93,8 @@ func measure(page string, matching *regexp.Regexp) error {
 
 var number = regexp.MustCompile(`\d+(?:,\d{3})*(?:[hm]\d+)*(?:\.\d+)?(?:ms|µs|h|m|s)?`)
 
-// carry writes the figures of page into the same rows of the translated page: number by number,
-// in their order. The words between them stay.
+// carry writes the figures of page into the same rows of the translated page: number by
+// number, in their order. The words between them stay.
 func carry(page, translated string) error {
 	from, err := os.ReadFile(page)
 	if err != nil {

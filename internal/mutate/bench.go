@@ -198,8 +198,8 @@ func (b *bench) buildAll(drawn []*mutant) error {
 	return errors.New("the package with its mutants off does not compile")
 }
 
-// unswitch has the mutants on a line be built alone: the constants, whose types are guessed,
-// or else all.
+// unswitch has the mutants on a line be built alone: the constants, whose types are
+// guessed, or else all.
 func (b *bench) unswitch(drawn []*mutant, file string, line int) (any bool) {
 	for _, constants := range []bool{true, false} {
 		for _, m := range drawn {
@@ -245,8 +245,8 @@ func (b *bench) build(name, binary string, files map[string][]byte) (output stri
 	return string(out), err
 }
 
-// exec runs a test binary with a setting in its environment: the mutant that is on, for one. A
-// loop without an end is stopped by the time, or by its memory.
+// exec runs a test binary with a setting in its environment: the mutant that is on, for
+// one. A loop without an end is stopped by the time, or by its memory.
 func (b *bench) exec(binary, setting string, timeout time.Duration, args ...string) (output string, ok, timedOut bool) {
 	cmd := exec.Command("sh", append([]string{"-c", `ulimit -v 8388608 2>/dev/null; exec "$0" "$@"`, binary,
 		"-test.failfast=" + strconv.FormatBool(setting != ""), "-test.timeout=" + timeout.String()}, args...)...)
@@ -318,8 +318,9 @@ func (b *bench) test(m *mutant) {
 	}
 }
 
-// inTurn returns the tests that reach m in three groups: those of its file's own test file and
-// those that have killed mutants of the file, then the other quick ones, then the slow ones.
+// inTurn returns the tests that reach m in three groups: those of its file's own test
+// file and those that have killed mutants of the file, then the other quick ones, then
+// the slow ones.
 func (b *bench) inTurn(m *mutant) (groups [3][]string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -81,8 +81,8 @@ func parse(t *testing.T, decls string) *source {
 	return p.files[0]
 }
 
-// TestIDs holds that a mutant keeps its id when other functions change, and that no two have
-// the same.
+// TestIDs holds that a mutant keeps its id when other functions change, and that no two
+// have the same.
 func TestIDs(t *testing.T) {
 	const f = "func f(a, b int) bool { if a < b { return a < b }; return a < b }\n"
 	ids := func(decls string) (ids []string) {

@@ -1,11 +1,12 @@
-// Mutate puts small faults into a package, one at a time, and runs the package's tests against
-// each. A fault that no test sees is printed with its place:
+// Mutate puts small faults into a package, one at a time, and runs the package's tests
+// against each. A fault that no test sees is printed with its place:
 //
-//	go run ./internal/mutate [-n N] [-seed S] [-files a.go,b.go] [-run REGEXP] [-quick D] [-mutants id,id] DIR
+//	go run ./internal/mutate [-n N] [-seed S] [-files a.go,b.go] [-run REGEXP]
+//		[-quick D] [-mutants id,id] DIR
 //
-// The package's directory is never written to: the faults are in overlays of go test. Nearly
-// all of them are compiled into one test binary, where an environment variable switches one
-// on; those that cannot be switched have a binary each.
+// The package's directory is never written to: the faults are in overlays of go test.
+// Nearly all of them are compiled into one test binary, where an environment variable
+// switches one on; those that cannot be switched have a binary each.
 package main
 
 import (
@@ -116,11 +117,12 @@ func mutate(o options, w io.Writer) error {
 	return nil
 }
 
-// equivalents is the file that lists the mutants which no test can see, and why: the id, what the
-// mutant is, and the reason, with tabs between.
+// equivalents is the file that lists the mutants which no test can see, and why: the id,
+// what the mutant is, and the reason, with tabs between.
 const equivalents = "testdata/equivalent_mutants.tsv"
 
-// excuse marks the mutants that are on the list. An entry that is no mutant any more is an error.
+// excuse marks the mutants that are on the list. An entry that is no mutant any more is
+// an error.
 func excuse(all []*mutant, list string) error {
 	text, err := os.ReadFile(list)
 	if errors.Is(err, os.ErrNotExist) {

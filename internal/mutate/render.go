@@ -26,7 +26,8 @@ func (f *source) switched(all []*mutant) []byte {
 	return []byte(b.String())
 }
 
-// render writes the bytes from..to, with the mutants that lie between, the outer ones first.
+// render writes the bytes from..to, with the mutants that lie between, the outer ones
+// first.
 func (f *source) render(b *strings.Builder, from, to int, mutants []*mutant) {
 	for len(mutants) > 0 {
 		m := mutants[0]
@@ -47,8 +48,8 @@ func (f *source) render(b *strings.Builder, from, to int, mutants []*mutant) {
 // variable names the environment variable that has the number of the mutant to switch on.
 const variable = "GANBAUTH_MUTANT"
 
-// reachedVariable names the one that has the file to which the numbers of the mutants go that
-// were reached, each once.
+// reachedVariable names the one that has the file to which the numbers of the mutants go
+// that were reached, each once.
 const reachedVariable = "GANBAUTH_MUTANTS_REACHED"
 
 // switchFile returns the file that the switched mutants need beside them.

@@ -13,8 +13,8 @@ import (
 )
 
 // checkAPI compares the exported API of the work tree at dir with the last release's, and
-// returns an error if version does not follow that release, or hides an incompatible change.
-// Without a release there is nothing to compare.
+// returns an error if version does not follow that release, or hides an incompatible
+// change. Without a release there is nothing to compare.
 func checkAPI(dir, version string) error {
 	last, err := lastRelease(dir)
 	if err != nil || last == "" {

@@ -115,9 +115,9 @@ func prepare(clone, version string) (tags []string, err error) {
 	return tags, err
 }
 
-// requireVersion makes every module of the repository require version of the others. The replace
-// directives beside the requirements stay: they keep the modules of a checkout together, and
-// the go command ignores them in a dependency.
+// requireVersion makes every module of the repository require version of the others. The
+// replace directives beside the requirements stay: they keep the modules of a checkout
+// together, and the go command ignores them in a dependency.
 func requireVersion(dir, version string) error {
 	modules, err := git(dir, "ls-files", "go.mod", "*/go.mod")
 	if err != nil {

@@ -159,9 +159,9 @@ func releaseOf(t *testing.T, repo string) string {
 	return version
 }
 
-// outside packs the releases and points the go command at them and, for all other modules, at
-// this machine's module cache and the proxy that it uses anyway. The unpublished versions go
-// to a module cache of the test's own.
+// outside packs the releases and points the go command at them and, for all other
+// modules, at this machine's module cache and the proxy that it uses anyway. The
+// unpublished versions go to a module cache of the test's own.
 func outside(t *testing.T, repo string, versions ...string) {
 	t.Helper()
 	proxy := t.TempDir()

@@ -17,8 +17,8 @@ func TestAPI(t *testing.T) {
 	require.NoError(t, checkAPI("../..", version))
 }
 
-// TestModulesRequireTheLastRelease holds the nested modules to one version of the root and of
-// each other. Before the first release it is the one to come.
+// TestModulesRequireTheLastRelease holds the nested modules to one version of the root
+// and of each other. Before the first release it is the one to come.
 func TestModulesRequireTheLastRelease(t *testing.T) {
 	last, err := lastRelease("../..")
 	require.NoError(t, err)

@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// README tests that the Go code of the store's README compiles. Imports are the paths that it
-// needs besides the standard library's and ganbauth's. Variables are "name type".
+// README tests that the Go code of the store's README compiles. Imports are the paths
+// that it needs besides the standard library's and ganbauth's. Variables are "name type".
 func README(t *testing.T, imports []string, variables ...string) {
 	t.Helper()
 	page, err := os.ReadFile("README.md")
