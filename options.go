@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -267,6 +268,9 @@ func (s *settings) checkAPIHosts(c *Connector) error {
 	return errors.Join(errs...)
 }
 
+// isSame compares two Lockers, of types that Go may not be able to compare.
+func isSame(a, b Locker) bool { return reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b }
+
 // checkStore finds out what the store can do, and seals it if there are keys.
 func (s *settings) checkStore(sessions *scs.SessionManager) error {
 	seal, err := newSealer("token", s.EncryptionKeys...)
@@ -279,7 +283,7 @@ func (s *settings) checkStore(sessions *scs.SessionManager) error {
 		return err
 	}
 	s.records.locker = s.Locker
-	if own, ok := s.Store.(Locker); ok && s.Locker == nil {
+	if own, ok := s.Store.(Locker); ok && (s.Locker == nil || isSame(own, s.Locker)) {
 		s.records.locker = own
 		s.records.both, _ = s.Store.(RecordLocker)
 	}

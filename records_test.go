@@ -71,6 +71,12 @@ func TestLockThatBringsTheRecord(t *testing.T) {
 		require.EqualValues(t, 1, e.taken.Load())
 		require.EqualValues(t, 1, e.swaps.Load(), "that of the successor")
 	})
+	run("the store is given as the Locker, too", func(t *testing.T, bank *ganbtest.Server, e *oneEngine, _ *ganbauth.Kit) {
+		_, err := backgroundKit(t, bank, e, e).Token(t.Context(), "u")
+		require.NoError(t, err)
+		require.EqualValues(t, 1, e.taken.Load())
+		require.EqualValues(t, 1, e.swaps.Load(), "that of the successor")
+	})
 	run("it is another", func(t *testing.T, bank *ganbtest.Server, e *oneEngine, kit *ganbauth.Kit) {
 		newer := bank.Token()
 		e.meanwhile = func() { e.put(t, newer) }
