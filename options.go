@@ -269,7 +269,9 @@ func (s *settings) checkAPIHosts(c *Connector) error {
 }
 
 // isSame compares two Lockers, of types that Go may not be able to compare.
-func isSame(a, b Locker) bool { return reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b }
+func isSame(a, b Locker) bool {
+	return reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b
+}
 
 // checkStore finds out what the store can do, and seals it if there are keys.
 func (s *settings) checkStore(sessions *scs.SessionManager) error {
