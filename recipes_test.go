@@ -80,13 +80,13 @@ func accounts(bank *ganbauth.Kit, apiBase string) http.Handler {
 	})
 }
 
-func mailAboutLostConnections(opts *ganbauth.Options, send func(ctx context.Context, userID, text string) error) {
+func mailAboutLostConnections(opts *ganbauth.Options, send func(ctx context.Context, userID, connection string) error) {
 	opts.Observe = func(ctx context.Context, e ganbauth.Event) {
 		if e.Type != ganbauth.EventTokenLost {
 			return
 		}
-		if userID, _, ok := ganbauth.KeyFromContext(ctx); ok {
-			if err := send(ctx, userID, "Please connect your bank account again."); err != nil {
+		if userID, connection, ok := ganbauth.KeyFromContext(ctx); ok {
+			if err := send(ctx, userID, connection); err != nil {
 				opts.Logger.ErrorContext(ctx, "mail about a lost connection", "error", err)
 			}
 		}
@@ -380,8 +380,9 @@ func TestRecipeLostConnection(t *testing.T) {
 	box := recipeBank(t)
 	mails := make(chan string, 1)
 	opts := recipeOptions()
-	mailAboutLostConnections(&opts, func(_ context.Context, userID, text string) error {
-		mails <- userID + ": " + text
+	opts.Connection = func(r *http.Request) (string, error) { return r.URL.Query().Get("client"), nil }
+	mailAboutLostConnections(&opts, func(_ context.Context, userID, connection string) error {
+		mails <- userID + " " + connection
 		return nil
 	})
 	bank, err := ganbauth.New(box.Connector(), nil, opts)
@@ -390,10 +391,10 @@ func TestRecipeLostConnection(t *testing.T) {
 	mux.Handle("/bank/callback", bank.CallbackHandler())
 	mux.Handle("/accounts", bank.RequireToken(accounts(bank, box.APIBase())))
 	browser := box.Browser(as("alice", mux))
-	get(t, browser, "https://app.test/accounts", "")
+	get(t, browser, "https://app.test/accounts?client=acme", "")
 	box.RevokeGrants()
-	get(t, browser, "https://app.test/accounts", "application/json")
-	require.Equal(t, "alice: Please connect your bank account again.", <-mails)
+	get(t, browser, "https://app.test/accounts?client=acme", "application/json")
+	require.Equal(t, "alice acme", <-mails)
 }
 
 func TestRecipeOnConnecting(t *testing.T) {
