@@ -201,7 +201,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(stdout, "The bank in a box is at %[1]s/ and ends with Ctrl-C. Its conf.json, for the client %[2]q:\n%[3]s\n"+
-		"To get the file: curl -o conf.json %[1]s/conf.json\n", s.bank.URL, s.bank.ClientID, conf)
+		"To get the file: curl -o conf.json %[1]s/conf.json\nIts API is below %[4]s\n", s.bank.URL, s.bank.ClientID, conf, c.bank.APIBase())
 	if tcp, ok := listener.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
 		fmt.Fprintln(stderr, "ganbank: other machines may reach this address, and nobody has to log in here")
 	}

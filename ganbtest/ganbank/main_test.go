@@ -429,3 +429,13 @@ func TestExitCodes(t *testing.T) {
 		require.NotContains(t, string(out), "very secret words")
 	}
 }
+
+// The address of the API that is printed is the one that answers.
+func TestAPIAddressThatIsPrinted(t *testing.T) {
+	p := start(t)
+	resp, _ := p.do("GET", "/ganb/api/personal/v1/accounts", nil)
+	require.Equal(t, 401, resp.StatusCode, "it asks for a token")
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	<-p.read
+	require.Contains(t, p.out.String(), "Its API is below "+p.url+"/ganb/api/personal/v1\n")
+}
