@@ -42,7 +42,7 @@ var errNotLocked = errors.New("ganbauth: the Locker failed")
 
 // load returns the record under key, or nil if there is none.
 func (r *records) load(ctx context.Context, key string) (t *Token, err error) {
-	if prompt, ok := r.store.(Prompt); ok && prompt.EndsWithContext() {
+	if own, ok := r.store.(prompt); ok && own.EndsWithContext() {
 		err = r.safely(ctx, func() (err error) {
 			t, err = r.store.Load(ctx, key)
 			return err

@@ -69,7 +69,7 @@ func isHandle(s string) bool {
 		!strings.ContainsFunc(s[1:], func(c rune) bool { return (c < 'A' || c > 'Z') && (c < '2' || c > '7') })
 }
 
-// EndsWithContext implements [Prompt]. An engine in memory keeps nobody waiting.
+// EndsWithContext: an engine in memory keeps nobody waiting.
 func (s *scsStore) EndsWithContext() bool {
 	_, ok := s.sessions.Store.(*memstore.MemStore)
 	return ok

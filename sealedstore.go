@@ -74,9 +74,9 @@ type sealedStore struct {
 	codec sealedCodec
 }
 
-// EndsWithContext implements [Prompt].
+// EndsWithContext is that of the store below.
 func (s sealedStore) EndsWithContext() bool {
-	inner, ok := s.TokenStore.(Prompt)
+	inner, ok := s.TokenStore.(prompt)
 	return ok && inner.EndsWithContext()
 }
 

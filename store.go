@@ -21,6 +21,11 @@ import (
 // A store that can should be a [Swapper], too. Without it the kit compares for itself,
 // under a lock.
 //
+// The kit calls Load in a goroutine, which it leaves after five seconds. That can take longer
+// than to read a token from memory. A store whose Load ends as soon as its context does, and
+// after a few seconds at most, whatever the engine does, may have the method
+// EndsWithContext() bool. If it returns true, Load is called by the request itself.
+//
 // [ganbtest.TestStore]: https://pkg.go.dev/github.com/ganbauth/ganbauth/ganbtest#TestStore
 type TokenStore interface {
 	// Load returns the record under key, as the last write left it, or [ErrTokenNotFound]
@@ -66,15 +71,8 @@ type RecordLocker interface {
 	LockRecord(ctx context.Context, key string) (fingerprint string, unlock func(), err error)
 }
 
-// Prompt is an optional interface of a [TokenStore] whose Load ends as soon as its context
-// does, and after a few seconds at most, whatever the engine does. The kit calls such a
-// Load from the request's own goroutine. Any other Load gets a goroutine, which the kit
-// leaves after five seconds; to switch to it can take longer than to read a token from
-// memory.
-type Prompt interface {
-	// EndsWithContext reports whether the store keeps that promise.
-	EndsWithContext() bool
-}
+// prompt is a TokenStore with the method EndsWithContext.
+type prompt interface{ EndsWithContext() bool }
 
 // ExpiryLister is an optional interface of a [TokenStore], required by
 // [Kit.RefreshExpiring].
@@ -110,7 +108,6 @@ type memoryStore struct {
 	tokens map[string]Token
 }
 
-// EndsWithContext implements [Prompt].
 func (*memoryStore) EndsWithContext() bool { return true }
 
 func (s *memoryStore) Load(_ context.Context, key string) (*Token, error) {

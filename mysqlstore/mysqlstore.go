@@ -88,7 +88,6 @@ var (
 	_ ganbauth.RecordLocker = (*Store)(nil)
 	_ ganbauth.ExpiryLister = (*Store)(nil)
 	_ ganbauth.ExpiryPager  = (*Store)(nil)
-	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
 // New returns a Store that uses db, a pool of go-sql-driver/mysql, which its owner
@@ -118,7 +117,7 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	return t, nil
 }
 
-// EndsWithContext implements [ganbauth.Prompt].
+// EndsWithContext says that Load ends as soon as its context does: see [ganbauth.TokenStore].
 func (*Store) EndsWithContext() bool { return true }
 
 var errNoToken = errors.New("mysqlstore: save: there is no token to save")

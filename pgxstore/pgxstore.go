@@ -84,7 +84,6 @@ var (
 	_ ganbauth.RecordLocker = (*Store)(nil)
 	_ ganbauth.ExpiryLister = (*Store)(nil)
 	_ ganbauth.ExpiryPager  = (*Store)(nil)
-	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
 // New returns a Store that uses pool, which its owner closes. Call [Store.Migrate] before
@@ -115,7 +114,7 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	return t, nil
 }
 
-// EndsWithContext implements [ganbauth.Prompt].
+// EndsWithContext says that Load ends as soon as its context does: see [ganbauth.TokenStore].
 func (*Store) EndsWithContext() bool { return true }
 
 // Save implements [ganbauth.TokenStore].

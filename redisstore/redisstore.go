@@ -90,7 +90,6 @@ var (
 	_ ganbauth.RecordLocker = (*Store)(nil)
 	_ ganbauth.ExpiryLister = (*Store)(nil)
 	_ ganbauth.ExpiryPager  = (*Store)(nil)
-	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
 // New returns a Store that uses client, which its owner closes.
@@ -166,7 +165,7 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	}
 }
 
-// EndsWithContext implements [ganbauth.Prompt].
+// EndsWithContext says that Load ends as soon as its context does: see [ganbauth.TokenStore].
 func (*Store) EndsWithContext() bool { return true }
 
 // Save implements [ganbauth.TokenStore].

@@ -91,7 +91,6 @@ var (
 	_ ganbauth.RecordLocker = (*Store)(nil)
 	_ ganbauth.ExpiryLister = (*Store)(nil)
 	_ ganbauth.ExpiryPager  = (*Store)(nil)
-	_ ganbauth.Prompt       = (*Store)(nil)
 )
 
 // New returns a Store that uses client, which its owner closes. The client must not read
