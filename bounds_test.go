@@ -17,12 +17,26 @@ import (
 // slowCalls is a store each of whose calls takes a while.
 type slowCalls struct {
 	ganbauth.TokenStore
+	mu    sync.Mutex
 	takes map[string]time.Duration
+}
+
+// take sets how long each method takes from now on.
+func (s *slowCalls) take(takes map[string]time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.takes = takes
+}
+
+func (s *slowCalls) time(method string) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.takes[method]
 }
 
 func (s *slowCalls) wait(ctx context.Context, method string) error {
 	select {
-	case <-time.After(s.takes[method]):
+	case <-time.After(s.time(method)):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -76,14 +90,14 @@ func TestD3NobodyWaitsLonger(t *testing.T) {
 		for _, keyed := range []bool{false, true} {
 			for _, bankTakes := range []time.Duration{0, 9 * time.Second, time.Hour} {
 				t.Run(name+", the bank takes "+bankTakes.String(), func(t *testing.T) {
-					store := &slowCalls{ganbauth.NewMemoryStore(), map[string]time.Duration{}}
+					store := &slowCalls{TokenStore: ganbauth.NewMemoryStore()}
 					s := setup{options: ganbauth.Options{Store: store}}
 					if keyed {
 						s.options.Key = func(*http.Request) (string, error) { return "u", nil }
 					}
 					inBubble(t, s, func(t *testing.T, a *app) {
 						timed := func(what string, request func() *http.Response) {
-							store.takes = takes
+							store.take(takes)
 							if bankTakes > 0 {
 								a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(bankTakes), -1)
 							}
@@ -94,7 +108,7 @@ func TestD3NobodyWaitsLonger(t *testing.T) {
 								t.Errorf("%s takes %v and is answered %d", what, took, resp.StatusCode)
 							}
 							time.Sleep(time.Minute)
-							store.takes = nil
+							store.take(nil)
 							a.bank.Heal()
 							time.Sleep(2 * time.Minute)
 						}
@@ -209,9 +223,12 @@ func TestI5BrowserLeavesAtEachStepOfACallback(t *testing.T) {
 	for _, keyed := range []bool{false, true} {
 		steps := 0
 		for n, left := 1, true; left; n++ {
+			var stepping sync.Mutex
 			var leave context.CancelFunc
 			calls := 0
 			step := func() {
+				stepping.Lock()
+				defer stepping.Unlock()
 				if leave != nil {
 					if calls++; calls == n {
 						leave()
@@ -252,10 +269,14 @@ func TestI5BrowserLeavesAtEachStepOfACallback(t *testing.T) {
 				r.Header = with(navigate, "Cookie", b.cookieHeader())
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
+				stepping.Lock()
 				leave = cancel
+				stepping.Unlock()
 				_, _ = b.client.Transport.RoundTrip(r.WithContext(ctx))
 				time.Sleep(20 * time.Second)
+				stepping.Lock()
 				left, leave = calls >= n, nil
+				stepping.Unlock()
 				steps = n
 				if left {
 					require.Equal(t, 303, b.get(r.URL.String()).StatusCode, "step %d", n)
