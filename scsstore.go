@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 //
 // A record ends with the session that holds its key, or else sessions.Lifetime after the
 // login; a refresh does not prolong it. sessions.Iterate meets each record as a session
-// with the one value "ganbauth". Set sessions.Codec before: a codec that ignores what
+// with the one value "ganbauth", whose Deadline says nothing. Set sessions.Codec before: a codec that ignores what
 // follows its own encoding, such as scs's GobCodec, makes records that are quick to read.
 // All of scs's stores work, those with a context included.
 //
@@ -224,25 +225,26 @@ type scsFormat interface {
 // formatFor returns the format for a codec: behind the codec's bytes if the codec ignores
 // what follows its own encoding, because decoding a session costs most of a request's time.
 func formatFor(codec scs.Codec) scsFormat {
-	empty, err := codec.Encode(time.Unix(0, 0), map[string]any{scsMark: ""})
+	empty, err := codec.Encode(never, map[string]any{scsMark: ""})
 	if err == nil {
 		_, values, err := codec.Decode(append(bytes.Clone(empty), "\x01trailer"...))
 		if err == nil && len(values) == 1 {
-			return behindCodec{codec}
+			return behindCodec{empty}
 		}
 	}
 	return amongValues{codec}
 }
 
-// behindCodec puts the record, and its length, behind an empty session's bytes.
-type behindCodec struct{ codec scs.Codec }
+// never is the deadline of a record that has its own elsewhere.
+var never = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
 
-func (f behindCodec) wrap(deadline time.Time, record []byte) ([]byte, error) {
-	data, err := f.codec.Encode(deadline, map[string]any{scsMark: ""})
-	if err != nil {
-		return nil, err
-	}
-	data = append(data, record...)
+// behindCodec puts the record, and its length, behind an empty session's bytes, which it
+// has encoded once: that takes longer than all else that a write to an engine in memory
+// does.
+type behindCodec struct{ empty []byte }
+
+func (f behindCodec) wrap(_ time.Time, record []byte) ([]byte, error) {
+	data := slices.Concat(f.empty, record)
 	return binary.BigEndian.AppendUint32(data, uint32(len(record))), nil
 }
 
