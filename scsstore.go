@@ -183,7 +183,7 @@ func (s *scsStore) deadline(ctx context.Context, key string, token, stored *Toke
 		if !ok {
 			continue
 		}
-		held, _ := splitHandle(s.sessions.GetString(session, name))
+		held := parseHandle(s.sessions.GetString(session, name)).held
 		if strings.HasPrefix(held, kit+"/") && (key == held || strings.HasPrefix(key, held+"/")) {
 			return s.sessions.Deadline(session), nil
 		}
@@ -281,9 +281,16 @@ func (f amongValues) unwrap(data []byte) ([]byte, error) {
 	return record, nil
 }
 
-// splitHandle reads what a login has left in a session: the store key of its token, without
-// a connection, and the session token before the login, hashed.
-func splitHandle(value string) (held, ancestor string) {
-	held, ancestor, _ = strings.Cut(value, " ")
-	return held, ancestor
+// handle is what a login leaves in a session. It is one value there, because scs decodes
+// every value on every request.
+type handle struct {
+	held     string // the store key of the session's token, without a connection
+	ancestor string // a hash of the session token before the login; "" if there was none
 }
+
+func parseHandle(value string) (h handle) {
+	h.held, h.ancestor, _ = strings.Cut(value, " ")
+	return h
+}
+
+func (h handle) String() string { return strings.TrimSuffix(h.held+" "+h.ancestor, " ") }

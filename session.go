@@ -81,8 +81,7 @@ func (o *owners) whoseConnection(r *http.Request, connection string) (owner, err
 		if err != nil {
 			return owner{}, err
 		}
-		held, _ := o.handle(s)
-		return o.inSession(held, connection)
+		return o.inSession(o.handle(s).held, connection)
 	}
 	r, err := o.withSession(r)
 	if err != nil {
@@ -171,19 +170,16 @@ func (o *owners) loginOwner(r *http.Request, connection string) (owner, error) {
 	if err != nil {
 		return owner{}, err
 	}
-	held, _ := o.handle(s)
+	held := o.handle(s).held
 	if held == "" || o.connectionOf == nil {
 		held = o.kit + "/" + newHandle()
 	}
 	return o.inSession(held, connection)
 }
 
-// handle returns what a login stored in the session: held is the store key of the
-// session's token, without a connection, and ancestor is a hash of the session token
-// before the login renewed it, so that logins begun in other tabs still recognize their
-// session. Both share one value because every value is decoded on every request.
-func (o *owners) handle(s session) (held, ancestor string) {
-	return splitHandle(s.GetString(s.ctx, o.handleName))
+// handle returns what a login stored in the session.
+func (o *owners) handle(s session) handle {
+	return parseHandle(s.GetString(s.ctx, o.handleName))
 }
 
 // beginner identifies who begins a login: the user (by Key), else the session, else "",
@@ -216,8 +212,7 @@ func (o *owners) began(r *http.Request, beginner string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	_, ancestor := o.handle(s)
-	return ancestor == beginner, nil
+	return o.handle(s).ancestor == beginner, nil // begun in another tab, before another login
 }
 
 // attach gives the session the handle of a login and renews its token, so that one that was
@@ -232,11 +227,11 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 		return "", unavailable("ganbauth: renew session: %w", err)
 	}
 	if o.keyOf == nil {
-		held := o.kit + "/" + who.key
-		if former, _ = o.handle(s); former == held {
+		next := handle{o.kit + "/" + who.key, beginner}
+		if former = o.handle(s).held; former == next.held {
 			former = ""
 		}
-		s.Put(s.ctx, o.handleName, strings.TrimSuffix(held+" "+beginner, " "))
+		s.Put(s.ctx, o.handleName, next.String())
 	}
 	return former, s.commit(w)
 }
