@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -24,8 +25,7 @@ type Kit struct {
 	attempts  attempts
 	exchanges *flights[*connection]
 	api       *bankAPI
-	callback  string // the path of RedirectURI
-	https     bool   // the scheme of RedirectURI
+	redirect  *url.URL // RedirectURI
 
 	hostWarned atomic.Bool
 
@@ -67,8 +67,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 	k := &Kit{
 		connector:     c,
 		redirectURI:   s.RedirectURI,
-		callback:      s.callback,
-		https:         s.https,
+		redirect:      s.redirect,
 		defaultReturn: s.DefaultReturn,
 		scopes:        s.Scopes,
 		pkce:          s.PKCE,

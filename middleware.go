@@ -197,18 +197,19 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 		k.refuse(w, r, err, exits{}, "")
 		return
 	}
-	kind := kindOfRequest(r)
-	again, back := k.pagesOf(r, kind)
+	kind, own := kindOfRequest(r), k.ownPath(r)
+	again, back := k.pagesOf(r, kind, own)
 	to := exits{again: again, sentFrom: kind == formPost, home: k.defaultReturn}
-	asked := k.scopesToAsk(err, scopes)
+	var asked []string
 	var j *jar
 	var returned []attemptCookie
 	if kind == navigation || kind == htmxRequest {
+		asked = k.scopesToAsk(err, scopes)
 		connection, _ := k.connection(r) // an error has been met before, and is err
 		j = k.attempts.read(r, "")
 		returned = j.justReturned(connection, asked)
 	}
-	switch k.remedyFor(r, err, kind, len(returned) > 0) {
+	switch k.remedyFor(r, err, kind, own != "", len(returned) > 0) {
 	case askAgain:
 		k.reload(w, r, again, 0)
 		return
@@ -229,16 +230,16 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 	case stopLoop:
 		j.remove(w, returned) // the next try is the user's own
 	}
-	k.refuse(w, r, err, to, k.loginURL(r, err))
+	k.refuse(w, r, err, to, k.loginURL(r, own, err))
 }
 
-// remedyFor finds the remedy for err. straightBack says that a login for all the scopes
-// has only just succeeded. The URL counts reloads, so they come to an end even without
-// cookies.
-func (k *Kit) remedyFor(r *http.Request, err error, kind requestKind, straightBack bool) remedy {
+// remedyFor finds the remedy for err. hasPath says that ownPath has one to reload, and
+// straightBack that a login for all the scopes has only just succeeded. The URL counts
+// reloads, so they come to an end even without cookies.
+func (k *Kit) remedyFor(r *http.Request, err error, kind requestKind, hasPath, straightBack bool) remedy {
 	about, reloads := kindOf(err).topic, k.marksOf(r).reloads
 	noSession := about == topicConnect || about == topicNoUser
-	canReload := kind == navigation && noSession && k.ownPath(r) != ""
+	canReload := kind == navigation && noSession && hasPath
 	switch {
 	case canReload && k.cookieStayedBehind(r):
 		return askAgain
@@ -279,10 +280,10 @@ func (k *Kit) scopesToAsk(err error, scopes []string) []string {
 // loginURL returns a path of this site that begins the login that r lacks, or "" if there
 // is none. It is r's own path, since the kit does not know where a LoginHandler is
 // mounted.
-func (k *Kit) loginURL(r *http.Request, err error) string {
-	about, path := kindOf(err).topic, k.ownPath(r)
-	if about != topicConnect && about != topicScope || r.Method != http.MethodGet || path == "" {
+func (k *Kit) loginURL(r *http.Request, own string, err error) string {
+	about := kindOf(err).topic
+	if about != topicConnect && about != topicScope || r.Method != http.MethodGet || own == "" {
 		return ""
 	}
-	return k.marked(path, returnMark, cmp.Or(k.ownPage(r, "Referer"), k.defaultReturn))
+	return k.marked(own, returnMark, cmp.Or(k.ownPage(r, "Referer"), k.defaultReturn))
 }

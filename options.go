@@ -165,8 +165,7 @@ func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
 // the way.
 type settings struct {
 	Options
-	callback string // the path of RedirectURI
-	https    bool   // the scheme of RedirectURI
+	redirect *url.URL // RedirectURI
 	hosts    []string
 	attempts attempts
 	records  *records
@@ -210,7 +209,7 @@ func (s *settings) checkName() error {
 	return nil
 }
 
-// checkRedirectURI also keeps what the kit needs of RedirectURI.
+// checkRedirectURI also keeps RedirectURI, parsed.
 func (s *settings) checkRedirectURI() error {
 	u, err := url.Parse(s.RedirectURI)
 	switch {
@@ -223,7 +222,7 @@ func (s *settings) checkRedirectURI() error {
 	case len(s.RedirectURI) > maxRedirectURI:
 		return fault("RedirectURI is longer than %d characters", maxRedirectURI)
 	}
-	s.callback, s.https = u.Path, u.Scheme == "https"
+	s.redirect = u
 	return nil
 }
 
@@ -343,11 +342,11 @@ func inMemory(store TokenStore, sessions *scs.SessionManager) bool {
 
 // warnOfCookie logs what is wrong with the session's cookie.
 func (s *settings) warnOfCookie(c scs.SessionCookie) {
-	if !cookieReaches(c.Path, s.callback) {
+	if !cookieReaches(c.Path, s.redirect.Path) {
 		s.Logger.Warn("ganbauth: the session cookie does not reach the path of RedirectURI: set sessions.Cookie.Path to \"/\"",
 			"path", c.Path)
 	}
-	if !s.https {
+	if s.redirect.Scheme != "https" {
 		if c.Secure {
 			s.Logger.Warn("ganbauth: the session cookie is Secure and RedirectURI is http: Safari drops the cookie")
 		}

@@ -22,9 +22,11 @@ func localPath(s string) (string, bool) {
 		strings.ContainsFunc(s, ambiguous) || strings.ContainsFunc(u.Path, ambiguous) {
 		return "", false
 	}
-	segments := strings.Split(u.Path[1:], "/")
-	for i, segment := range segments {
-		if segment == "." || segment == ".." || segment == "" && i < len(segments)-1 {
+	if strings.Contains(u.Path, "//") {
+		return "", false
+	}
+	for segment := range strings.SplitSeq(u.Path, "/") {
+		if segment == "." || segment == ".." {
 			return "", false
 		}
 	}
@@ -40,9 +42,13 @@ func localPath(s string) (string, bool) {
 
 // escapeRest percent-encodes what may not stand in a header or a URL.
 func escapeRest(s string) string {
+	forbidden := func(c rune) bool { return c <= ' ' || c > '~' || strings.ContainsRune("\"<>`{}|^", c) }
+	if !strings.ContainsFunc(s, forbidden) {
+		return s
+	}
 	var b strings.Builder
 	for i := range len(s) {
-		if c := s[i]; c <= ' ' || c > '~' || strings.IndexByte("\"<>`{}|^", c) >= 0 {
+		if c := s[i]; forbidden(rune(c)) {
 			fmt.Fprintf(&b, "%%%02X", c)
 		} else {
 			b.WriteByte(c)

@@ -198,7 +198,7 @@ func (k *Kit) checkOrigin(r *http.Request) error {
 	if new(http.CrossOriginProtection).Check(r) != nil {
 		return refused
 	}
-	if k.https && r.Header.Get("Sec-Fetch-Site") == "" && strings.HasPrefix(r.Header.Get("Origin"), "http:") {
+	if k.redirect.Scheme == "https" && r.Header.Get("Sec-Fetch-Site") == "" && strings.HasPrefix(r.Header.Get("Origin"), "http:") {
 		return refused
 	}
 	return nil
@@ -258,12 +258,8 @@ func (k *Kit) sentBy(r *http.Request) string {
 // atAnotherHost reports whether the browser seems to use a host other than RedirectURI's.
 // A proxy that changes Host may look the same.
 func (k *Kit) atAnotherHost(r *http.Request) bool {
-	redirect, err := url.Parse(k.redirectURI)
-	if err != nil {
-		return false
-	}
 	for _, host := range []string{r.Host, r.Header.Get("X-Forwarded-Host")} {
-		if hostPort(&url.URL{Scheme: redirect.Scheme, Host: host}) == hostPort(redirect) {
+		if hostPort(&url.URL{Scheme: k.redirect.Scheme, Host: host}) == hostPort(k.redirect) {
 			return false
 		}
 	}
@@ -273,11 +269,11 @@ func (k *Kit) atAnotherHost(r *http.Request) bool {
 // atCallback reports whether r asks for the path of RedirectURI, in r.URL or in the
 // request line. They differ below [http.StripPrefix].
 func (k *Kit) atCallback(r *http.Request) bool {
-	if r.URL.Path == k.callback {
+	if r.URL.Path == k.redirect.Path {
 		return true
 	}
 	requested, _, _ := strings.Cut(r.RequestURI, "?")
-	return requested == k.callback
+	return requested == k.redirect.Path
 }
 
 // isCallback reports whether r is a callback from the bank. Every callback has a state.
@@ -298,21 +294,21 @@ func (k *Kit) returnPath(r *http.Request) string {
 	}
 	target, err := url.Parse(path)
 	own, ownErr := url.Parse(k.ownPath(r))
-	if err != nil || ownErr != nil || target.Path == k.callback || target.Path == own.Path {
+	if err != nil || ownErr != nil || target.Path == k.redirect.Path || target.Path == own.Path {
 		return k.defaultReturn
 	}
 	return path
 }
 
 // pagesOf returns two paths: again, where the user can try again, "" if there is none;
-// and back, to return to from a login. Both are the page that r asks for. If r does not
-// ask for a page, they are the page that sent r.
-func (k *Kit) pagesOf(r *http.Request, kind requestKind) (again, back string) {
+// and back, to return to from a login. Both are own, the path that r asks for. If that is
+// no page, they are the page that sent r.
+func (k *Kit) pagesOf(r *http.Request, kind requestKind, own string) (again, back string) {
 	part := kind == htmxRequest && r.Header.Get("Hx-Boosted") != "true"
 	switch isGet := r.Method == http.MethodGet; {
 	case k.atCallback(r):
 	case isGet && !part:
-		again = k.ownPath(r)
+		again = own
 	case kind == htmxRequest:
 		again = cmp.Or(k.ownPage(r, "Hx-Current-Url"), k.ownPage(r, "Referer"))
 	default:
@@ -333,12 +329,11 @@ func (k *Kit) ownPage(r *http.Request, header string) string {
 		return ""
 	}
 	page, err := url.Parse(value)
-	redirect, redirectErr := url.Parse(k.redirectURI)
-	if err != nil || redirectErr != nil || page.Scheme != redirect.Scheme || page.Path == k.callback {
+	if err != nil || page.Scheme != k.redirect.Scheme || page.Path == k.redirect.Path {
 		return ""
 	}
 	host := hostPort(page)
-	if host != hostPort(redirect) && host != hostPort(&url.URL{Scheme: page.Scheme, Host: r.Host}) {
+	if host != hostPort(k.redirect) && host != hostPort(&url.URL{Scheme: page.Scheme, Host: r.Host}) {
 		return ""
 	}
 	path, _ := localPath(page.RequestURI())
