@@ -96,7 +96,7 @@ func (k *keeper) ahead(ctx context.Context, key string, t *Token, needed func(*T
 // not taken yet.
 func (k *keeper) load(ctx context.Context, key string) (*Token, error) {
 	t, err := k.look(ctx, key)
-	if errors.Is(err, errSealed) {
+	if isUnreadable(err) {
 		k.say(ctx, slog.LevelError, "ganbauth: a stored token cannot be read", "error", err)
 	}
 	return t, err

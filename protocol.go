@@ -369,7 +369,7 @@ func (k *keeper) drop(ctx context.Context, key string) error {
 func (k *keeper) dropOnce(ctx context.Context, key string, patience time.Time) error {
 	cur, err := k.records.load(ctx, key)
 	switch {
-	case errors.Is(err, errSealed):
+	case isUnreadable(err):
 		return k.records.delete(ctx, key)
 	case err != nil || cur == nil:
 		return err

@@ -277,6 +277,34 @@ func TestC6NoKeyOpens(t *testing.T) {
 	}
 }
 
+// versionStore has records that this version of the kit cannot read.
+type versionStore struct{ ganbauth.TokenStore }
+
+func (s versionStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	if _, err := s.TokenStore.Load(ctx, key); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("a store: load: %w", new(ganbauth.Token).UnmarshalBinary([]byte{99}))
+}
+
+// C6: a logout deletes a record of another version, too, after a release was taken back for
+// example.
+func TestC6AnotherVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store, log := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore(), &lockedBuffer{}
+		kit := backgroundKit(t, bank, versionStore{store}, nil, func(o *ganbauth.Options) { o.Logger = textLogger(log) })
+		connect(t, bank, store, "u")
+		_, err := kit.Token(t.Context(), "u")
+		require.Equal(t, 503, ganbauth.StatusCode(err))
+		require.Contains(t, log.String(), "level=ERROR")
+		begun := time.Now()
+		require.NoError(t, kit.Disconnect(t.Context(), "u"))
+		require.Zero(t, time.Since(begun))
+		_, err = kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+	})
+}
+
 // C7: the kit sees that another process refreshes the same tokens, and warns, once.
 func TestC7WarnsOfARace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -40,6 +40,10 @@ type comparer interface {
 
 var errNotLocked = errors.New("ganbauth: the Locker failed")
 
+// isUnreadable reports whether err means that a record is there, and that neither time nor
+// another try makes it readable: no key opens it, or it is of another version.
+func isUnreadable(err error) bool { return errors.Is(err, errSealed) || errors.Is(err, errCorrupt) }
+
 // load returns the record under key, or nil if there is none.
 func (r *records) load(ctx context.Context, key string) (t *Token, err error) {
 	if own, ok := r.store.(prompt); ok && own.EndsWithContext() {
