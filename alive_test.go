@@ -116,6 +116,12 @@ func (s *indexedStore) ExpiringAfter(_ context.Context, after ganbauth.Expiry, b
 	return page, nil
 }
 
+// has reports whether a record is there. The caller holds s.mu.
+func (s *indexedStore) has(key string) bool {
+	_, ok := s.tokens[key]
+	return ok
+}
+
 // lapsed counts the tokens that have expired.
 func (s *indexedStore) lapsed() int {
 	s.mu.Lock()
@@ -477,6 +483,78 @@ func TestKeepAlive(t *testing.T) {
 			require.ErrorIs(t, end(), context.Canceled)
 		})
 	})
+	t.Run("an outage after hours without one", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			end := o.keepAlive(o.kit(o.locked))
+			time.Sleep(90 * time.Minute) // the process has given the lock back once
+			o.locker.fail(errors.New("connection refused"))
+			time.Sleep(time.Hour)
+			require.Contains(t, o.log.String(), "tokens are not kept alive")
+			require.LessOrEqual(t, strings.Count(o.log.String(), "level=ERROR"), 60+10, "once a minute")
+			o.locker.fail(nil)
+			require.ErrorIs(t, end(), context.Canceled)
+		})
+	})
+	t.Run("C1 a Locker that gives up by itself", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			kit := o.kit(o.locked)
+			o.locker.fail(fmt.Errorf("dial: %w", context.DeadlineExceeded))
+			_, err := kit.RefreshExpiring(t.Context(), time.Hour)
+			require.ErrorContains(t, err, "dial", "it is not taken for another process")
+			end := o.keepAlive(kit)
+			time.Sleep(time.Hour)
+			require.Contains(t, o.log.String(), "tokens are not kept alive")
+			require.ErrorIs(t, end(), context.Canceled)
+		})
+	})
+	t.Run("a store whose pages do not go on", func(t *testing.T) {
+		for name, page := range map[string]func(o *keptOffice, after ganbauth.Expiry, limit int) []ganbauth.Expiry{
+			"the first one again": func(o *keptOffice, _ ganbauth.Expiry, limit int) []ganbauth.Expiry { return o.store.index[:limit] },
+			"its last entry again": func(o *keptOffice, after ganbauth.Expiry, limit int) []ganbauth.Expiry {
+				i, _ := o.store.find(after)
+				return slices.Repeat(o.store.index[i:i+1], limit)
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+					o.connect(150, 0)
+					store := &pagingStore{indexedStore: o.store, page: func(after ganbauth.Expiry, limit int) []ganbauth.Expiry { return page(o, after, limit) }}
+					kit := backgroundKit(t, o.bank, store, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
+					_, err := kit.RefreshExpiring(t.Context(), time.Minute)
+					require.ErrorContains(t, err, "page")
+					end := o.keepAlive(kit)
+					time.Sleep(time.Hour)
+					require.LessOrEqual(t, store.pages, 1000, "it does not ask again and again")
+					require.Contains(t, o.log.String(), "tokens are not kept alive")
+					require.ErrorIs(t, end(), context.Canceled)
+				})
+			})
+		}
+	})
+	t.Run("C3 many rows in a row that cannot be read", func(t *testing.T) {
+		for name, fault := range map[string]error{
+			"of another version":                     new(ganbauth.Token).UnmarshalBinary([]byte{99}),
+			"with a fault that only the store knows": errors.New("invalid character"),
+		} {
+			t.Run(name, func(t *testing.T) {
+				inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+					o.connect(30, 0)
+					time.Sleep(time.Minute)
+					require.NoError(t, o.store.Save(t.Context(), "bank/well", o.bank.Token("offline_access")))
+					time.Sleep(45 * time.Minute)
+					o.store.fails = func(key string) error {
+						if key != "bank/well" && o.store.has(key) {
+							return fault
+						}
+						return nil
+					}
+					n, err := o.kit().RefreshExpiring(t.Context(), time.Hour)
+					require.Equal(t, 1, n)
+					require.ErrorIs(t, err, fault)
+				})
+			})
+		}
+	})
 	t.Run("one row that cannot be read", func(t *testing.T) {
 		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
 			o.connect(20, 0)
@@ -566,6 +644,22 @@ func TestKeepAlive(t *testing.T) {
 			require.Less(t, grown, 1<<20)
 		})
 	})
+}
+
+// pagingStore has pages of its own.
+type pagingStore struct {
+	*indexedStore
+	page  func(after ganbauth.Expiry, limit int) []ganbauth.Expiry
+	pages int
+}
+
+func (s *pagingStore) ExpiringAfter(_ context.Context, after ganbauth.Expiry, _ time.Time, limit int) ([]ganbauth.Expiry, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pages++; s.pages > 10_000 {
+		panic("it asks for pages without end")
+	}
+	return s.page(after, limit), nil
 }
 
 // onlyLister is an ExpiryLister and no ExpiryPager.

@@ -35,7 +35,8 @@ const (
 	// A key whose refresh has failed waits, longer each time, within these limits.
 	minBackOff, maxBackOff = time.Minute, time.Hour
 
-	// storeAway is how many keys in a row may fail to load before the store counts as away.
+	// After storeAway keys in a row have failed to load, the engine looks whether the store
+	// is away or only these records cannot be read.
 	storeAway = 10
 
 	listTimeout = time.Minute
@@ -62,11 +63,24 @@ type pagedStore struct {
 	records *records
 }
 
+// next fails for a page that does not go on from the one before: it would be read again
+// and again. Stores sort keys differently, so only times are compared, and whether the
+// last entry is the same.
 func (s pagedStore) next(ctx context.Context, after Expiry, before time.Time) ([]Expiry, error) {
 	return listed(ctx, s.records, func(ctx context.Context) ([]Expiry, error) {
-		return s.pager.ExpiringAfter(ctx, after, before, pageSize)
+		page, err := s.pager.ExpiringAfter(ctx, after, before, pageSize)
+		if err != nil || len(page) == 0 || after == (Expiry{}) {
+			return page, err
+		}
+		last := page[len(page)-1]
+		if page[0].At.Before(after.At) || last.At.Equal(after.At) && last.Key == after.Key {
+			return nil, errSamePage
+		}
+		return page, nil
 	})
 }
+
+var errSamePage = errors.New("the Store's ExpiringAfter does not begin the page behind the entry it is given")
 
 // listedStore cuts pages from a list. It reads the list again for each first page.
 type listedStore struct {
@@ -114,20 +128,21 @@ var errHeld = errors.New("ganbauth: tokens are being kept alive by another proce
 
 // keepAlive takes the lock and keeps tokens alive, again and again until ctx ends.
 func (en *engine) keepAlive(ctx context.Context) error {
-	for wait := minLook; ; wait = min(2*wait, maxLook) {
+	for wait := minLook; ; {
 		begun := time.Now()
 		err := en.locked(ctx, func() error { return en.begin(time.Time{}).forever(ctx) })
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err == nil, errors.Is(err, errHeld):
-			wait = 0
+			wait = minLook
 			continue
 		case time.Since(begun) > maxLook:
 			wait = minLook
 		}
 		en.say(ctx, slog.LevelError, "ganbauth: tokens are not kept alive", "error", err, "again_in", wait)
 		_ = pause(ctx, wait)
+		wait = min(2*wait, maxLook)
 	}
 }
 
@@ -163,7 +178,8 @@ func (en *engine) locked(ctx context.Context, work func() error) error {
 			}
 		}
 	}
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+	deadline, _ := soon.Deadline()
+	if errors.Is(err, context.DeadlineExceeded) && !time.Now().Before(deadline) && ctx.Err() == nil {
 		err = &unavailableError{errHeld, time.Minute}
 	}
 	if err != nil {
@@ -190,7 +206,7 @@ type keeping struct {
 	longest  time.Duration       // the longest, in this pass
 
 	lapsed     *Token // one that had expired when its turn came
-	unreadable int    // entries of this pass whose token no key opens
+	unreadable int    // entries of this pass whose token cannot be read
 	empty      int
 	failed     int   // to load, in a row
 	fault      error // the last one
@@ -300,17 +316,19 @@ func (ke *keeping) keep(ctx context.Context, storeKey string) error {
 	case errors.Is(err, ErrLoginRequired):
 		ke.empty++
 		return nil
-	case errors.Is(err, errSealed):
+	case isUnreadable(err):
 		ke.unreadable++
 		ke.fault = err
 		return nil
 	case err != nil:
 		ke.fault = err
 		ke.backOff(storeKey)
-		if ke.failed++; ke.failed == storeAway {
-			return err
+		if ke.failed++; ke.failed < storeAway {
+			return nil
 		}
-		return nil
+		ke.failed = 0
+		_, err := ke.records.load(ctx, ke.lock) // nothing is there: only a store that is away fails
+		return err
 	}
 	ke.failed = 0
 	ke.see(t)

@@ -182,17 +182,25 @@ type keyLocker struct {
 	err  error
 }
 
+// fail has Lock return err from now on.
+func (l *keyLocker) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = err
+}
+
 func (l *keyLocker) Lock(ctx context.Context, key string) (func(), error) {
 	for {
 		l.mu.Lock()
-		free := !l.held[key]
-		if free {
+		free, err := !l.held[key], l.err
+		if free && err == nil {
 			l.held[key] = true
 		}
 		l.mu.Unlock()
 		switch {
-		case l.err != nil:
-			return nil, l.err
+		case err != nil:
+			time.Sleep(10 * time.Millisecond) // a caller that tries without a pause gets somewhere
+			return nil, err
 		case free:
 			return func() {
 				l.mu.Lock()
