@@ -71,7 +71,7 @@ func (k *keeper) replace(ctx context.Context, key, refused string) (*Token, erro
 		return k.end(ctx, key, t)
 	}
 	next, err := k.refresh(ctx, key, t, begun, refused, func(t *Token) bool { return k.due(t) || t.AccessToken == refused })
-	if err == nil {
+	if err == nil || errors.Is(err, errRefused) { // the bank may issue the refused one again
 		_ = k.refusals.begin(key, errRefused, fresh)
 	}
 	return next, err

@@ -96,7 +96,7 @@ func (t *transport) send(ctx context.Context, req *http.Request) (*http.Response
 	if err != nil {
 		return refuseRequest(req, err)
 	}
-	resp, err := t.api.base.RoundTrip(withToken(req.WithContext(ctx), token, t.api.base))
+	resp, err := t.api.roundTrip(withToken(req.WithContext(ctx), token, t.api.base))
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
 		return t.again(ctx, req, resp, token)
 	}
@@ -127,7 +127,7 @@ func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Res
 		next.Body = body
 	}
 	resp.Body.Close()
-	return t.api.base.RoundTrip(next)
+	return t.api.roundTrip(next)
 }
 
 // current returns the last token while it may be trusted, and else asks the store.
@@ -184,6 +184,16 @@ func sendOnce(req *http.Request, base http.RoundTripper) {
 			req.Header[other] = append(req.Header[other], values...)
 		}
 	}
+}
+
+// roundTrip sends req. As net/http's Client does, it forgives an answer without a Body,
+// which an application's own RoundTripper may return.
+func (a *bankAPI) roundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := a.base.RoundTrip(req)
+	if err == nil && resp.Body == nil {
+		resp.Body = http.NoBody
+	}
+	return resp, err
 }
 
 // owns reports whether the token may go to u.

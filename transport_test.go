@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -292,6 +293,47 @@ func TestClientRefreshes(t *testing.T) {
 			require.Equal(t, 200, resp.StatusCode)
 			resp.Body.Close()
 		})
+	})
+	t.Run("D4 a bank that issues the refused access token again", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			client, bank, g := connectedClient(t, ganbtest.Options{RevokeOnReuse: true})
+			straight, issued := g.bank, ""
+			g.bank = roundTripFunc(func(r *http.Request) (*http.Response, error) {
+				issued = cmpOr(issued, r.Header.Get("x-access-token"))
+				resp, err := straight.RoundTrip(r)
+				if err == nil && strings.HasSuffix(r.URL.Path, "/token") {
+					answer := map[string]any{}
+					require.NoError(t, json.Unmarshal([]byte(body(resp)), &answer))
+					answer["access_token"] = issued
+					delete(answer, "id_token")
+					again, _ := json.Marshal(answer)
+					return response(r, 200, string(again), "Content-Type", "application/json"), nil
+				}
+				return resp, err
+			})
+			bank.Fail(ganbtest.API, ganbtest.Fault{Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_105"}`}, -1)
+			for range 50 {
+				resp, err := client.Get(bank.APIBase() + "/accounts")
+				require.NoError(t, err)
+				require.Equal(t, 401, resp.StatusCode)
+				resp.Body.Close()
+				time.Sleep(time.Second)
+			}
+			require.LessOrEqual(t, bank.Refreshes(), 3)
+			time.Sleep(2 * time.Minute)
+		})
+	})
+	t.Run("a transport whose answers have no Body", func(t *testing.T) {
+		client, bank, g := connectedClient(t, ganbtest.Options{})
+		for _, status := range []int{200, 401} {
+			g.hosts[mustParse(bank.APIBase()).Host] = func(*http.Request) (*http.Response, error) {
+				return &http.Response{StatusCode: status}, nil
+			}
+			resp, err := client.Get(bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			require.Empty(t, body(resp))
+			require.NoError(t, resp.Body.Close())
+		}
 	})
 	for name, fault := range map[string]ganbtest.Fault{
 		"another errorCode": {Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_104"}`},
