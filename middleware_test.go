@@ -129,6 +129,17 @@ func TestReturnsToWhereTheUserWanted(t *testing.T) {
 	})
 }
 
+// A RedirectURI without a path leads to the root.
+func TestRedirectURIWithoutAPath(t *testing.T) {
+	a := newApp(t, setup{options: ganbauth.Options{RedirectURI: appURL}})
+	require.NotContains(t, a.log.String(), "level=WARN")
+	a.handler = a.sessions.LoadAndSave(a.kit.RequireToken(a.next))
+	b := a.browser()
+	resp := b.get(strings.Replace(b.callbackURL("/p"), "?", "/?", 1)) // as browsers ask for it
+	require.Equal(t, "/p", resp.Header.Get("Location"))
+	require.Equal(t, 200, b.get("/p").StatusCode)
+}
+
 func TestScopes(t *testing.T) {
 	transferScopes := []string{"openid", "offline_access", "private:account", "private:transfer"}
 	t.Run("a browser is sent to consent to the missing ones, too", func(t *testing.T) {

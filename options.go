@@ -223,6 +223,7 @@ func (s *settings) checkRedirectURI() error {
 		return fault("RedirectURI is longer than %d characters", maxRedirectURI)
 	}
 	s.redirect = u
+	u.Path = cmp.Or(u.Path, "/") // as browsers ask for it
 	return nil
 }
 
