@@ -140,7 +140,7 @@ func (k *Kit) judge(q callbackQuery, mine bool) error {
 // connect exchanges the code of a callback, once per attempt, and stores the token. The
 // exchange goes on when r ends, and a second delivery of the callback gets its outcome.
 func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string) (*connection, error) {
-	who, err := k.loginOwner(r, a.connection)
+	who, isNew, err := k.loginOwner(r, a.connection)
 	if err != nil {
 		return nil, &resumableError{err}
 	}
@@ -155,7 +155,7 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 	}, func(ctx context.Context) (*connection, func(), error) {
 		began = true
 		c := &connection{owner: who}
-		c.attached.Store(k.keyOf != nil || k.connectionOf != nil)
+		c.attached.Store(!isNew)
 		err := k.keeper.connect(ctx, who.storeKey, func(ctx context.Context) (*Token, error) {
 			return k.exchange(ctx, a, q.code, turn)
 		})

@@ -299,8 +299,11 @@ func (k *keeper) beginLogin(ctx context.Context, key string) (base *Token, p *pl
 		if err != nil {
 			return nil, nil, err
 		}
-		if base = cur; base == nil {
-			base = &Token{Epoch: rand.Text(), IssuedAt: seconds(time.Now()), ExpiresAt: seconds(time.Now().Add(markLifetime))}
+		switch base = cur; {
+		case cur == nil:
+			base = blank(rand.Text())
+		case isBlank(cur): // the same record, which must not end during this login
+			base = blank(cur.Epoch)
 		}
 		p = k.unsaved.begin(key)
 		err = k.records.swap(ctx, key, cur, base)
@@ -314,6 +317,14 @@ func (k *keeper) beginLogin(ctx context.Context, key string) (base *Token, p *pl
 	}
 	return nil, nil, unavailable("ganbauth: begin login: %w", ErrSuperseded)
 }
+
+// blank returns the mark of a login under way.
+func blank(epoch string) *Token {
+	now := time.Now()
+	return &Token{Epoch: epoch, IssuedAt: seconds(now), ExpiresAt: seconds(now.Add(markLifetime))}
+}
+
+func isBlank(t *Token) bool { return t.AccessToken == "" && t.Judged == "" && t.sealed == "" }
 
 // exchangeFailed returns nil if the code was refused because another process has used it,
 // as it has when a callback was delivered twice.

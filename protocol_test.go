@@ -138,24 +138,43 @@ func TestB5LogoutDuringACallback(t *testing.T) {
 
 // B5: a session's token that nobody can reach does not stay in the store.
 func TestB5TokenThatNoSessionHas(t *testing.T) {
-	inBubble(t, setup{}, func(t *testing.T, a *app) {
+	for path, s := range map[string]setup{"/bank/login": {}, "/p?client=a": office(false)} {
+		t.Run(path, func(t *testing.T) {
+			inBubble(t, s, func(t *testing.T, a *app) {
+				b := a.browser()
+				callback := b.callbackURL(path)
+				a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(5*time.Second), 1)
+				ctx, leave := context.WithTimeout(t.Context(), time.Second)
+				defer leave()
+				r := mustRequest("GET", callback).WithContext(ctx)
+				r.Header = navigate.Clone()
+				for _, c := range b.cookies() {
+					r.AddCookie(c)
+				}
+				_, _ = b.client.Transport.RoundTrip(r)
+				time.Sleep(10 * time.Second)
+				require.Equal(t, 1, tokens(t, a), "a reload would get it")
+				time.Sleep(10 * time.Minute)
+				require.Zero(t, tokens(t, a))
+				time.Sleep(time.Hour)
+				require.Zero(t, records(t, a), "marks end, too")
+			})
+		})
+	}
+}
+
+// The mark of a login that has failed is about to end when the next one begins: it lasts
+// for as long as that one takes.
+func TestMarkNearItsEnd(t *testing.T) {
+	user := func(*http.Request) (string, error) { return "u", nil }
+	inBubble(t, setup{options: ganbauth.Options{Key: user}}, func(t *testing.T, a *app) {
 		b := a.browser()
-		callback := b.callbackURL("/bank/login")
-		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(5*time.Second), 1)
-		ctx, leave := context.WithTimeout(t.Context(), time.Second)
-		defer leave()
-		r := mustRequest("GET", callback).WithContext(ctx)
-		r.Header = navigate.Clone()
-		for _, c := range b.cookies() {
-			r.AddCookie(c)
-		}
-		_, _ = b.client.Transport.RoundTrip(r)
-		time.Sleep(10 * time.Second)
-		require.Equal(t, 1, tokens(t, a), "a reload would get it")
-		time.Sleep(10 * time.Minute)
-		require.Zero(t, tokens(t, a))
-		time.Sleep(time.Hour)
-		require.Zero(t, records(t, a), "marks end, too")
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+		b.get(b.callbackURL("/bank/login"))
+		time.Sleep(20*time.Minute - time.Second)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(3*time.Second), 1)
+		b.login()
+		require.True(t, b.connected())
 	})
 }
 

@@ -120,7 +120,7 @@ func (r *records) compareAndWrite(ctx context.Context, key string, old, new *Tok
 // there. Without a Locker it must not write t itself: another process may have replaced t
 // between the look and the write, and t would be back. So it writes a mark beside it.
 func (r *records) probe(ctx context.Context, key string, t *Token) error {
-	beside := key + "//probe"
+	beside := nameBeside(key, "probe")
 	mark := &Token{Epoch: t.Epoch, IssuedAt: seconds(time.Now()), ExpiresAt: seconds(time.Now().Add(time.Minute))}
 	err := r.change(ctx, "probe the store", func(ctx context.Context) error { return r.store.Save(ctx, beside, mark) })
 	if err != nil {
@@ -136,8 +136,18 @@ func (r *records) probe(ctx context.Context, key string, t *Token) error {
 	return err
 }
 
+// nameBeside returns a name that goes with a store key, and is no longer than one. A store
+// key has no two slashes in a row, so the name is no key's.
+func nameBeside(key, what string) string {
+	if name := key + "//" + what; len(name) <= maxKey {
+		return name
+	}
+	kit, _, _ := strings.Cut(key, "/")
+	return kit + "//" + what + "/" + hash(key)
+}
+
 // lockWrites takes the lock that is held for one look and one write: in this process, then
-// across processes. A store key has no two slashes in a row, so the name is no key's.
+// across processes.
 func (r *records) lockWrites(ctx context.Context, key string) (func(), error) {
 	ctx, cancel := context.WithTimeout(ctx, writeLockTimeout)
 	defer cancel()
@@ -148,7 +158,7 @@ func (r *records) lockWrites(ctx context.Context, key string) (func(), error) {
 	if r.locker == nil {
 		return leave, nil
 	}
-	unlock, err := r.lock(ctx, key+"//write")
+	unlock, err := r.lock(ctx, nameBeside(key, "write"))
 	if err != nil {
 		leave()
 		return nil, err

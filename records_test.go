@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -162,6 +163,36 @@ func TestProbeLooksAgain(t *testing.T) {
 		require.ErrorIs(t, err, ganbauth.ErrTokenNotFound, "it is cleared away")
 		time.Sleep(time.Minute)
 	})
+}
+
+// No name that the kit gives to a Store or a Locker is longer than 1,024 bytes, whether or
+// not there is a Locker.
+func TestLongestNames(t *testing.T) {
+	for name, locks := range map[string]bool{"a Locker": true, "none": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				bank, names := ganbtest.NewServer(ganbtest.Options{InProcess: true}), map[string]bool{}
+				var locker ganbauth.Locker
+				if locks {
+					locker = lockerFunc(func(_ context.Context, name string) (func(), error) { names[name] = true; return func() {}, nil })
+				}
+				store := callStore{ganbauth.NewMemoryStore(), func(_, key string) { names[key] = true }}
+				kit := backgroundKit(t, bank, store, locker)
+				for _, last := range []string{"a", "b"} {
+					key := strings.Repeat("k", 1024-len("bank/")-1) + last
+					require.NoError(t, kit.SetToken(t.Context(), key, bank.Token()))
+					time.Sleep(expired)
+					_, err := kit.Token(t.Context(), key)
+					require.NoError(t, err)
+				}
+				require.Len(t, names, 4, "two of each key's")
+				for name := range names {
+					require.LessOrEqual(t, len(name), 1024)
+					require.True(t, strings.HasPrefix(name, "bank/"), name)
+				}
+			})
+		})
+	}
 }
 
 // The look of a store of three methods that fails below the write lock is no other record.

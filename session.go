@@ -12,9 +12,6 @@ import (
 	"github.com/alexedwards/scs/v2"
 )
 
-// maxKey is the length of the longest store key, in bytes.
-const maxKey = 1024
-
 // owners says whose token a request is about: the user's, by Options.Key, or the session's.
 type owners struct {
 	kit          string // its name, which begins every store key
@@ -161,20 +158,23 @@ func (o *owners) owned(storeKey string) (_ owner, ok bool) {
 var keyUnescaper = strings.NewReplacer("%25", "%", "%2F", "/")
 
 // loginOwner returns whose the token of a login will be. A session gets a new handle,
-// unless it may have other connections under the one that it has.
-func (o *owners) loginOwner(r *http.Request, connection string) (owner, error) {
+// unless it may have other connections under the one that it has. Until the session has
+// a new handle, nobody can reach what is under it.
+func (o *owners) loginOwner(r *http.Request, connection string) (who owner, isNew bool, err error) {
 	if o.keyOf != nil {
-		return o.whoseConnection(r, connection)
+		who, err = o.whoseConnection(r, connection)
+		return who, false, err
 	}
 	s, err := o.session(r)
 	if err != nil {
-		return owner{}, err
+		return owner{}, false, err
 	}
 	held := o.handle(s).held
-	if held == "" || o.connectionOf == nil {
+	if isNew = held == "" || o.connectionOf == nil; isNew {
 		held = o.kit + "/" + newHandle()
 	}
-	return o.inSession(held, connection)
+	who, err = o.inSession(held, connection)
+	return who, isNew, err
 }
 
 // handle returns what a login stored in the session.

@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// maxKey is the length of the longest store key, in bytes.
+const maxKey = 1024
+
 // TokenStore keeps records, each under a key that says whose it is. A record is a token,
 // or a mark in place of one (see [Token]): a store treats both alike.
 //
