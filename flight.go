@@ -234,6 +234,22 @@ func safely(fn func() error) (err error) {
 	return fn()
 }
 
+// shortly calls fn in a goroutine of its own and waits for it, for a moment only. A panic of
+// fn would end the process.
+func shortly(fn func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fn()
+	}()
+	pause := time.NewTimer(grace)
+	defer pause.Stop()
+	select {
+	case <-done:
+	case <-pause.C:
+	}
+}
+
 // keyedMutex is a mutex for each key. Waiting for it ends with a context, and it takes no
 // room while nobody holds it.
 type keyedMutex struct {

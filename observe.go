@@ -99,20 +99,12 @@ func (o observer) say(ctx context.Context, level slog.Level, message string, arg
 // end is not.
 func (o observer) apart(ctx context.Context, tell func(context.Context)) {
 	ctx = context.WithoutCancel(ctx)
-	told := make(chan struct{})
-	go func() {
-		defer close(told)
+	shortly(func() {
 		if p, ok := safely(func() error { tell(ctx); return nil }).(*panicError); ok {
 			_ = safely(func() error {
 				o.log.ErrorContext(ctx, "ganbauth: Observe or the Logger panicked", "panic", p.value, "stack", string(p.stack))
 				return nil
 			})
 		}
-	}()
-	pause := time.NewTimer(grace)
-	defer pause.Stop()
-	select {
-	case <-told:
-	case <-pause.C:
-	}
+	})
 }

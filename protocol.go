@@ -51,7 +51,7 @@ func (k *keeper) refreshing(key string, t *Token, needed func(*Token) bool, turn
 				return next, rest, err
 			}
 			if rest != nil {
-				rest()
+				shortly(rest)
 			}
 			// Somebody has refreshed it, logged in or logged out: go by what is there.
 			cur, err := k.load(ctx, key)

@@ -375,6 +375,22 @@ func TestG2SlowObserve(t *testing.T) {
 	})
 }
 
+// G2: neither does a slow unlock of the lock that a store of three methods needs for each
+// write.
+func TestG2SlowUnlockOfAWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		kit := backgroundKit(t, bank, callStore{ganbauth.NewMemoryStore(), func(string, string) {}}, lockerFunc(func(context.Context, string) (func(), error) {
+			return func() { time.Sleep(time.Hour) }, nil
+		}))
+		start := time.Now()
+		require.NoError(t, kit.SetToken(t.Context(), "u", bank.Token()))
+		require.NoError(t, kit.Disconnect(t.Context(), "u"))
+		require.LessOrEqual(t, time.Since(start), time.Second)
+		time.Sleep(time.Hour)
+	})
+}
+
 // G2: a slow unlock does not stand between a saved token and those who wait for it.
 func TestG2SlowUnlock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -147,7 +147,7 @@ func nameBeside(key, what string) string {
 }
 
 // lockWrites takes the lock that is held for one look and one write: in this process, then
-// across processes.
+// across processes. A Locker that is slow to unlock holds up the next writer only.
 func (r *records) lockWrites(ctx context.Context, key string) (func(), error) {
 	ctx, cancel := context.WithTimeout(ctx, writeLockTimeout)
 	defer cancel()
@@ -163,7 +163,7 @@ func (r *records) lockWrites(ctx context.Context, key string) (func(), error) {
 		leave()
 		return nil, err
 	}
-	return func() { unlock(); leave() }, nil
+	return func() { shortly(unlock); leave() }, nil
 }
 
 // delete removes whatever is under key. It is for a record that cannot be read, and so not
@@ -198,7 +198,7 @@ func (r *records) claim(ctx context.Context, key string, t *Token) (unlock func(
 		err = r.probe(ctx, key, t)
 	}
 	if err != nil && unlock != nil {
-		unlock()
+		shortly(unlock)
 	}
 	return unlock, err
 }
