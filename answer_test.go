@@ -114,6 +114,16 @@ func TestE3RequireTokenAroundEverything(t *testing.T) {
 		require.Equal(t, 200, b.get("/bank/p").StatusCode)
 		require.Equal(t, 1, a.next.calls())
 	})
+	t.Run("below StripPrefix, by a request line in absolute form, to a path with escapes", func(t *testing.T) {
+		a := newApp(t, setup{options: ganbauth.Options{RedirectURI: appURL + "/%E9%8A%80%E8%A1%8C/callback"}})
+		inner := http.StripPrefix("/銀行", a.kit.RequireToken(a.next))
+		a.handler = a.sessions.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.RequestURI = r.URL.String()
+			inner.ServeHTTP(w, r)
+		}))
+		b := a.browser()
+		require.Equal(t, "/%E9%8A%80%E8%A1%8C/p", b.get(b.callbackURL("/%E9%8A%80%E8%A1%8C/p")).Header.Get("Location"))
+	})
 }
 
 // A route that takes POST only: the page and the login lead to where the form stood.

@@ -272,8 +272,8 @@ func (k *Kit) atCallback(r *http.Request) bool {
 	if r.URL.Path == k.redirect.Path {
 		return true
 	}
-	requested, _, _ := strings.Cut(r.RequestURI, "?")
-	return requested == k.redirect.Path
+	requested, _, _ := strings.Cut(requestTarget(r), "?")
+	return requested == k.redirect.EscapedPath()
 }
 
 // isCallback reports whether r is a callback from the bank. Every callback has a state.
