@@ -135,12 +135,31 @@ func TestRedisGoesAway(t *testing.T) {
 
 func TestKits(t *testing.T) { storetest.Kits(t, stores(t, testenv.Redis(t).Addr)) }
 
-func TestProcesses(t *testing.T) {
-	engine := func() (*testenv.Process, string) {
+// engine starts a Redis that is killed and paused.
+func engine(t *testing.T) func() (*testenv.Process, string) {
+	return func() (*testenv.Process, string) {
 		server := testenv.Redis(t)
 		return server, server.Addr
 	}
-	storetest.Processes(t, engine, func(addr string) storetest.Store { return storeWithLease(t, addr, 3*time.Second) })
+}
+
+func TestProcesses(t *testing.T) {
+	storetest.Processes(t, engine(t), func(addr string) storetest.Store { return storeWithLease(t, addr, 3*time.Second) })
+}
+
+func TestKeepAlive(t *testing.T) {
+	newStore := func(addr string) storetest.Store { return storeWithLease(t, addr, 3*time.Second) }
+	storetest.KeepAlive(t, engine(t), newStore, "bank/user-")
+}
+
+func TestMillionTokens(t *testing.T) {
+	addr := testenv.Redis(t, "--appendonly", "no").Addr
+	watch := admin(t, addr)
+	storetest.RedisPages(t, rueidisstore.New(client(t, []string{addr}), rueidisstore.Options{}), func() string {
+		info, err := watch.Info(t.Context(), "commandstats").Result()
+		require.NoError(t, err)
+		return info
+	})
 }
 
 // The default store on an engine of scs's, with the Locker from here.
