@@ -284,9 +284,9 @@ func (s *settings) checkStore(sessions *scs.SessionManager) error {
 	case err != nil:
 		return err
 	}
-	s.records.locker = s.Locker
+	s.records.locker, s.records.apart = s.Locker, true
 	if own, ok := s.Store.(Locker); ok && (s.Locker == nil || isSame(own, s.Locker)) {
-		s.records.locker = own
+		s.records.locker, s.records.apart = own, false
 		s.records.both, _ = s.Store.(RecordLocker)
 	}
 	s.records.sealed = len(s.EncryptionKeys) > 0
@@ -300,6 +300,8 @@ func (s *settings) checkStore(sessions *scs.SessionManager) error {
 		s.records.store = newSealedStore(s.Store, sealedCodec{seal})
 	}
 	s.records.swapper, _ = s.records.store.(Swapper)
+	own, ok := s.records.store.(prompt)
+	s.records.prompt = ok && own.EndsWithContext()
 	return nil
 }
 

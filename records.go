@@ -23,8 +23,10 @@ const (
 // gets out.
 type records struct {
 	store   TokenStore
+	prompt  bool         // the store's calls end with their context
 	swapper Swapper      // nil: the kit compares for itself
 	locker  Locker       // nil: there is none
+	apart   bool         // the locker is not the store
 	both    RecordLocker // the store, if its lock brings the record; else nil
 	sealed  bool         // there are encryption keys
 	observer
@@ -46,13 +48,13 @@ func isUnreadable(err error) bool { return errors.Is(err, errSealed) || errors.I
 
 // load returns the record under key, or nil if there is none.
 func (r *records) load(ctx context.Context, key string) (t *Token, err error) {
-	if own, ok := r.store.(prompt); ok && own.EndsWithContext() {
+	if r.prompt {
 		err = r.safely(ctx, func() (err error) {
 			t, err = r.store.Load(ctx, key)
 			return err
 		})
 	} else {
-		t, err = await(ctx, r, callTimeout, func(ctx context.Context) (*Token, error) {
+		t, err = await(ctx, r, false, callTimeout, func(ctx context.Context) (*Token, error) {
 			return r.store.Load(ctx, key)
 		}, nil)
 	}
@@ -80,7 +82,7 @@ func (r *records) swap(ctx context.Context, key string, old, new *Token) error {
 			unlock()
 		}
 	}
-	unlock, err := await(ctx, r, writeLockTimeout+callTimeout, func(ctx context.Context) (func(), error) {
+	unlock, err := await(ctx, r, r.prompt, writeLockTimeout+callTimeout, func(ctx context.Context) (func(), error) {
 		unlock, err := r.lockWrites(ctx, key)
 		if err != nil {
 			return nil, err
@@ -224,7 +226,7 @@ func (r *records) hold(ctx context.Context, take func(context.Context) (string, 
 			_ = r.safely(ctx, func() error { l.unlock(); return nil })
 		}
 	}
-	l, err := await(ctx, r, lockTimeout, func(ctx context.Context) (l lock, err error) {
+	l, err := await(ctx, r, r.prompt && !r.apart, lockTimeout, func(ctx context.Context) (l lock, err error) {
 		l.found, l.unlock, err = take(ctx)
 		return l, err
 	}, release)
@@ -236,7 +238,7 @@ func (r *records) hold(ctx context.Context, take func(context.Context) (string, 
 
 // change makes a call of the Store that writes.
 func (r *records) change(ctx context.Context, what string, call func(context.Context) error) error {
-	_, err := await(ctx, r, callTimeout, func(ctx context.Context) (struct{}, error) {
+	_, err := await(ctx, r, r.prompt, callTimeout, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, call(ctx)
 	}, nil)
 	return unlessSuperseded(what, err)
@@ -253,8 +255,9 @@ func unlessSuperseded(what string, err error) error {
 // limit at most, whatever the call does. The call itself is not cut off when a request
 // leaves, which would cost some drivers their connection. Its context ends after limit,
 // or with the deadline of ctx. What it returns when nobody waits any more goes to late,
-// unless that is nil.
-func await[V any](ctx context.Context, r *records, limit time.Duration, call func(context.Context) (V, error), late func(V)) (V, error) {
+// unless that is nil. A prompt call ends with its context, and needs no goroutine to be
+// left in.
+func await[V any](ctx context.Context, r *records, prompt bool, limit time.Duration, call func(context.Context) (V, error), late func(V)) (V, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline))
 	}
@@ -263,14 +266,22 @@ func await[V any](ctx context.Context, r *records, limit time.Duration, call fun
 		value V
 		err   error
 	}
-	done, left := make(chan outcome), make(chan struct{})
-	go func() {
-		defer cancel()
-		var o outcome
+	run := func() (o outcome) {
 		o.err = r.safely(inner, func() (err error) {
 			o.value, err = call(inner)
 			return err
 		})
+		return o
+	}
+	if prompt {
+		defer cancel()
+		o := run()
+		return o.value, o.err
+	}
+	done, left := make(chan outcome), make(chan struct{})
+	go func() {
+		defer cancel()
+		o := run()
 		select {
 		case done <- o:
 		case <-left:

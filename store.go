@@ -24,10 +24,11 @@ const maxKey = 1024
 // A store that can should be a [Swapper], too. Without it the kit compares for itself,
 // under a lock.
 //
-// The kit calls Load in a goroutine, which it leaves after five seconds. That can take longer
-// than to read a token from memory. A store whose Load ends as soon as its context does, and
-// after a few seconds at most, whatever the engine does, may have the method
-// EndsWithContext() bool. If it returns true, Load is called by the request itself.
+// The kit makes each call in a goroutine, which it leaves after a few seconds. That can take
+// longer than to read a token from memory. A store may have the method EndsWithContext()
+// bool if all of its methods, those of the optional interfaces included, end as soon as
+// their context does, and Load after a few seconds at most, whatever the engine does. If it
+// returns true, the kit makes the calls without a goroutine.
 //
 // [ganbtest.TestStore]: https://pkg.go.dev/github.com/ganbauth/ganbauth/ganbtest#TestStore
 type TokenStore interface {

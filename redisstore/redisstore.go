@@ -165,7 +165,8 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	}
 }
 
-// EndsWithContext says that Load ends as soon as its context does: see [ganbauth.TokenStore].
+// EndsWithContext says that all methods end as soon as their context does: see
+// [ganbauth.TokenStore].
 func (*Store) EndsWithContext() bool { return true }
 
 // Save implements [ganbauth.TokenStore].
