@@ -1,6 +1,9 @@
 package ganbauth
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // TokenFromContext returns the token that [Kit.RequireToken] found, without its refresh
 // token. Where several kits guard a route, it is the innermost kit's. Each call in one
@@ -32,7 +35,8 @@ type grant struct {
 	outer *grant // of another kit
 	kit   any    // tells the kits apart
 	owner
-	token Token // a copy: the store may still have its own
+	token Token     // a copy: the store may still have its own
+	found time.Time // when the store had the token
 
 	// connectionNow returns which connection the request names by now. A mux that stands
 	// behind RequireToken sets the path values that Options.Connection may read, and then

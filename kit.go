@@ -123,7 +123,7 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 	case g.movedOn():
 		t.fault = errMovedOn
 	default:
-		t.key, t.token, t.looked = g.storeKey, &g.token, time.Now()
+		t.key, t.token, t.looked = g.storeKey, &g.token, g.found
 	}
 	return t.client()
 }

@@ -131,7 +131,7 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	if len(missing) > 0 {
 		return nil, &scopeError{granted: strings.Fields(t.Scope), missing: missing}
 	}
-	g := &grant{kit: k, owner: who, token: *t}
+	g := &grant{kit: k, owner: who, token: *t, found: time.Now()}
 	g.token.RefreshToken = "" // only the keeper may spend it
 	return g, nil
 }

@@ -492,6 +492,27 @@ func TestClientAsksTheStoreAgain(t *testing.T) {
 	})
 }
 
+// A handler that makes a client for each request of a stream has no newer token by that.
+func TestH2StreamOfClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+		connect(t, bank, store, "u")
+		kit := backgroundKit(t, bank, store, nil)
+		r := mustRequest("GET", "/")
+		r.Header.Set("X-User", "u")
+		kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			time.Sleep(4 * time.Second)
+			require.NoError(t, kit.Disconnect(t.Context(), "u"))
+			resp, err := kit.Client(r.Context()).Get(bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			resp.Body.Close()
+			time.Sleep(time.Second)
+			_, err = kit.Client(r.Context()).Get(bank.APIBase() + "/accounts")
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		})).ServeHTTP(nil, r)
+	})
+}
+
 func TestClientKeepsTheContextsValues(t *testing.T) {
 	type visitor struct{}
 	var seen []any
