@@ -29,15 +29,7 @@ import (
 // longer than 256 characters together, LoginHandler logs an error, once, and the handler
 // answers every request with 500.
 func (k *Kit) LoginHandler(scopes ...string) http.Handler {
-	var wanted []string
-	var fault error
-	if k.usable() == nil {
-		wanted = union(k.scopes, scopes)
-		fault = errors.Join(checkScopes("LoginHandler: scopes", wanted, k.connector)...)
-	}
-	if fault != nil {
-		k.log.Error("ganbauth: this LoginHandler can begin no login", "error", fault)
-	}
+	wanted, fault := k.wanted("LoginHandler", scopes)
 	return k.handler(http.MethodGet, func(w http.ResponseWriter, r *http.Request) error {
 		if fault != nil {
 			return fault
@@ -58,6 +50,19 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 		}
 		return nil
 	})
+}
+
+// wanted returns the scopes that a login asks for if it is to have these, too. An error, by
+// which no login can ask for them, is logged.
+func (k *Kit) wanted(by string, scopes []string) (all []string, fault error) {
+	if k.usable() != nil {
+		return nil, nil
+	}
+	all = union(k.scopes, scopes)
+	if fault = errors.Join(checkScopes(by+": scopes", all, k.connector)...); fault != nil {
+		k.log.Error("ganbauth: this "+by+" can begin no login", "error", fault)
+	}
+	return all, fault
 }
 
 // CallbackHandler finishes a login. Mount it at RedirectURI. It exchanges the code, saves

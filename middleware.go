@@ -35,8 +35,10 @@ func (k *Kit) RequireToken(next http.Handler) http.Handler { return k.require(ni
 
 // RequireScopes is [Kit.RequireToken] for routes that need scopes. If the user has not
 // granted all of them, a browser is sent to the bank to consent to them, and again to
-// those granted before. A program gets 403 with insufficient_scope (RFC 6750 section
-// 3.1). So does a form: put RequireScopes on the page with the form as well.
+// those granted before, unless all are longer than 256 characters together. A program
+// gets 403 with insufficient_scope (RFC 6750 section 3.1). So does a form: put
+// RequireScopes on the page with the form as well. Scopes that no login can ask for are
+// an error, as with LoginHandler.
 func (k *Kit) RequireScopes(scopes ...string) func(next http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler { return k.require(scopes, next) }
 }
@@ -45,6 +47,7 @@ func (k *Kit) RequireScopes(scopes ...string) func(next http.Handler) http.Handl
 // never end.
 func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 	callback := k.CallbackHandler()
+	_, fault := k.wanted("RequireScopes", scopes)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if k.usable() == nil && k.isCallback(r) {
 			callback.ServeHTTP(w, r)
@@ -60,6 +63,8 @@ func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 			k.serve(w, r, next)
 		case k.leadsToOwnHandler(next, r):
 			next.ServeHTTP(w, r)
+		case fault != nil && (errors.Is(err, ErrLoginRequired) || errors.Is(err, ErrInsufficientScope)):
+			k.deny(w, r, fault, nil)
 		default:
 			k.deny(w, r, err, scopes)
 		}
@@ -268,11 +273,14 @@ func (k *Kit) tokenIsGone(r *http.Request) bool {
 }
 
 // scopesToAsk returns the scopes of a login that mends err. They include those granted
-// before, because the new token replaces the old one.
+// before, because the new token replaces the old one, if the bank takes so many.
 func (k *Kit) scopesToAsk(err error, scopes []string) []string {
 	var lacks *scopeError
 	if errors.As(err, &lacks) {
-		return union(k.scopes, lacks.granted, scopes)
+		all := union(k.scopes, lacks.granted, scopes)
+		if len(strings.Join(all, " ")) <= maxScope {
+			return all
+		}
 	}
 	return union(k.scopes, scopes)
 }

@@ -173,6 +173,39 @@ func TestScopes(t *testing.T) {
 		a := newApp(t, setup{})
 		require.Equal(t, strings.Join(transferScopes, " "), mustParse(a.browser().authorizationURL("/transfer")).Query().Get("scope"))
 	})
+	t.Run("E3 scopes that no login can ask for are an error, not a round trip without end", func(t *testing.T) {
+		for name, scopes := range map[string][]string{
+			"two in one":     {"private:transfer private:x"},
+			"an empty one":   strings.Split("", ","),
+			"with the quote": {`private:"transfer"`},
+			"too long":       {strings.Repeat("x", 250)},
+		} {
+			t.Run(name, func(t *testing.T) {
+				a := newApp(t, setup{})
+				a.mux.Handle("/impossible", a.kit.RequireScopes(scopes...)(a.next))
+				require.Equal(t, 1, strings.Count(a.log.String(), "level=ERROR"), "said at once")
+				b := a.browser()
+				require.Equal(t, 500, b.get("/impossible").StatusCode)
+				b.login()
+				require.Equal(t, 500, b.get("/impossible").StatusCode)
+				require.Equal(t, 500, b.do("GET", "/impossible", program).StatusCode)
+				require.Zero(t, a.next.calls())
+			})
+		}
+	})
+	t.Run("E3 what is asked for is not too long because of what was granted", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			long := strings.Repeat("x", 120)
+			a.mux.Handle("/one", a.kit.RequireScopes(long+"1")(a.next))
+			a.mux.Handle("/two", a.kit.RequireScopes(long+"2")(a.next))
+			b := a.browser()
+			for _, path := range []string{"/one", "/two", "/one"} {
+				require.Equal(t, path, b.get(b.callbackURL(path)).Header.Get("Location"))
+				require.Equal(t, 200, b.get(path).StatusCode)
+				time.Sleep(time.Minute)
+			}
+		})
+	})
 	t.Run("a user who does not grant them is told, not sent round", func(t *testing.T) {
 		a := newApp(t, setup{})
 		b := a.browser()
