@@ -241,7 +241,7 @@ func TestRecipesPage(t *testing.T) {
 		"docs/ja/recipes.md": withoutComments,
 	} {
 		source := ""
-		for _, name := range []string{"recipes_test.go", "e2e/recipes_test.go", "recipes/recipes_test.go"} {
+		for _, name := range []string{"recipes_test.go", "e2e/recipes_test.go", "recipes/recipes_test.go", "recipes/testdata/clients/clients_test.go"} {
 			data, err := os.ReadFile(name)
 			require.NoError(t, err)
 			source += of(string(data))

@@ -10,6 +10,9 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -42,12 +45,7 @@ import (
 	"github.com/ganbauth/ganbauth/goredisstore"
 	"github.com/ganbauth/ganbauth/internal/testenv"
 	"github.com/ganbauth/ganbauth/pgxstore"
-	"github.com/ganbauth/ganbauth/recipes/testdata/oapi"
-	"github.com/ganbauth/ganbauth/recipes/testdata/ogen"
 )
-
-//go:generate go run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2 -generate types,client -package oapi -o testdata/oapi/oapi.go testdata/openapi.yaml
-//go:generate go run github.com/ogen-go/ogen/cmd/ogen@v1.24.0 --config testdata/ogen.yml --target testdata/ogen --package ogen --clean testdata/openapi.yaml
 
 // The first functions of this file are snippets of docs/recipes.md. What runs them follows.
 
@@ -125,43 +123,6 @@ func transfer(ctx context.Context, bank *http.Client, url, orderID string, body 
 	req.Header.Set("Content-Type", "application/json;charset=UTF-8")
 	req.Header.Set("Idempotency-Key", orderID) // kept with the order: the same after a crash
 	return client.Do(req)
-}
-
-func accountsByOapiCodegen(ctx context.Context, bank *http.Client, apiBase string) (*oapi.Accounts, error) {
-	client, err := oapi.NewClientWithResponses(apiBase, oapi.WithHTTPClient(bank))
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.GetAccountsWithResponse(ctx, &oapi.GetAccountsParams{}) // bank sets x-access-token
-	if err != nil {
-		return nil, err
-	}
-	err = ganbauth.ParseAPIError(resp.StatusCode(), resp.HTTPResponse.Header, resp.Body)
-	if err == nil && resp.JSON200 == nil {
-		err = errors.New("the bank's answer is not JSON")
-	}
-	return resp.JSON200, err
-}
-
-func accountsByOgen(ctx context.Context, bank *http.Client, apiBase string) (*ogen.Accounts, error) {
-	bank.Transport = refusals{bank.Transport}
-	client, err := ogen.NewClient(apiBase, ogen.WithClient(bank))
-	if err != nil {
-		return nil, err
-	}
-	return client.GetAccounts(ctx, ogen.GetAccountsParams{}) // bank sets x-access-token
-}
-
-// refusals makes errors of the bank's refusals.
-type refusals struct{ http.RoundTripper }
-
-func (t refusals) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := t.RoundTripper.RoundTrip(r)
-	if err != nil || resp.StatusCode < 400 {
-		return resp, err
-	}
-	defer resp.Body.Close()
-	return nil, ganbauth.CheckResponse(resp)
 }
 
 func lambdaHandler(bank *ganbauth.Kit, app http.Handler) http.Handler {
@@ -410,43 +371,34 @@ func TestTransfer(t *testing.T) {
 	})
 }
 
+// The generated code is nobody's to read, and so not in the repository: the test makes a
+// module of testdata/clients, with what the generators make of openapi.yaml, and runs the
+// tests there.
 func TestGeneratedClients(t *testing.T) {
-	box := newBox(t, ganbtest.Options{})
-	bank := newKit(t, box, nil, ganbauth.Options{})
-	for name, ids := range map[string]func() ([]string, error){
-		"oapi-codegen": func() (ids []string, err error) {
-			answer, err := accountsByOapiCodegen(t.Context(), bank.ClientFor("alice"), box.APIBase())
-			if err == nil {
-				for _, account := range answer.Accounts {
-					ids = append(ids, account.AccountId)
-				}
-			}
-			return ids, err
-		},
-		"ogen": func() (ids []string, err error) {
-			answer, err := accountsByOgen(t.Context(), bank.ClientFor("alice"), box.APIBase())
-			if err == nil {
-				for _, account := range answer.Accounts {
-					ids = append(ids, account.AccountId)
-				}
-			}
-			return ids, err
-		},
+	dir := t.TempDir()
+	require.NoError(t, os.CopyFS(dir, os.DirFS("testdata/clients")))
+	root, err := filepath.Abs("..")
+	require.NoError(t, err)
+	run := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), "go", args...)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	for _, words := range []string{
+		"mod init clients",
+		"mod edit -require github.com/ganbauth/ganbauth@v0.1.0 -replace github.com/ganbauth/ganbauth=" + root,
+		"run github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2 -generate types,client -package oapi -o oapi/oapi.go openapi.yaml",
+		"run github.com/ogen-go/ogen/cmd/ogen@v1.24.0 --config ogen.yml --target ogen --package ogen openapi.yaml",
+		"get github.com/oapi-codegen/runtime@v1.8.0 github.com/ogen-go/ogen@v1.24.0",
+		"mod tidy",
+		"test -count=1 .",
 	} {
-		t.Run(name, func(t *testing.T) {
-			got, err := ids()
-			require.NoError(t, err)
-			require.NotEmpty(t, got)
-			box.Fail(ganbtest.API, ganbtest.Maintenance, 1)
-			_, err = ids()
-			var refusal *ganbauth.APIError
-			require.ErrorAs(t, err, &refusal)
-			require.Equal(t, "WG_ERR_300", refusal.Code)
-			require.Equal(t, http.StatusServiceUnavailable, ganbauth.StatusCode(err))
-			box.Fail(ganbtest.API, ganbtest.NotJSON, 1)
-			_, err = ids()
-			require.Error(t, err)
-		})
+		out, err := run(strings.Fields(words)...)
+		if err != nil && os.Getenv("CI") != "true" && strings.Contains(out, "dial tcp") {
+			t.Skip("SKIP: there is no network to get the generators from")
+		}
+		require.NoError(t, err, "go %s: %s", words, out)
 	}
 }
 
