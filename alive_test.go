@@ -495,6 +495,23 @@ func TestKeepAlive(t *testing.T) {
 			require.ErrorIs(t, end(), context.Canceled)
 		})
 	})
+	t.Run("G4 one that waits for its turn ends at once", func(t *testing.T) {
+		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+			store := engineStore{o.store, o.locker}
+			var kits [2]*ganbauth.Kit
+			var ends [2]func() error
+			for i := range kits {
+				kits[i] = backgroundKit(t, o.bank, store, nil)
+				ends[i] = o.keepAlive(kits[i])
+				time.Sleep(time.Second)
+			}
+			begun := time.Now()
+			require.NoError(t, kits[1].Shutdown(t.Context()))
+			require.LessOrEqual(t, time.Since(begun), time.Second)
+			require.ErrorIs(t, ends[1](), context.Canceled)
+			require.ErrorIs(t, ends[0](), context.Canceled)
+		})
+	})
 	t.Run("C1 a Locker that gives up by itself", func(t *testing.T) {
 		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
 			kit := o.kit(o.locked)
@@ -661,6 +678,15 @@ func (s *pagingStore) ExpiringAfter(_ context.Context, after ganbauth.Expiry, _ 
 	}
 	return s.page(after, limit), nil
 }
+
+// engineStore is a store and a Locker in one that ends with its context, as those of the
+// engines are.
+type engineStore struct {
+	*indexedStore
+	ganbauth.Locker
+}
+
+func (engineStore) EndsWithContext() bool { return true }
 
 // onlyLister is an ExpiryLister and no ExpiryPager.
 type onlyLister struct {

@@ -258,30 +258,31 @@ func unlessSuperseded(what string, err error) error {
 // unless that is nil. A prompt call ends with its context, and needs no goroutine to be
 // left in.
 func await[V any](ctx context.Context, r *records, prompt bool, limit time.Duration, call func(context.Context) (V, error), late func(V)) (V, error) {
-	if deadline, ok := ctx.Deadline(); ok {
-		limit = min(limit, time.Until(deadline))
-	}
-	inner, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	type outcome struct {
 		value V
 		err   error
 	}
-	run := func() (o outcome) {
-		o.err = r.safely(inner, func() (err error) {
-			o.value, err = call(inner)
+	run := func(ctx context.Context) (o outcome) {
+		o.err = r.safely(ctx, func() (err error) {
+			o.value, err = call(ctx)
 			return err
 		})
 		return o
 	}
 	if prompt {
+		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
-		o := run()
+		o := run(ctx)
 		return o.value, o.err
 	}
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline))
+	}
+	inner, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	done, left := make(chan outcome), make(chan struct{})
 	go func() {
 		defer cancel()
-		o := run()
+		o := run(inner)
 		select {
 		case done <- o:
 		case <-left:
