@@ -3,6 +3,7 @@ package ganbauth_test
 import (
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
 func TestNewRefuses(t *testing.T) {
@@ -231,4 +233,60 @@ func TestDefaults(t *testing.T) {
 	resp, err := serveDirectly(func() http.Handler { return sessions.LoadAndSave(mux) }).RoundTrip(mustRequest("GET", appURL+"/bank/login"))
 	require.NoError(t, err)
 	require.True(t, strings.HasPrefix(resp.Header.Get("Location"), "https://api.gmo-aozora.com/ganb/api/auth/v1/authorization?"))
+}
+
+// A kit whose Key reads the session gets more from the sessions than from nil.
+func TestSessionsBesideKey(t *testing.T) {
+	for name, with := range map[string]bool{"with the sessions": true, "with nil": false} {
+		t.Run(name, func(t *testing.T) {
+			bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+			defer bank.Close()
+			sessions := scs.New()
+			sessions.Cookie.Secure, sessions.Cookie.SameSite = true, http.SameSiteStrictMode
+			opts := recipeOptions()
+			opts.Key = func(r *http.Request) (string, error) { return sessions.GetString(r.Context(), "user"), nil }
+			given := sessions
+			if !with {
+				given = nil
+			}
+			kit, err := ganbauth.New(bank.Connector(), given, opts)
+			require.NoError(t, err)
+			mux := http.NewServeMux()
+			mux.HandleFunc("/in", func(_ http.ResponseWriter, r *http.Request) { sessions.Put(r.Context(), "user", "alice") })
+			mux.Handle("/bank/login", kit.LoginHandler())
+			mux.Handle("/bank/callback", kit.CallbackHandler())
+			mux.Handle("/page", kit.RequireToken(http.NotFoundHandler()))
+			app := sessions.LoadAndSave(mux)
+
+			r := httptest.NewRequest("GET", "https://app.test/page", nil)
+			r.Header.Set("Accept", "text/html")
+			w := httptest.NewRecorder()
+			app.ServeHTTP(w, r)
+			require.Equal(t, with, w.Header().Get("Refresh") != "", "a Strict cookie stayed behind")
+			require.Equal(t, with, w.Code == 200)
+
+			browser := bank.Browser(app)
+			token := func() string {
+				u, err := url.Parse("https://app.test/")
+				require.NoError(t, err)
+				for _, c := range browser.Jar.Cookies(u) {
+					if c.Name == sessions.Cookie.Name {
+						return c.Value
+					}
+				}
+				return ""
+			}
+			open := func(path string) int {
+				resp, err := browser.Get("https://app.test" + path)
+				require.NoError(t, err)
+				require.NoError(t, resp.Body.Close())
+				return resp.StatusCode
+			}
+			require.Equal(t, 200, open("/in"))
+			before := token()
+			require.NotEmpty(t, before)
+			require.Equal(t, 404, open("/bank/login?return_to=/page"), "connected")
+			require.Equal(t, with, token() != before, "the session's token is renewed")
+		})
+	}
 }

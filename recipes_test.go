@@ -288,6 +288,22 @@ func TestAccounts(t *testing.T) {
 	}
 }
 
+// connectedBrowser logs a user in to the application and connects a bank account.
+func connectedBrowser(box *ganbtest.Server, application http.Handler) (*http.Client, error) {
+	browser := box.Browser(application)
+	for _, page := range []string{
+		"https://app.test/login?user=alice",     // the application's own login
+		"https://app.test/clients/sato/connect", // to the bank, which approves, and back
+	} {
+		resp, err := browser.Get(page)
+		if err != nil {
+			return nil, err
+		}
+		resp.Body.Close()
+	}
+	return browser, nil
+}
+
 // What the snippets need around them.
 
 type whoIsLoggedIn struct{}
@@ -374,6 +390,34 @@ func TestRecipeConnections(t *testing.T) {
 	connected, err := connectedClients(t.Context(), bank, "alice", []string{"sato", "suzuki", "tanaka"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"suzuki"}, connected)
+}
+
+func TestRecipeConnectedBrowser(t *testing.T) {
+	box := recipeBank(t)
+	opts := recipeOptions()
+	routes, err := severalConnections(box.Connector(), opts, box.APIBase())
+	require.NoError(t, err)
+	sessions := scs.New()
+	sessions.Cookie.Secure = true
+	application := sessions.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/login" {
+			sessions.Put(r.Context(), "user", r.FormValue("user"))
+			return
+		}
+		as(sessions.GetString(r.Context(), "user"), routes).ServeHTTP(w, r)
+	}))
+	browser, err := connectedBrowser(box, application)
+	require.NoError(t, err)
+	resp, text := get(t, browser, "https://app.test/clients/sato/accounts", "application/json")
+	require.Equal(t, 200, resp.StatusCode, text)
+	resp, _ = get(t, browser, "https://app.test/clients/suzuki/accounts", "application/json")
+	require.Equal(t, 401, resp.StatusCode)
+
+	bank, err := ganbauth.New(box.Connector(), nil, opts)
+	require.NoError(t, err)
+	require.NoError(t, bank.SetToken(t.Context(), "alice", box.Token(), "suzuki"))
+	resp, text = get(t, browser, "https://app.test/clients/suzuki/accounts", "application/json")
+	require.Equal(t, 200, resp.StatusCode, text)
 }
 
 func TestRecipeLostConnection(t *testing.T) {
