@@ -43,9 +43,9 @@ func TestEngines(t *testing.T) {
 	for _, engine := range []struct {
 		name    string
 		compare func(testing.TB, int) []engineSample
-		trips   []int // of sessions alone, the default store, the nested stores
+		trips   []int // of sessions alone, the default store, the nested stores, peers
 	}{
-		{"Redis", onRedis, []int{1, 2, 2, 1}},
+		{"Redis", onRedis, []int{1, 2, 2, 1, 1}},
 		{"PostgreSQL", onPostgres, []int{1, 2, 2}},
 		{"MariaDB", onMariaDB, []int{2, 4, 3}}, // scs prepares its statement each time
 	} {
@@ -78,11 +78,15 @@ func TestStorm(t *testing.T) {
 	}
 }
 
-func TestHerd(t *testing.T) {
+func TestHerds(t *testing.T) {
 	const users = 3000
-	s := herd(refreshers[0], ganbauth.NewMemoryStore(), users)
-	require.Zero(t, s.Failed)
-	require.LessOrEqual(t, s.Goroutines, users, "no more than requests")
+	samples := herds(herders(), ganbauth.NewMemoryStore(), users, 1)
+	require.EqualValues(t, 1, samples[0].Ratio)
+	for _, s := range samples {
+		require.Zero(t, s.Failed, s.Name)
+		require.Positive(t, s.Ratio, s.Name)
+		require.LessOrEqual(t, s.Goroutines, users, "no more than requests: %s", s.Name)
+	}
 }
 
 func TestMemory(t *testing.T) {
@@ -120,7 +124,7 @@ func TestWrite(t *testing.T) {
 	testenv.Redis(t) // the processes start their own, and cannot skip
 	testenv.Postgres(t)
 	testenv.MariaDB(t)
-	require.NoError(t, measure(effort{processes: 1, rounds: 1, sessions: []int{1000}, tokens: []int{200}, users: 100, pairs: 1, long: time.Second}).write(out))
+	require.NoError(t, measure(effort{processes: 1, rounds: 1, sessions: []int{1000}, tokens: []int{200}, users: 100, herds: 1, pairs: 1, long: time.Second}).write(out))
 	for _, name := range []string{"performance.md", "performance/benchstat.txt", "performance/overhead.svg", "performance/storm.svg", "performance/memory.svg"} {
 		info, err := os.Stat(out + "/" + name)
 		require.NoError(t, err)

@@ -18,6 +18,9 @@ import (
 	"github.com/alexedwards/scs/v2"
 	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgxpool"
+	proxyoptions "github.com/oauth2-proxy/oauth2-proxy/v7/pkg/apis/options"
+	proxypersistence "github.com/oauth2-proxy/oauth2-proxy/v7/pkg/sessions/persistence"
+	proxyredis "github.com/oauth2-proxy/oauth2-proxy/v7/pkg/sessions/redis"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/rueidis"
 
@@ -47,9 +50,9 @@ type engineSample struct {
 	RoundTrips float64
 }
 
-// onEngine compares sessions alone, the default store on the sessions' engine, and nested
-// stores.
-func onEngine(engine scs.Store, asked *roundTrips, rounds int, nested ...nestedStore) (samples []engineSample) {
+// onEngine compares sessions alone, the default store on the sessions' engine, nested
+// stores, and peers.
+func onEngine(engine scs.Store, asked *roundTrips, rounds int, nested []nestedStore, peers ...*contender) (samples []engineSample) {
 	configure := func(s *scs.SessionManager) { s.Store = engine }
 	contenders := []*contender{
 		floor(configure),
@@ -58,6 +61,7 @@ func onEngine(engine scs.Store, asked *roundTrips, rounds int, nested ...nestedS
 	for _, n := range nested {
 		contenders = append(contenders, connected(configure, "**ganbauth** with "+n.name, ganbauth.Options{Store: n.store}, n.writer))
 	}
+	contenders = append(contenders, peers...)
 	for i, s := range compare(contenders, rounds, false) {
 		before := asked.n.Load()
 		const n = 100
@@ -84,9 +88,20 @@ func onRedis(tb testing.TB, rounds int) []engineSample {
 	near := asked.rueidis(addr)
 	defer near.Close()
 	written := goredisstore.New(client, goredisstore.Options{})
-	return onEngine(scsredis.New(client), &asked, rounds,
-		nestedStore{"goredisstore", written, nil},
-		nestedStore{"rueidisstore", rueidisstore.New(near, rueidisstore.Options{}), written})
+	return onEngine(scsredis.New(client), &asked, rounds, []nestedStore{
+		{"goredisstore", written, nil},
+		{"rueidisstore", rueidisstore.New(near, rueidisstore.Options{}), written},
+	}, proxiedOnRedis(addr, &asked))
+}
+
+// proxiedOnRedis is oauth2-proxy with its store in Redis, whose client it makes itself.
+func proxiedOnRedis(addr string, asked *roundTrips) *contender {
+	store := must(proxyredis.NewRedisSessionStore(&proxyoptions.SessionOptions{
+		Redis: proxyoptions.RedisStoreOptions{ConnectionURL: "redis://" + addr},
+	}, proxyCookie()))
+	client := store.(*proxypersistence.Manager).Store.(*proxyredis.SessionStore).Client
+	client.(interface{ AddHook(redis.Hook) }).AddHook(asked)
+	return proxied("oauth2-proxy", store)
 }
 
 // onPostgres measures a live token on PostgreSQL.
@@ -102,7 +117,7 @@ func onPostgres(tb testing.TB, rounds int) []engineSample {
 	check(err)
 	store := pgxstore.New(pool, pgxstore.Options{})
 	check(store.Migrate(ctx))
-	return onEngine(scspgx.NewWithCleanupInterval(pool, 0), &asked, rounds, nestedStore{"pgxstore", store, nil})
+	return onEngine(scspgx.NewWithCleanupInterval(pool, 0), &asked, rounds, []nestedStore{{"pgxstore", store, nil}})
 }
 
 // onMariaDB measures a live token on MariaDB.
@@ -116,7 +131,7 @@ func onMariaDB(tb testing.TB, rounds int) []engineSample {
 	check(err)
 	store := mysqlstore.New(db, mysqlstore.Options{})
 	check(store.Migrate(ctx))
-	return onEngine(scsmysql.NewWithCleanupInterval(db, 0), &asked, rounds, nestedStore{"mysqlstore", store, nil})
+	return onEngine(scsmysql.NewWithCleanupInterval(db, 0), &asked, rounds, []nestedStore{{"mysqlstore", store, nil}})
 }
 
 // roundTrips counts how often a client waits for its server: what it reads after it has
@@ -124,8 +139,23 @@ func onMariaDB(tb testing.TB, rounds int) []engineSample {
 type roundTrips struct{ n atomic.Int64 }
 
 func (r *roundTrips) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
-	return &countingConn{Conn: conn, trips: r}, err
+	return r.DialHook(new(net.Dialer).DialContext)(ctx, network, addr)
+}
+
+// DialHook implements [redis.Hook]: it counts what goes over each connection.
+func (r *roundTrips) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := next(ctx, network, addr)
+		return &countingConn{Conn: conn, trips: r}, err
+	}
+}
+
+// ProcessHook implements [redis.Hook].
+func (r *roundTrips) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+// ProcessPipelineHook implements [redis.Hook].
+func (r *roundTrips) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
 }
 
 // rueidis returns a client that sends nothing by itself.

@@ -133,7 +133,6 @@ func browse(h http.Handler, cookies map[string]string, target string) *http.Resp
 
 func request(cookies map[string]string, target string) *http.Request {
 	r := httptest.NewRequest(http.MethodGet, app+target, nil)
-	r.RequestURI = target // as net/http's server has it
 	var pairs []string
 	for name, value := range cookies {
 		pairs = append(pairs, name+"="+value)
@@ -268,19 +267,44 @@ func inSession(configure func(*scs.SessionManager)) []*contender {
 	}
 }
 
+// set returns a request with the cookies that h sets.
+func set(h http.HandlerFunc) *http.Request {
+	cookies := map[string]string{}
+	browse(h, cookies, "/")
+	return request(cookies, "/balance")
+}
+
+func fail(err error, ok bool) {
+	if check(err); !ok {
+		panic("no token")
+	}
+}
+
+func proxyCookie() *proxyoptions.Cookie {
+	return &proxyoptions.Cookie{Name: "_oauth2_proxy", Secret: string(secret(32)), Path: "/", Expire: 168 * time.Hour}
+}
+
+// proxied is oauth2-proxy's way of keeping the token, in one of its stores.
+func proxied(name string, store proxysessions.SessionStore) *contender {
+	return &contender{
+		name: name,
+		handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			s, err := store.Load(r)
+			check(err)
+			fail(nil, !s.IsExpired())
+		}),
+		request: set(func(w http.ResponseWriter, r *http.Request) {
+			s := &proxysessions.SessionState{AccessToken: token.AccessToken, RefreshToken: token.RefreshToken, IDToken: token.IDToken, User: token.Subject}
+			s.CreatedAtNow()
+			s.ExpiresIn(24 * time.Hour)
+			check(store.Save(w, r, s))
+		}),
+	}
+}
+
 // peers keep the token in a cookie, or let a cookie be the token.
 func peers() []*contender {
 	oauthToken := &oauth2.Token{AccessToken: token.AccessToken, RefreshToken: token.RefreshToken, TokenType: "Bearer", Expiry: token.ExpiresAt}
-	set := func(h http.HandlerFunc) *http.Request {
-		cookies := map[string]string{}
-		browse(h, cookies, "/")
-		return request(cookies, "/balance")
-	}
-	fail := func(err error, ok bool) {
-		if check(err); !ok {
-			panic("no token")
-		}
-	}
 
 	cookieStore := gorilla.NewCookieStore(secret(64), secret(32))
 	onGorilla := &contender{
@@ -316,22 +340,8 @@ func peers() []*contender {
 		}),
 	}
 
-	cookieOptions := &proxyoptions.Cookie{Name: "_oauth2_proxy", Secret: string(secret(32)), Path: "/", Expire: 168 * time.Hour}
-	proxy := must(proxycookie.NewCookieSessionStore(&proxyoptions.SessionOptions{}, cookieOptions))
-	onProxy := &contender{
-		name: "oauth2-proxy (cookie)",
-		handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-			s, err := proxy.Load(r)
-			check(err)
-			fail(nil, !s.IsExpired())
-		}),
-		request: set(func(w http.ResponseWriter, r *http.Request) {
-			s := &proxysessions.SessionState{AccessToken: token.AccessToken, RefreshToken: token.RefreshToken, IDToken: token.IDToken, User: token.Subject}
-			s.CreatedAtNow()
-			s.ExpiresIn(24 * time.Hour)
-			check(proxy.Save(w, r, s))
-		}),
-	}
+	proxy := must(proxycookie.NewCookieSessionStore(&proxyoptions.SessionOptions{}, proxyCookie()))
+	onProxy := proxied("oauth2-proxy (cookie)", proxy)
 
 	jwtAuth := jwtauth.New("HS256", []byte(bank.ClientSecret), nil)
 	asBearer := httptest.NewRequest(http.MethodGet, app+"/balance", nil)

@@ -5,8 +5,8 @@
 //
 // With -o it also writes that page, its plots, and what benchstat reads. Every number
 // comes from processes of their own that run one after the other; what is compared is
-// measured in turns within a process. It takes ten minutes; -quick takes a minute, for a
-// look.
+// measured in turns within a process. It takes a quarter of an hour; -quick takes a few
+// minutes, for a look.
 package main
 
 import (
@@ -75,12 +75,15 @@ var jobs = map[string]func(args []string) any{
 	"near": func(args []string) any {
 		return withParts(func(tb testing.TB) float64 { return nearMemory(tb, numbers(args)[0]) })
 	},
-	"engineherd": func(args []string) any {
-		return withParts(func(tb testing.TB) herdSample {
+	"engineherds": func(args []string) any {
+		return withParts(func(tb testing.TB) []herdSample {
+			n := numbers(args[1:])
 			e := engines[args[0]](tb)
-			s := herd(refreshers[0], e.store, numbers(args[1:])[0])
-			s.Name = e.name
-			return s
+			samples := herds(herders()[:2], e.store, n[0], n[1])
+			for i := range samples {
+				samples[i].Engine = e.name
+			}
+			return samples
 		})
 	},
 	"refused": func(args []string) any {
@@ -91,8 +94,9 @@ var jobs = map[string]func(args []string) any{
 	"storm": func(args []string) any {
 		return storm(refreshers[must(strconv.Atoi(args[0]))], 1000, must(time.ParseDuration(args[1])))
 	},
-	"herd": func(args []string) any {
-		return herd(refreshers[must(strconv.Atoi(args[0]))], ganbauth.NewMemoryStore(), must(strconv.Atoi(args[1])))
+	"herds": func(args []string) any {
+		n := numbers(args)
+		return herds(herders(), ganbauth.NewMemoryStore(), n[0], n[1])
 	},
 	"memory": func(args []string) any { return sessionMemory(must(strconv.Atoi(args[0])), args[1] == "connected") },
 	"leftovers": func(args []string) any {
@@ -217,15 +221,15 @@ type effort struct {
 	processes, rounds int
 	sessions          []int
 	tokens            []int         // in an engine
-	users             int           // whose tokens end together
+	users, herds      int           // whose tokens end together, and how often
 	pairs             int           // of loads, with and without expiries
 	long              time.Duration // each load
 	counted           int           // requests whose instructions are counted
 }
 
 var (
-	full  = effort{processes: 10, rounds: 40, sessions: []int{100_000, 1_000_000}, tokens: []int{10_000, 100_000, 1_000_000}, users: 10_000, pairs: 5, long: 20 * time.Second, counted: 2000}
-	brief = effort{processes: 2, rounds: 10, sessions: []int{10_000, 100_000}, tokens: []int{1_000, 10_000}, users: 1_000, pairs: 1, long: 3 * time.Second, counted: 2000}
+	full  = effort{processes: 10, rounds: 40, sessions: []int{100_000, 1_000_000}, tokens: []int{10_000, 100_000, 1_000_000}, users: 10_000, herds: 5, pairs: 5, long: 20 * time.Second, counted: 2000}
+	brief = effort{processes: 2, rounds: 10, sessions: []int{10_000, 100_000}, tokens: []int{1_000, 10_000}, users: 1_000, herds: 3, pairs: 1, long: 3 * time.Second, counted: 2000}
 )
 
 // measure does every job in turn.
@@ -259,13 +263,13 @@ func measure(e effort) (r results) {
 		r.AtOnce = append(r.AtOnce, child[stormSample]("storm", i, time.Duration(0)))
 		r.Spread = append(r.Spread, child[stormSample]("storm", i, 200*time.Millisecond))
 	}
-	for i, refresher := range refreshers {
-		if refresher.keepsInStore {
-			r.Herds = append(r.Herds, child[herdSample]("herd", i, e.users))
-		}
-	}
+	r.Herds = child[[]herdSample]("herds", e.users, e.herds)
 	for _, engine := range []string{"redis", "rueidis", "postgres", "mariadb"} {
-		r.EngineHerds = append(r.EngineHerds, child[herdSample]("engineherd", engine, e.users/10))
+		users := e.users
+		if engine == "postgres" || engine == "mariadb" {
+			users /= 5 // the store ends a call after seconds, and each commit waits for the disk
+		}
+		r.EngineHerds = append(r.EngineHerds, child[[]herdSample]("engineherds", engine, users, e.herds)...)
 		if engine != "rueidis" { // it fills Redis as goredisstore does
 			r.Sizes = append(r.Sizes, child[[]sizeSample]("sizes", append([]any{engine}, anys(e.tokens)...)...)...)
 		}

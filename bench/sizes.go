@@ -44,13 +44,12 @@ type engine struct {
 // engines start them, by name.
 var engines = map[string]func(testing.TB) engine{
 	"redis": func(tb testing.TB) engine {
-		client := redis.NewClient(&redis.Options{Addr: testenv.Redis(tb, "--appendonly", "no").Addr})
-		return newRedisEngine("Redis, goredisstore", client, goredisstore.New(client, goredisstore.Options{}))
+		client, near := redisClients(testenv.Redis(tb, "--appendonly", "no").Addr)
+		return newRedisEngine("Redis, goredisstore", client, near, goredisstore.New(client, goredisstore.Options{}))
 	},
 	"rueidis": func(tb testing.TB) engine {
-		addr := testenv.Redis(tb, "--appendonly", "no").Addr
-		near := must(rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}}))
-		return newRedisEngine("Redis, rueidisstore", redis.NewClient(&redis.Options{Addr: addr}), rueidisstore.New(near, rueidisstore.Options{}))
+		client, near := redisClients(testenv.Redis(tb, "--appendonly", "no").Addr)
+		return newRedisEngine("Redis, rueidisstore", client, near, rueidisstore.New(near, rueidisstore.Options{}))
 	},
 	"postgres": func(tb testing.TB) engine {
 		ctx := context.Background()
@@ -99,16 +98,22 @@ var engines = map[string]func(testing.TB) engine{
 	},
 }
 
-// newRedisEngine measures size and cost of a store in Redis.
-func newRedisEngine(name string, client *redis.Client, store storetest.Store) engine {
+func redisClients(addr string) (*redis.Client, rueidis.Client) {
+	return redis.NewClient(&redis.Options{Addr: addr}), must(rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}}))
+}
+
+// newRedisEngine measures size and cost of a store in Redis. Near, which sends in one
+// pipeline what is sent at the same time, fills it.
+func newRedisEngine(name string, client *redis.Client, near rueidis.Client, store storetest.Store) engine {
 	ctx := context.Background()
 	return engine{name, store, func(from, to int) {
+		filling := rueidisstore.New(near, rueidisstore.Options{CacheTTL: -1})
 		var wg sync.WaitGroup
-		const together = 32
+		const together = 256
 		for i := range together {
 			wg.Go(func() {
 				for n := from + i; n < to; n += together {
-					check(store.Save(ctx, fmt.Sprint(kitKey, "user-", n), issued(time.Now().Add(time.Hour+time.Duration(n%86400)*time.Second))))
+					check(filling.Save(ctx, fmt.Sprint(kitKey, "user-", n), issued(time.Now().Add(time.Hour+time.Duration(n%86400)*time.Second))))
 				}
 			})
 		}
@@ -170,11 +175,10 @@ func (e engine) measure(s *sizeSample) {
 // nearMemory is the heap that a token takes that rueidisstore has in memory.
 func nearMemory(tb testing.TB, n int) float64 {
 	ctx, addr := context.Background(), testenv.Redis(tb, "--appendonly", "no").Addr
-	client := redis.NewClient(&redis.Options{Addr: addr})
+	client, near := redisClients(addr)
 	defer client.Close()
-	newRedisEngine("", client, goredisstore.New(client, goredisstore.Options{})).fill(0, n)
-	near := must(rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}}))
 	defer near.Close()
+	newRedisEngine("", client, near, nil).fill(0, n)
 	store := rueidisstore.New(near, rueidisstore.Options{CacheTTL: time.Minute})
 	before, _ := settled()
 	for i := range n {

@@ -87,20 +87,19 @@ func (b *bankProcess) connector() *ganbauth.Connector {
 // refresher serves requests whose header User says whose they are, and needs a live token
 // for each.
 type refresher struct {
-	name         string
-	keepsInStore bool // what it refreshes
-	make         func(*bankProcess, ganbauth.TokenStore) http.Handler
+	name string
+	make func(*bankProcess, ganbauth.TokenStore) http.Handler
 }
 
 var refreshers = []refresher{
-	{"**ganbauth**", true, func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
+	{"**ganbauth**", func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
 		kit := must(ganbauth.New(b.connector(), nil, ganbauth.Options{
 			RedirectURI: app + "/callback", Scopes: []string{"private:account", "offline_access"}, Logger: discardLog, Store: store,
 			Key: func(r *http.Request) (string, error) { return r.Header.Get("User"), nil },
 		}))
 		return kit.RequireToken(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	}},
-	{"each request refreshes", true, func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
+	{"each request refreshes", func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
 		c := b.connector()
 		return needsToken(store, func(ctx context.Context, user string, t *ganbauth.Token) (*ganbauth.Token, error) {
 			next, err := c.RefreshTokens(ctx, t.RefreshToken)
@@ -110,7 +109,7 @@ var refreshers = []refresher{
 			return next, err
 		})
 	}},
-	{"x/sync/singleflight", true, func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
+	{"x/sync/singleflight", func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
 		c := b.connector()
 		var group singleflight.Group
 		return needsToken(store, func(ctx context.Context, user string, t *ganbauth.Token) (*ganbauth.Token, error) {
@@ -127,7 +126,7 @@ var refreshers = []refresher{
 			return next.(*ganbauth.Token), nil
 		})
 	}},
-	{"x/oauth2 ReuseTokenSource", false, func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
+	{"x/oauth2 ReuseTokenSource", func(b *bankProcess, store ganbauth.TokenStore) http.Handler {
 		config := &oauth2.Config{ClientID: b.ClientID, ClientSecret: b.Secret, Endpoint: oauth2.Endpoint{
 			TokenURL: b.Config.AuthBaseURL + "/token", AuthStyle: oauth2.AuthStyleInHeader,
 		}}
@@ -215,66 +214,129 @@ func userRequest(h http.Handler, user string) (status int) {
 
 // herdSample is what became of many users' tokens that ended together.
 type herdSample struct {
-	Name             string
+	Engine, Name     string
 	Users            int
 	Took             time.Duration
 	PerSecond        float64
-	Failed           int
-	Goroutines       int   // at the peak, less one for each request
-	HeapMore         int64 // afterwards, in bytes, for each user
+	Ratio            float64 // of PerSecond to that of the loop
+	Failed           int     // in a round
+	Goroutines       int     // at the peak, less one for each request
+	HeapMore         int64   // afterwards, in bytes, for each user
 	GoroutinesStayed int
 }
 
-// herd has all users refresh at once, and measures how long that takes.
-func herd(r refresher, store ganbauth.TokenStore, users int) herdSample {
-	b, stop := startBank(bankLatency)
-	defer stop()
-	h := r.make(b, store)
-	expire := func() {
-		for i := range users {
-			check(store.Save(context.Background(), fmt.Sprint(kitKey, "user-", i), b.expired()))
+// herd is many users whose tokens end together, with one way to refresh them.
+type herd struct {
+	refresher
+	bank    *bankProcess
+	stop    func()
+	handler http.Handler
+	store   ganbauth.TokenStore
+	users   int
+
+	seen herdSample
+	took []float64
+}
+
+// herders are the ways to refresh that can be compared: the loop first.
+func herders() []refresher { return []refresher{refreshers[1], refreshers[0], refreshers[2]} }
+
+// herds has all users refresh at once, in turns by each of the refreshers, and measures
+// how long that takes. The first of them is what the others are compared with.
+func herds(compared []refresher, store ganbauth.TokenStore, users, rounds int) (samples []herdSample) {
+	besides := make([]byte, heap)
+	defer runtime.KeepAlive(besides)
+	var all []*herd
+	defer func() {
+		for _, h := range all {
+			h.stop()
+		}
+	}()
+	for _, r := range compared {
+		b, stop := startBank(bankLatency)
+		h := &herd{refresher: r, bank: b, stop: stop, handler: r.make(b, store), store: store, users: users}
+		h.expire()
+		h.run() // opens the connections that are kept
+		all = append(all, h)
+	}
+	for round := range rounds {
+		for j := range all {
+			all[(j+round)%len(all)].measure()
 		}
 	}
-	all := func() (took time.Duration, failed int, peak int) {
-		var failures atomic.Int32
-		var wg sync.WaitGroup
-		begin, done := make(chan struct{}), make(chan struct{})
-		for i := range users {
-			wg.Go(func() {
-				<-begin
-				if userRequest(h, fmt.Sprint("user-", i)) != http.StatusOK {
-					failures.Add(1)
-				}
-			})
+	for _, h := range all {
+		var ratios []float64
+		for round := range rounds {
+			ratios = append(ratios, all[0].took[round]/h.took[round])
 		}
-		var watching sync.WaitGroup
-		watching.Go(func() {
-			for {
-				peak = max(peak, runtime.NumGoroutine())
-				select {
-				case <-done:
-					return
-				case <-time.After(time.Millisecond):
-				}
+		s := h.seen
+		s.Name, s.Users, s.Ratio = h.name, users, median(ratios)
+		s.Took = time.Duration(median(h.took))
+		s.Failed = (s.Failed + rounds - 1) / rounds
+		s.PerSecond = float64(users-s.Failed) / s.Took.Seconds()
+		samples = append(samples, s)
+	}
+	return samples
+}
+
+// expire has everybody connect anew, with tokens that have ended.
+func (h *herd) expire() {
+	var wg sync.WaitGroup
+	room := make(chan struct{}, 64)
+	for i := range h.users {
+		t := h.bank.expired()
+		room <- struct{}{}
+		wg.Go(func() {
+			check(h.store.Save(context.Background(), fmt.Sprint(kitKey, "user-", i), t))
+			<-room
+		})
+	}
+	wg.Wait()
+}
+
+// measure is one round.
+func (h *herd) measure() {
+	h.expire()
+	before, goroutines := settled()
+	took, failed, peak := h.run()
+	after, stayed := settled()
+	runtime.KeepAlive(h.handler)
+	h.took = append(h.took, float64(took))
+	h.seen.Failed += failed
+	h.seen.Goroutines = max(h.seen.Goroutines, peak-goroutines-h.users)
+	h.seen.HeapMore, h.seen.GoroutinesStayed = (after-before)/int64(h.users), stayed-goroutines
+}
+
+// run has everybody ask at once.
+func (h *herd) run() (took time.Duration, failed, peak int) {
+	var failures atomic.Int32
+	var wg, watching sync.WaitGroup
+	begin, done := make(chan struct{}), make(chan struct{})
+	for i := range h.users {
+		wg.Go(func() {
+			<-begin
+			if userRequest(h.handler, fmt.Sprint("user-", i)) != http.StatusOK {
+				failures.Add(1)
 			}
 		})
-		start := time.Now()
-		close(begin)
-		wg.Wait()
-		took = time.Since(start)
-		close(done)
-		watching.Wait()
-		return took, int(failures.Load()), peak
 	}
-	expire()
-	all() // opens the connections that are kept
-	expire()
-	heap, goroutines := settled()
-	took, failed, peak := all()
-	heapAfter, goroutinesAfter := settled()
-	runtime.KeepAlive(h)
-	return herdSample{r.name, users, took, float64(users-failed) / took.Seconds(), failed, peak - goroutines - users,
-		(heapAfter - heap) / int64(users), goroutinesAfter - goroutines}
+	watching.Go(func() {
+		for {
+			peak = max(peak, runtime.NumGoroutine())
+			select {
+			case <-done:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	})
+	start := time.Now()
+	close(begin)
+	wg.Wait()
+	took = time.Since(start)
+	close(done)
+	watching.Wait()
+	return took, int(failures.Load()), peak
 }
 
 // settled is the heap that is in use and the goroutines that are there when all is quiet.
