@@ -5,6 +5,8 @@ import (
 	"crypto/sha1" // by which Redis names scripts
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +44,15 @@ type Command struct {
 	Words, Keys, Args []string
 }
 
+// Format implements [fmt.Formatter]. It shows no argument, whatever the verb: tokens are
+// among them.
+func (c Command) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "redisstore.Command(%q and %d arguments)", c.Words[:min(len(c.Words), 1)], len(c.Args))
+}
+
+// LogValue implements [slog.LogValuer] and shows no argument.
+func (c Command) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(c)) }
+
 // Answer is what Redis answers to a [Command].
 type Answer struct {
 	// Value is a string, an int64, a list of these as []any, or nil if there is nothing.
@@ -50,6 +61,19 @@ type Answer struct {
 	// way to it. After an error of the way the command may have run.
 	Err error
 }
+
+// Format implements [fmt.Formatter]. It shows the error and no value, whatever the verb: a
+// token may be one.
+func (a Answer) Format(f fmt.State, _ rune) {
+	if a.Err != nil {
+		fmt.Fprintf(f, "redisstore.Answer(%v)", a.Err)
+		return
+	}
+	fmt.Fprintf(f, "redisstore.Answer(a %T)", a.Value)
+}
+
+// LogValue implements [slog.LogValuer] and shows no value.
+func (a Answer) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(a)) }
 
 // How long one call may take, whatever the client's timeouts and retries are.
 const callTimeout = 3 * time.Second

@@ -1,0 +1,48 @@
+package redisstore_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/redisstore"
+)
+
+// logging is a Client that logs what passes, as an application's own may.
+type logging struct{ out *bytes.Buffer }
+
+func (l logging) Do(_ context.Context, commands []redisstore.Command) []redisstore.Answer {
+	record, _ := ganbauth.Token{AccessToken: "S3CRET-access"}.MarshalBinary()
+	answers := make([]redisstore.Answer, len(commands))
+	for i := range answers {
+		answers[i].Value = string(record)
+	}
+	for _, h := range []slog.Handler{slog.NewTextHandler(l.out, nil), slog.NewJSONHandler(l.out, nil)} {
+		slog.New(h).Info("sent", "command", commands[0], "answer", answers[0])
+	}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
+		fmt.Fprintf(l.out, verb+verb, commands, answers)
+	}
+	return answers
+}
+
+func (logging) Memory(context.Context) ([]string, error) { return nil, nil }
+
+// F1: a Client that logs its commands and answers shows no token.
+func TestF1CommandsAndAnswersPrintNoToken(t *testing.T) {
+	out := &bytes.Buffer{}
+	store := redisstore.New(logging{out}, redisstore.Options{})
+	token := &ganbauth.Token{AccessToken: "S3CRET-access", RefreshToken: "S3CRET-refresh", ExpiresAt: time.Now().Add(time.Hour)}
+	_ = store.Save(t.Context(), "bank/u", token)
+	found, err := store.Load(t.Context(), "bank/u")
+	require.NoError(t, err)
+	require.Equal(t, "S3CRET-access", found.AccessToken, "there was something to show")
+	require.Contains(t, out.String(), "EVALSHA")
+	require.NotContains(t, out.String(), "S3CRET")
+}
