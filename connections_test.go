@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
 // byClient is the Connection of an application whose routes name the client.
@@ -238,6 +239,29 @@ func TestConnectionByPathBehindTheMux(t *testing.T) {
 	require.Len(t, served, 1)
 	require.Len(t, errs, 1)
 	require.Contains(t, errs[0], "around the routes")
+}
+
+// A tab was closed during its callback, another tab has connected another account since,
+// and the first one is opened again: the session keeps what it has, and nothing stays that
+// nobody can reach.
+func TestCallbackOpenedAgainKeepsOtherConnections(t *testing.T) {
+	inBubble(t, office(false), func(t *testing.T, a *app) {
+		b := a.browser()
+		first, second := b.callbackURL("/p?client=a"), b.callbackURL("/p?client=b")
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(5*time.Second), 1)
+		ctx, leave := context.WithTimeout(t.Context(), time.Second)
+		defer leave()
+		closed := mustRequest("GET", first).WithContext(ctx)
+		closed.Header = with(navigate, "Cookie", b.cookieHeader())
+		_, _ = b.client.Transport.RoundTrip(closed)
+		require.Equal(t, "/p?client=b", b.get(second).Header.Get("Location"))
+		time.Sleep(5 * time.Second)
+		resp := b.get(first)
+		require.Equal(t, 400, resp.StatusCode)
+		require.Contains(t, body(resp), `href="/p?client=a"`, "it can be begun again")
+		require.Equal(t, 200, b.do("GET", "/p?client=b", program).StatusCode)
+		require.Equal(t, 1, tokens(t, a))
+	})
 }
 
 // Key and Connection may read the session even where LoadAndSave is missing.

@@ -169,6 +169,11 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 		return nil, &resumableError{unavailable("ganbauth: the bank has not answered yet")}
 	case err != nil:
 		return nil, err
+	case !isNew && c.storeKey != who.storeKey:
+		// The session has another handle by now, and other connections under it, which it
+		// would lose with that.
+		k.dropFormer(r.Context(), c.storeKey)
+		return nil, fmt.Errorf("%w: another account has been connected since", ErrInvalidState)
 	case !began: // the user may have logged out since
 		_, err := k.keeper.load(ctx, c.storeKey)
 		if err != nil && !errors.Is(err, ErrLoginRequired) {
