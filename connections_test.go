@@ -264,6 +264,41 @@ func TestCallbackOpenedAgainKeepsOtherConnections(t *testing.T) {
 	})
 }
 
+// Two callbacks of one session are at the bank at once: the first one answered stays, and
+// the other is told to begin again.
+func TestTwoFirstConnectionsAtOnce(t *testing.T) {
+	for _, bare := range []bool{false, true} {
+		s := office(false)
+		s.bare = bare
+		inBubble(t, s, func(t *testing.T, a *app) {
+			a.mux.Handle("/app", a.sessions.LoadAndSave(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				a.sessions.Put(r.Context(), "app", "its own")
+			})))
+			b := a.browser()
+			b.get("/app")
+			var answers [2]*http.Response
+			var wg sync.WaitGroup
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(3*time.Second), 2)
+			for i, callback := range []string{b.callbackURL("/p?client=a"), b.callbackURL("/p?client=b")} {
+				wg.Go(func() {
+					time.Sleep(time.Duration(i) * time.Second)
+					answers[i] = b.follow(b.get(callback))
+				})
+			}
+			wg.Wait()
+			require.Equal(t, "/p?client=a", answers[0].Header.Get("Location"))
+			require.Equal(t, 400, answers[1].StatusCode)
+			require.Contains(t, body(answers[1]), `href="/p?client=b"`)
+			require.Equal(t, 200, b.do("GET", "/p?client=a", program).StatusCode)
+			require.Equal(t, 1, tokens(t, a))
+			time.Sleep(time.Minute)
+			require.Equal(t, 303, b.get(b.callbackURL("/p?client=b")).StatusCode)
+			require.Equal(t, 200, b.do("GET", "/p?client=a", program).StatusCode)
+			require.Equal(t, 200, b.do("GET", "/p?client=b", program).StatusCode)
+		})
+	}
+}
+
 // Key and Connection may read the session even where LoadAndSave is missing.
 func TestKeyReadsTheSession(t *testing.T) {
 	for _, bare := range []bool{false, true} {

@@ -191,6 +191,10 @@ func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mi
 	if err == nil {
 		err = k.attach(w, r, connected, c.attempt)
 	}
+	if errors.Is(err, errRenewedSince) && k.marksOf(r).reloads < maxReloads {
+		k.reloadCallback(w, r, time.Second) // the new cookie is on its way
+		return nil
+	}
 	if errors.As(err, new(*resumableError)) {
 		return k.loginFailed(r, c, err)
 	}

@@ -223,6 +223,9 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 	if err != nil || s.SessionManager == nil || o.keyOf != nil && s.Token(s.ctx) == "" {
 		return "", err
 	}
+	if o.keyOf == nil && o.connectionOf != nil && o.handle(s).held == "" && o.renewedSince(r) {
+		return "", errRenewedSince
+	}
 	if err := s.RenewToken(s.ctx); err != nil {
 		return "", unavailable("ganbauth: renew session: %w", err)
 	}
@@ -234,6 +237,26 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 		s.Put(s.ctx, o.handleName, next.String())
 	}
 	return former, s.commit(w)
+}
+
+// errRenewedSince means that another tab's login has renewed the session. Its connections
+// would be lost with the handle of this one.
+var errRenewedSince = unavailable("ganbauth: another login has renewed the session")
+
+// renewedSince reports whether the session that the browser sent is gone by now.
+func (o *owners) renewedSince(r *http.Request) bool {
+	c, err := r.Cookie(o.sessions.Cookie.Name)
+	if err != nil {
+		return false
+	}
+	ctx := context.Background() // not the request's, in which the session is as it was
+	if deadline, ok := r.Context().Deadline(); ok {
+		bounded, cancel := context.WithDeadline(ctx, deadline)
+		defer cancel()
+		ctx = bounded
+	}
+	now, err := o.sessions.Load(ctx, c.Value)
+	return err == nil && o.sessions.Token(now) == ""
 }
 
 // detach takes the handle out of the session, unless only that connection is forgotten. A
