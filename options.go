@@ -50,8 +50,10 @@ type Options struct {
 	// Connection names one of several connections of a user, by a path value for example:
 	// at most 255 bytes of any content. Set it where a user connects the accounts of
 	// several clients or companies. A login carries the name to its callback, so two tabs
-	// can connect two accounts at once. The kit keeps no list of the names. Errors are
-	// answered as Key's are. Default: a user has one connection, whose name is "".
+	// can connect two accounts at once. Without Key, if the callbacks of a session's first
+	// two connections meet, the second has to be begun again. The kit keeps no list of the
+	// names. Errors are answered as Key's are. Default: a user has one connection, whose
+	// name is "".
 	//
 	// A mux sets path values. If Connection reads them, RequireToken has to stand around
 	// the routes, behind the mux: in front of it Connection returns "". A handler whose
