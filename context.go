@@ -18,9 +18,10 @@ func TokenFromContext(ctx context.Context) (*Token, bool) {
 }
 
 // KeyFromContext says whose connection a context is about: key and connection are what
-// [Kit.Token] and the other methods for jobs take. It knows behind [Kit.RequireToken], in
+// [Kit.Token] and the other methods for jobs take. It works behind [Kit.RequireToken], in
 // [Options.Observe] and in [Options.OnError]. Where tokens belong to sessions, key is a
-// random name that stands for the session. The bool is false where nobody is known.
+// random name that stands for the session. The bool is false for any other context, and
+// where no user is known.
 func KeyFromContext(ctx context.Context) (key, connection string, ok bool) {
 	g := innermost(ctx)
 	if g == nil {

@@ -308,10 +308,10 @@ type Status struct {
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 }
 
-// Status tells whether the user of r is connected, from what the store has: it refreshes
-// nothing and asks no bank. That nobody is connected, or logged in to the application, is
-// no error. The error has the [StatusCode] 503 if the store or the session cannot be
-// read.
+// Status tells whether the user of r is connected. It goes by what the store has: it
+// refreshes nothing and sends the bank no request. It is no error if nobody is connected,
+// or nobody is logged in to the application. If the store or the session cannot be read,
+// the error has the [StatusCode] 503.
 func (k *Kit) Status(r *http.Request) (Status, error) {
 	none := Status{Scopes: []string{}}
 	if err := k.usable(); err != nil {

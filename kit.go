@@ -107,11 +107,11 @@ func (k *Kit) usable() error {
 // and APIHosts only, over https (http on a loopback address), and never after a redirect
 // that led elsewhere; it does not follow redirects to other hosts.
 //
-// When the API answers 401 with WG_ERR_105, the token is refreshed, once for all who meet
-// that together, and the request sent again once if its body can be rewound (GetBody). If
-// it cannot, or if the token is less than a minute old, the caller gets the 401. Every
-// other answer is the caller's: [CheckResponse] makes an [*APIError] of one.
-// Idempotency-Key is the caller's to set.
+// When the API answers 401 with WG_ERR_105, the token is refreshed, once for all requests
+// that meet this together, and the request is sent once more if its body can be rewound
+// (GetBody). If it cannot, or if the token is less than a minute old, the caller gets the
+// 401. The caller also gets every other answer: [CheckResponse] makes an [*APIError] of
+// one. The client sets no Idempotency-Key.
 //
 // The client trusts the request's token for five seconds and asks the store after that,
 // so a stream ends with the connection. Requests end with ctx, and after 60 seconds in
@@ -161,8 +161,8 @@ func (k *Kit) job(key string, connection []string) (owner, error) {
 
 // Token returns the live token stored under key, refreshed if need be, without its refresh
 // token: for nightly jobs and queues. The key is what Options.Key returns for the user, and
-// connection, at most one, what Options.Connection returns. The error is [ErrLoginRequired]
-// when the user has to connect again, and else has the [StatusCode] 503.
+// connection, at most one, what Options.Connection returns. If the user has to connect
+// again, the error is [ErrLoginRequired]. If waiting helps, it has the [StatusCode] 503.
 func (k *Kit) Token(ctx context.Context, key string, connection ...string) (*Token, error) {
 	who, err := k.job(key, connection)
 	if err != nil {
@@ -303,7 +303,7 @@ func (k *Kit) KeepAlive(ctx context.Context) error {
 //
 // A token whose refresh fails is left for the next call. If the bank is away for
 // everybody, or the Store fails, RefreshExpiring ends with that error. If tokens cannot
-// be read, it refreshes the others and returns an error in the end. While another process
+// be read, it refreshes the others and returns an error at the end. While another process
 // or call keeps the tokens alive, it waits for 30 seconds, which is longer than the lease
 // of a process that has died, and then returns an [ErrUnavailable]. It ends with ctx.
 func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int, err error) {
@@ -332,7 +332,7 @@ func (k *Kit) startEngine(ctx context.Context, what string) (_ context.Context, 
 // Shutdown ends [Kit.KeepAlive] and waits until every token that the bank has issued is
 // stored, or until ctx ends, whose error it then returns. A refresh goes on when its
 // request has gone: call Shutdown after [http.Server.Shutdown] and before the process
-// ends. The Kit can be used during and after it, but for KeepAlive and
+// ends. The Kit can be used during and after it, except for KeepAlive and
 // [Kit.RefreshExpiring].
 func (k *Kit) Shutdown(ctx context.Context) error {
 	if err := k.usable(); err != nil {

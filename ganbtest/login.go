@@ -43,6 +43,8 @@ func (s *Server) Browser(application http.Handler) *http.Client {
 // It opens loginURL, which leads to the bank, approves everything that is asked for, also
 // where Options.Consent is set, and ends with the callback's answer. It panics if that is
 // not the redirect of a login that has succeeded, and says what was answered instead.
+// Where users log in to the application first, use [Server.Browser] and open the pages one
+// after the other: it follows a login to the bank and back.
 func (s *Server) Login(application http.Handler, loginURL string) *http.Client {
 	client := s.Browser(application)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }

@@ -1,18 +1,18 @@
 // Package ganbtest is the bank in a box: an authorization server and a little of the
-// bank's API, for tests of applications that use ganbauth. It speaks what the bank
-// speaks, rotates refresh tokens and punishes their reuse, and fails in the ways a bank
-// can fail.
+// bank's API, for tests of applications that use ganbauth. It speaks the bank's protocol,
+// rotates refresh tokens and refuses their reuse, and fails in the ways a bank can fail.
 //
 //	bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
 //	app := newApp(bank.Connector(), bank.APIBase())           // as your main function does
-//	browser := bank.Login(app, "https://app.test/bank/login") // of a user who is connected
+//	browser := bank.Login(app, "https://app.test/bank/login") // of a connected user
 //	resp, err := browser.Get("https://app.test/balance")
 //
 // To test a single handler without a login, put [Server.Token] into the kit with
-// SetToken. [Server.Fail], [Server.SetRateLimit] and [Server.SetMaintenance] rehearse bad
-// days; [Server.Requests], [Server.RefreshTokens] and [Server.Grants] say what the bank
-// has seen. Without InProcess the bank listens on a loopback port; the command ganbank is
-// that bank as a program. [TestStore] tests implementations of [ganbauth.TokenStore].
+// SetToken. [Server.Fail], [Server.SetRateLimit] and [Server.SetMaintenance] simulate
+// failures; [Server.Requests], [Server.RefreshTokens] and [Server.Grants] tell what the
+// bank has received. Without InProcess the bank listens on a loopback port; the command
+// ganbank is that bank as a program. [TestStore] tests implementations of
+// [ganbauth.TokenStore].
 package ganbtest
 
 import (
@@ -224,7 +224,8 @@ var (
 // redirects and has no cookie jar.
 func (s *Server) Client() *http.Client { return s.client }
 
-// Config says where the bank is, and lends it Client. The salt in it is not a secret.
+// Config says where the bank is. Its HTTPClient is [Server.Client], and its salt is no
+// secret.
 func (s *Server) Config() ganbauth.Config {
 	return ganbauth.Config{
 		AuthBaseURL: s.URL + basePath + "/auth/v1",
@@ -239,6 +240,8 @@ func (s *Server) Config() ganbauth.Config {
 // APIBase is the root of the personal accounts' API. The box knows GET /accounts,
 // /accounts/balances and /accounts/transactions, and POST /transfer/request, which moves
 // no money. See also Options.API.
+//
+// The corporate accounts' API is at the same URL with corporation in place of personal.
 func (s *Server) APIBase() string { return s.URL + basePath + "/personal/v1" }
 
 func (s *Server) issuer() string { return s.URL + "/" }

@@ -48,8 +48,8 @@ import (
 	"github.com/ganbauth/ganbauth/lease"
 )
 
-// Options configure a [Store]. The zero value of each field is the right default, but for
-// Connector.
+// Options configure a [Store]. Set Connector. The zero value of every other field is the
+// right default.
 type Options struct {
 	// Connector makes connections to the database besides the pool's, two at most, over
 	// which locks that are held for long are extended. They exist while the process holds
