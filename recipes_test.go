@@ -87,7 +87,7 @@ func mailAboutLostConnections(opts *ganbauth.Options, send func(ctx context.Cont
 		}
 		if userID, connection, ok := ganbauth.KeyFromContext(ctx); ok {
 			if err := send(ctx, userID, connection); err != nil {
-				opts.Logger.ErrorContext(ctx, "mail about a lost connection", "error", err)
+				slog.ErrorContext(ctx, "mail about a lost connection", "error", err)
 			}
 		}
 	}
@@ -105,7 +105,7 @@ func onConnecting(c *ganbauth.Connector, opts ganbauth.Options, connected func(c
 			err = connected(ctx, userID, token.Subject)
 		}
 		if err != nil {
-			opts.Logger.ErrorContext(ctx, "on connecting", "error", err)
+			slog.ErrorContext(ctx, "on connecting", "error", err)
 		}
 	}
 	var err error
@@ -454,6 +454,39 @@ func TestRecipeOnConnecting(t *testing.T) {
 	mux.Handle("/bank/callback", bank.CallbackHandler())
 	box.Login(as("alice", mux), "https://app.test/bank/login")
 	require.Equal(t, "alice "+box.Grants()[0].Subject, <-connected)
+}
+
+// The recipes work as they are copied into an application that sets no Logger.
+func TestRecipesNeedNoLogger(t *testing.T) {
+	log := &lockedBuffer{}
+	before := slog.Default()
+	slog.SetDefault(textLogger(log))
+	defer slog.SetDefault(before)
+	synctest.Test(t, func(t *testing.T) {
+		fails := errors.New("the queue is full")
+		opts := recipeOptions()
+		opts.Logger = nil
+		mailAboutLostConnections(&opts, func(context.Context, string, string) error { return fails })
+		box := recipeBank(t)
+		bank, err := ganbauth.New(box.Connector(), nil, opts)
+		require.NoError(t, err)
+		require.NoError(t, bank.SetToken(t.Context(), "alice", box.Token()))
+		box.RevokeGrants()
+		time.Sleep(time.Hour)
+		_, err = bank.Token(t.Context(), "alice")
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+
+		opts.Store = ganbauth.NewMemoryStore()
+		bank, err = onConnecting(box.Connector(), opts, func(context.Context, string, string) error { return fails })
+		require.NoError(t, err)
+		mux := http.NewServeMux()
+		mux.Handle("/bank/login", bank.LoginHandler())
+		mux.Handle("/bank/callback", bank.CallbackHandler())
+		box.Login(as("alice", mux), "https://app.test/bank/login")
+		synctest.Wait()
+		require.Contains(t, log.String(), `msg="mail about a lost connection" error="the queue is full"`)
+		require.Contains(t, log.String(), `msg="on connecting" error="the queue is full"`)
+	})
 }
 
 func TestRecipeErrorPage(t *testing.T) {
