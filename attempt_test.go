@@ -899,9 +899,6 @@ func TestReturnPaths(t *testing.T) {
 			// Layer two: through a whole login, to the wire.
 			a := newApp(t, setup{})
 			b := a.browser()
-			if len(test.payload) > 8000 {
-				return // the server answers 414 or the like
-			}
 			resp := b.get(b.callbackURL("/bank/login?return_to=" + url.QueryEscape(test.payload)))
 			require.Equal(t, 303, resp.StatusCode)
 			remembered := want
@@ -956,9 +953,14 @@ func requireSameOrigin(t testing.TB, location string) {
 	}
 }
 
-// The path that RequireToken remembers comes from the request line, through a
-// bare handler and through ServeMux.
-func TestRequestLines(t *testing.T) {
+// I14: the path that RequireToken remembers comes from the request line, through a
+// bare handler and through ServeMux, which cleans some paths by a redirect of its own.
+func TestI14RequestLines(t *testing.T) {
+	cleaned := map[string]string{
+		"GET //evil.example/x":       "/evil.example/x",
+		"GET http://evil.example//x": "/x",
+		"GET /p/../..//evil.example": "/evil.example",
+	}
 	for line, want := range map[string]string{
 		"GET //evil.example/x":          "/home",
 		"GET http://evil.example/p?y=1": "/p?y=1",
@@ -989,9 +991,9 @@ func TestRequestLines(t *testing.T) {
 				require.NoError(t, err)
 				io.Copy(io.Discard, resp.Body)
 				location := resp.Header.Get("Location")
-				if name == "mux" && !strings.HasPrefix(location, a.bank.URL) {
-					requireSameOrigin(t, location)
-					return // ServeMux has cleaned the path by a redirect of its own
+				if clean := cleaned[line]; name == "mux" && clean != "" {
+					require.Equal(t, clean, location)
+					return
 				}
 				require.Equal(t, 303, resp.StatusCode)
 				cookie := strings.SplitN(resp.Header.Get("Set-Cookie"), ";", 2)[0]

@@ -217,9 +217,14 @@ func SCSRecord(store TokenStore, t *Token) []byte {
 	return data
 }
 
-func SCSDecode(store TokenStore, data []byte) error {
-	_, _, err := store.(*scsStore).decode("key", data)
-	return err
+// SCSAgain returns the record in data, written anew.
+func SCSAgain(store TokenStore, data []byte) ([]byte, error) {
+	s := store.(*scsStore)
+	t, deadline, err := s.decode("key", data)
+	if err != nil {
+		return nil, err
+	}
+	return s.encode("key", t, deadline)
 }
 
 // Seal is what New makes of a Store and EncryptionKeys.

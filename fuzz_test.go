@@ -107,11 +107,12 @@ func FuzzIDToken(f *testing.F) {
 	})
 }
 
-// The claims inside a signature that is right.
+// I14: the claims inside a signature that is right.
 func FuzzIDTokenClaims(f *testing.F) {
 	f.Add(good(nil).json())
 	f.Add(good(claims{"aud": []string{clientID, "x"}}).json())
 	f.Add(good(claims{"exp": raw("1e300")}).json())
+	f.Add(good(claims{"azp": clientID, "nbf": judged.Unix(), "at_hash": atHash("AT-1")}).json())
 	f.Add(strings.Replace(good(nil).json(), "{", `{"sub":"x",`, 1))
 	f.Add(`null`)
 	c, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthBasic,
@@ -130,6 +131,18 @@ func FuzzIDTokenClaims(f *testing.F) {
 		require.NotEmpty(t, m["sub"])
 		require.Greater(t, m["exp"], float64(judged.Unix()))
 		require.LessOrEqual(t, m["iat"], float64(judged.Add(ganbauth.MaxClockSkew).Unix()))
+		require.GreaterOrEqual(t, m["iat"], float64(judged.Add(-ganbauth.MaxIDTokenAge).Unix()))
+		sub, ok := m["sub"].(string)
+		require.True(t, ok && len(sub) > 0 && len(sub) <= 255)
+		if nbf := m["nbf"]; nbf != nil {
+			require.LessOrEqual(t, nbf, float64(judged.Add(ganbauth.MaxClockSkew).Unix()))
+		}
+		if azp, ok := m["azp"]; ok {
+			require.Equal(t, clientID, azp)
+		}
+		if hash := m["at_hash"]; hash != nil {
+			require.Equal(t, atHash("AT-1"), hash)
+		}
 		if all, ok := m["aud"].([]any); ok {
 			require.Equal(t, []any{clientID}, slices.Compact(all), "of no other client")
 		} else {
@@ -206,7 +219,8 @@ func FuzzAttemptCookie(f *testing.F) {
 	})
 }
 
-// The attempt inside the seal, and both kinds of token records.
+// I14: the attempt inside the seal, and both kinds of token records. What can be read is
+// the same when it is written and read again.
 func FuzzRecords(f *testing.F) {
 	data, err := fullToken.MarshalBinary()
 	if err != nil {
@@ -224,7 +238,11 @@ func FuzzRecords(f *testing.F) {
 			require.NoError(t, err)
 			require.Equal(t, first, second)
 		}
-		_ = ganbauth.SCSDecode(store, data)
+		if first, err := ganbauth.SCSAgain(store, data); err == nil {
+			second, err := ganbauth.SCSAgain(store, first)
+			require.NoError(t, err)
+			require.Equal(t, first, second)
+		}
 		before := fullToken
 		got := before
 		if err := got.UnmarshalBinary(data); err != nil {

@@ -197,6 +197,6 @@ func TestF8StarvedClient(t *testing.T) {
 	storetest.F8(t, one, other, starve, connections)
 }
 
-func TestREADME(t *testing.T) {
+func TestI16README(t *testing.T) {
 	storetest.README(t, []string{"github.com/redis/go-redis/v9", "github.com/ganbauth/ganbauth/goredisstore"})
 }

@@ -301,7 +301,7 @@ func TestPagesUseTheIndex(t *testing.T) {
 	require.Equal(t, "bank/10006", page[0].Key)
 }
 
-func TestREADME(t *testing.T) {
+func TestI16README(t *testing.T) {
 	storetest.README(t, []string{"database/sql", "github.com/go-sql-driver/mysql", "github.com/ganbauth/ganbauth/mysqlstore"})
 }
 

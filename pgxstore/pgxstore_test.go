@@ -233,6 +233,6 @@ func TestF8StarvedPool(t *testing.T) {
 	storetest.F8(t, one, other, starve, connections)
 }
 
-func TestREADME(t *testing.T) {
+func TestI16README(t *testing.T) {
 	storetest.README(t, []string{"github.com/jackc/pgx/v5/pgxpool", "github.com/ganbauth/ganbauth/pgxstore"})
 }

@@ -268,6 +268,6 @@ func TestCheck(t *testing.T) {
 	})
 }
 
-func TestREADME(t *testing.T) {
+func TestI16README(t *testing.T) {
 	storetest.README(t, []string{"github.com/redis/rueidis", "github.com/ganbauth/ganbauth/rueidisstore"})
 }
