@@ -217,6 +217,11 @@ func SCSRecord(store TokenStore, t *Token) []byte {
 	return data
 }
 
+// SCSCompareAndWrite is what the kit calls in place of a Swap.
+func SCSCompareAndWrite(store TokenStore, ctx context.Context, key string, old, new *Token) error {
+	return store.(*scsStore).compareAndWrite(ctx, key, old, new)
+}
+
 // SCSAgain returns the record in data, written anew.
 func SCSAgain(store TokenStore, data []byte) ([]byte, error) {
 	s := store.(*scsStore)

@@ -2,9 +2,12 @@ package ganbauth_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +16,7 @@ import (
 	"github.com/alexedwards/scs/v2/memstore"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
@@ -125,6 +129,135 @@ func TestI1EngineFailsAtEachCall(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// I1: each call of the engine fails below a call of the store. The store says so, and never
+// that there is no record; it does not write what it could not compare.
+func TestI1StoreOnAnEngineThatFails(t *testing.T) {
+	newer := fullToken
+	newer.AccessToken = "AT-2"
+	compare := func(old, new *ganbauth.Token) func(ganbauth.TokenStore, context.Context) error {
+		return func(s ganbauth.TokenStore, ctx context.Context) error {
+			return ganbauth.SCSCompareAndWrite(s, ctx, "key", old, new)
+		}
+	}
+	for _, engineOf := range []func(*faultyEngine) scs.Store{
+		func(e *faultyEngine) scs.Store { return e },
+		func(e *faultyEngine) scs.Store { return faultyContext{e} },
+	} {
+		for _, test := range []struct {
+			name  string
+			do    func(s ganbauth.TokenStore, ctx context.Context) error
+			calls []string
+			left  *ganbauth.Token
+		}{
+			{"load", func(s ganbauth.TokenStore, ctx context.Context) error {
+				got, err := s.Load(ctx, "key")
+				require.Equal(t, err == nil, got != nil)
+				return err
+			}, []string{"Find"}, &fullToken},
+			{"save", func(s ganbauth.TokenStore, ctx context.Context) error { return s.Save(ctx, "key", &newer) }, []string{"Find", "Commit"}, &newer},
+			{"delete", func(s ganbauth.TokenStore, ctx context.Context) error { return s.Delete(ctx, "key") }, []string{"Delete"}, nil},
+			{"replace", compare(&fullToken, &newer), []string{"Find", "Commit"}, &newer},
+			{"remove", compare(&fullToken, nil), []string{"Find", "Delete"}, nil},
+		} {
+			for n := range len(test.calls) + 1 {
+				for _, after := range []bool{false, true} {
+					e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+					sessions := scs.New()
+					sessions.Store = engineOf(e)
+					s := ganbauth.NewSCSStore(sessions)
+					require.NoError(t, s.Save(t.Context(), "key", &fullToken))
+					where := fmt.Sprint(test.name, ", call ", n+1, ", after its effect ", after)
+					met := e.failNext(n+1, after)
+					err := test.do(s, t.Context())
+					calls := e.calls
+					failed := met()
+					want := &fullToken
+					if n == len(test.calls) {
+						require.NoError(t, err, where)
+						want = test.left
+					} else {
+						require.ErrorIs(t, err, errEngine, where)
+						require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound, where)
+						require.Equal(t, test.calls[n], failed, where)
+						require.Equal(t, n+1, calls, "%s: nothing follows", where)
+						if after && n == len(test.calls)-1 {
+							want = test.left
+						}
+					}
+					got, err := s.Load(t.Context(), "key")
+					if want == nil {
+						require.Equal(t, ganbauth.ErrTokenNotFound, err, where)
+					} else {
+						require.NoError(t, err, where)
+						require.Equal(t, *want, *got, where)
+					}
+				}
+			}
+		}
+	}
+}
+
+// A write that compares replaces nothing but what it names.
+func TestSCSStoreCompares(t *testing.T) {
+	s := ganbauth.NewSCSStore(scs.New())
+	other := fullToken
+	other.Epoch = "e2"
+	for name, old := range map[string]*ganbauth.Token{"another record": &other, "nothing": nil} {
+		require.NoError(t, s.Save(t.Context(), "key", &fullToken))
+		for _, next := range []*ganbauth.Token{&other, nil} {
+			require.Equal(t, ganbauth.ErrSuperseded, ganbauth.SCSCompareAndWrite(s, t.Context(), "key", old, next), name)
+			got, err := s.Load(t.Context(), "key")
+			require.NoError(t, err)
+			require.Equal(t, fullToken, *got, name)
+		}
+	}
+	require.NoError(t, s.Delete(t.Context(), "key"))
+	require.Equal(t, ganbauth.ErrSuperseded, ganbauth.SCSCompareAndWrite(s, t.Context(), "key", &fullToken, &other))
+	require.NoError(t, ganbauth.SCSCompareAndWrite(s, t.Context(), "key", nil, &other))
+	got, err := s.Load(t.Context(), "key")
+	require.NoError(t, err)
+	require.Equal(t, other, *got)
+}
+
+// Another release finds the records of this one: a session's are under the key itself, all
+// others under a hash of it. A semicolon is in each name, so no cookie can name one.
+func TestSCSRecordNames(t *testing.T) {
+	handle := ";ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+	for key, want := range map[string]string{
+		"bank/" + handle:                      "",
+		"bank/;":                              "",
+		"bank/;A":                             "",
+		"bank/;Z27":                           "",
+		strings.Repeat("n", 8) + "/" + handle: "",
+		strings.Repeat("n", 9) + "/" + handle: "hash",
+		"bank/u":                              "hash",
+		"bank/":                               "hash",
+		"bank":                                "hash",
+		";A":                                  "hash",
+		"bank/;@":                             "hash",
+		"bank/;[":                             "hash",
+		"bank/;a":                             "hash",
+		"bank/;aA":                            "hash",
+		"bank/;A1":                            "hash",
+		"bank/;A8":                            "hash",
+		"bank/" + handle + "/c":               "hash",
+	} {
+		sessions := scs.New()
+		engine := &spyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+		sessions.Store = engine
+		require.NoError(t, ganbauth.NewSCSStore(sessions).Save(t.Context(), key, &fullToken))
+		require.Len(t, engine.names, 1)
+		name := engine.names[0]
+		require.LessOrEqual(t, len(name), 43, key)
+		if want == "" {
+			require.Equal(t, key, name)
+			continue
+		}
+		sum := sha256.Sum256([]byte("ganbauth token\x00" + key))
+		require.Equal(t, (";" + base64.RawURLEncoding.EncodeToString(sum[:]))[:43], name, key)
 	}
 }
 
