@@ -2,6 +2,7 @@ package ganbauth_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -46,11 +47,17 @@ func TestErrorTable(t *testing.T) {
 		{ganbauth.ErrNoUser, 401, "no_user", "no_user"},
 		{ganbauth.ErrInsufficientScope, 403, "insufficient_scope", "insufficient_scope"},
 		{ganbauth.ErrInvalidState, 400, "invalid_state", "invalid_state"},
+		{ganbauth.ErrAttemptExpired, 400, "invalid_state", "login_expired"},
+		{ganbauth.Refusal(405), 405, "refused", "refused"},
+		{ganbauth.Refusal(403), 403, "refused", "refused"},
 
 		{consent("access_denied"), 403, "access_denied", "access_denied"},
 		{consent("server_error"), 503, "server_error", "bank_unavailable"},
 		{consent("temporarily_unavailable"), 503, "temporarily_unavailable", "bank_unavailable"},
 		{consent("invalid_scope"), 400, "invalid_scope", "bank_error"},
+		{consent("invalid_request"), 400, "invalid_request", "bank_error"},
+		{consent("unauthorized_client"), 400, "unauthorized_client", "bank_error"},
+		{consent("unsupported_response_type"), 400, "unsupported_response_type", "bank_error"},
 		{consent("invalid_client"), 400, "authorization_error", "bank_error"},
 		{consent("made up"), 400, "authorization_error", "bank_error"},
 		{consent(""), 400, "authorization_error", "bank_error"},
@@ -64,6 +71,7 @@ func TestErrorTable(t *testing.T) {
 		{tokenError(200, "invalid_grant"), 502, "invalid_grant", "bank_error"},
 		{tokenError(500, "invalid_grant"), 503, "status_5xx", "bank_unavailable"},
 		{tokenError(400, "invalid_request"), 502, "invalid_request", "bank_error"},
+		{tokenError(400, "invalid_scope"), 502, "invalid_scope", "bank_error"},
 		{tokenError(401, "invalid_client"), 502, "invalid_client", "misconfigured"},
 		{tokenError(400, "unauthorized_client"), 502, "unauthorized_client", "misconfigured"},
 		{tokenError(400, "unsupported_grant_type"), 502, "unsupported_grant_type", "misconfigured"},
@@ -72,10 +80,19 @@ func TestErrorTable(t *testing.T) {
 		{tokenError(405, "WG_ERR_019"), 502, "status_4xx", "misconfigured"},
 		{tokenError(400, ""), 502, "status_4xx", "bank_error"},
 		{tokenError(403, "made up"), 502, "status_4xx", "bank_error"},
+		{tokenError(428, ""), 502, "status_4xx", "bank_error"},
+		{tokenError(430, ""), 502, "status_4xx", "bank_error"},
+		{tokenError(499, ""), 502, "status_4xx", "bank_error"},
+		{tokenError(399, ""), 502, "bank_error", "bank_error"},
 		{tokenError(307, ""), 502, "bank_error", "bank_error"},
+		{tokenError(1, ""), 502, "bank_error", "bank_error"},
 		{tokenError(200, "made up"), 502, "bank_error", "bank_error"},
 		{tokenError(200, "server_error"), 503, "server_error", "bank_unavailable"},
+		{tokenError(400, "temporarily_unavailable"), 503, "temporarily_unavailable", "bank_unavailable"},
 		{tokenError(429, ""), 503, "rate_limited", "bank_unavailable"},
+		{ganbauth.Unavailable(ganbauth.ErrBusy), 503, "rate_limited", "bank_unavailable"},
+		{tokenError(500, ""), 503, "status_5xx", "bank_unavailable"},
+		{tokenError(999, ""), 503, "status_5xx", "bank_unavailable"},
 		{tokenError(503, "made up"), 503, "status_5xx", "bank_unavailable"},
 		{tokenError(503, "WG_ERR_300"), 503, "WG_ERR_300", "bank_unavailable"},
 		{tokenError(401, "WG_ERR_105"), 502, "WG_ERR_105", "bank_error"},
@@ -128,6 +145,70 @@ func TestErrorTable(t *testing.T) {
 			require.Equal(t, test.topic, topic, "topic of %v", err)
 			require.Equal(t, test.topic == "misconfigured", operatorFault, "%v", err)
 		}
+	}
+}
+
+// An error's text has the status, the code and the cause, and nothing else of the bank's.
+func TestErrorTexts(t *testing.T) {
+	const expired = ": the access token is expired or revoked"
+	for want, err := range map[string]error{
+		"ganbauth: token endpoint: status 400: invalid_grant": &ganbauth.TokenError{StatusCode: 400, Code: "invalid_grant", Description: "d", URI: "u"},
+		"ganbauth: token endpoint: status 502":                &ganbauth.TokenError{StatusCode: 502},
+		"ganbauth: token endpoint: no answer":                 &ganbauth.TokenError{},
+
+		"ganbauth: bank API: status 401: WG_ERR_105" + expired:                      &ganbauth.APIError{StatusCode: 401, Code: "WG_ERR_105", Message: "m"},
+		"ganbauth: bank API: status 401: WG_ERR_104":                                &ganbauth.APIError{StatusCode: 401, Code: "WG_ERR_104"},
+		"ganbauth: bank API: status 403: WG_ERR_105":                                &ganbauth.APIError{StatusCode: 403, Code: "WG_ERR_105"},
+		"ganbauth: bank API: status 429: too many requests":                         &ganbauth.APIError{StatusCode: 429},
+		"ganbauth: bank API: status 503: WG_ERR_300: the bank is under maintenance": &ganbauth.APIError{StatusCode: 503, Code: "WG_ERR_300"},
+		"ganbauth: bank API: status 404":                                            &ganbauth.APIError{StatusCode: 404},
+		"ganbauth: authorization refused: access_denied":                            &ganbauth.AuthorizationError{Code: "access_denied", Description: "d"},
+		"ganbauth: load token: disk full":                                           ganbauth.Unavailable(errors.New("disk full")),
+		"ganbauth: login required: the application knows no user to connect":        ganbauth.ErrNoUser,
+		"ganbauth: invalid ID token: sub is not the login's":                        ganbauth.ErrOtherSubject,
+	} {
+		require.EqualError(t, err, want)
+	}
+	_, err := newOP(t, hijack(func(conn net.Conn) { conn.Close() })).connector(t).RefreshTokens(t.Context(), "RT-1")
+	require.ErrorContains(t, err, "ganbauth: token endpoint: no answer: ")
+	require.ErrorIs(t, err, io.EOF)
+	require.ErrorContains(t, err, "EOF")
+}
+
+// The grant has ended by the authorization server's word; the gateway's needs a second one.
+// Neither counts in an answer that says that the server itself is in trouble.
+func TestRefreshVerdict(t *testing.T) {
+	for _, status := range []int{200, 400, 401, 499, 500, 503} {
+		for code, want := range map[string][2]bool{"invalid_grant": {true, false}, "WG_ERR_105": {false, true}, "invalid_client": {}, "": {}} {
+			dead, refused := ganbauth.RefreshVerdict(&ganbauth.TokenError{StatusCode: status, Code: code})
+			require.Equal(t, want[0] && status < 500, dead, "%d %s", status, code)
+			require.Equal(t, want[1] && status < 500, refused, "%d %s", status, code)
+		}
+	}
+}
+
+// A code is of 64 visible characters at most, and foreign text of 256.
+func TestForeignText(t *testing.T) {
+	parse := func(code, message string) *ganbauth.APIError {
+		body, err := json.Marshal(map[string]string{"errorCode": code, "errorMessage": message})
+		require.NoError(t, err)
+		var e *ganbauth.APIError
+		require.ErrorAs(t, ganbauth.ParseAPIError(400, nil, body), &e)
+		return e
+	}
+	for _, good := range []string{"a b", " ", "~", "[]^#!", strings.Repeat("c", 64)} {
+		require.Equal(t, good, parse(good, "").Code)
+	}
+	for _, bad := range []string{"a\x1f", "a\x7f", `a"`, `a\b`, "aé", strings.Repeat("c", 65)} {
+		require.Empty(t, parse(bad, "").Code, "%q", bad)
+	}
+	for message, want := range map[string]string{
+		"日本 x":                         "日本 x",
+		"a\tb\u202ec":                  "a\uFFFDb\uFFFDc",
+		strings.Repeat("日", 256):       strings.Repeat("日", 256),
+		strings.Repeat("日", 256) + "x": strings.Repeat("日", 256),
+	} {
+		require.Equal(t, want, parse("", message).Message)
 	}
 }
 

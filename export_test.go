@@ -35,7 +35,13 @@ func RetryAfter(err error) time.Duration { return retryAfter(err) }
 
 func Unavailable(err error) error { return unavailable("ganbauth: load token: %w", err) }
 
-var ErrOtherSubject = errOtherSubject
+var (
+	ErrOtherSubject   = errOtherSubject
+	ErrBusy           = errBusy
+	ErrAttemptExpired = errAttemptExpired
+)
+
+func Refusal(status int) error { return &refusal{status, "x"} }
 
 func RefreshVerdict(e *TokenError) (grantDead, gatewayRefused bool) {
 	return e.grantDead(), e.gatewayRefused()
