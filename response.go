@@ -46,16 +46,12 @@ func (e *TokenError) read(o object) {
 // readBody reads a body. With an error it also returns what it has read. A body of more
 // than maxBody bytes is [ErrTokenValue].
 func readBody(resp *http.Response) ([]byte, error) {
-	errTooLong := fmt.Errorf("%w: the answer is longer than %d bytes", ErrTokenValue, maxBody)
-	if resp.ContentLength > maxBody {
-		return nil, errTooLong
-	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	switch {
 	case err != nil:
 		return body, &cutError{err}
 	case len(body) > maxBody:
-		return body, errTooLong
+		return body, fmt.Errorf("%w: the answer is longer than %d bytes", ErrTokenValue, maxBody)
 	}
 	return body, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -328,6 +329,12 @@ func TestCheckResponse(t *testing.T) {
 	data, err := io.ReadAll(resp.Body)
 	require.Equal(t, "half", string(data))
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+
+	kept := &endless{}
+	resp = &http.Response{StatusCode: 500, Body: kept}
+	require.Error(t, ganbauth.CheckResponse(resp))
+	require.NoError(t, resp.Body.Close())
+	require.True(t, kept.closed, "the caller closes the body itself")
 }
 
 type failing struct{}
@@ -416,6 +423,27 @@ func TestI7EndlessBodies(t *testing.T) {
 		api := &endless{}
 		_ = ganbauth.CheckResponse(&http.Response{StatusCode: status, Body: api})
 		require.LessOrEqual(t, api.read, 1<<20, status)
+	}
+}
+
+// A3: of an answer to a refresh that is too long the refresh token is kept, whether the
+// bank says how long it is or not.
+func TestA3AnswerThatIsTooLong(t *testing.T) {
+	for name, flush := range map[string]bool{"with its length": false, "in chunks": true} {
+		o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			if text := goodToken + strings.Repeat(" ", 1<<20); flush {
+				_, _ = io.WriteString(w, text)
+				_ = http.NewResponseController(w).Flush()
+			} else {
+				w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+				_, _ = io.WriteString(w, text)
+			}
+		})
+		_, err := o.connector(t).RefreshTokens(t.Context(), "RT-1")
+		require.ErrorIs(t, err, ganbauth.ErrTokenValue, name)
+		require.ErrorContains(t, err, "longer than 1048576 bytes", name)
+		require.Equal(t, "RT-2", ganbauth.SalvagedRefreshToken(err), name)
 	}
 }
 
