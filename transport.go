@@ -138,7 +138,7 @@ func (t *transport) current(ctx context.Context) (*Token, error) {
 	t.mu.Lock()
 	token, age := t.token, time.Since(t.looked)
 	t.mu.Unlock()
-	if !t.job && age < lookAgain && token.Valid() && !t.api.keeper.due(token) {
+	if !t.job && age < lookAgain && !t.api.keeper.due(token) {
 		return token, nil
 	}
 	next, err := t.api.keeper.live(ctx, t.key)

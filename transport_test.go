@@ -193,6 +193,52 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 		require.NoError(t, err)
 		require.Contains(t, body(resp), "balances")
 	})
+	t.Run("it never comes back, however many redirects later", func(t *testing.T) {
+		client, _, g := connectedClient(t, ganbtest.Options{})
+		to := func(target string) roundTripFunc {
+			return func(r *http.Request) (*http.Response, error) { return response(r, 302, "", "Location", target), nil }
+		}
+		g.hosts["evil.example"] = to("https://bank.test/2")
+		g.hosts["bank.test"] = func(r *http.Request) (*http.Response, error) {
+			if target := map[string]string{"/1": "https://evil.example/", "/2": "/3", "/3": "/4"}[r.URL.Path]; target != "" {
+				return to(target)(r)
+			}
+			return response(r, 200, ""), nil
+		}
+		follow := func(path string) (withToken []string) {
+			before := len(g.seen)
+			resp, err := (&http.Client{Transport: client.Transport}).Get("https://bank.test" + path)
+			require.NoError(t, err)
+			require.Equal(t, 200, resp.StatusCode)
+			for _, r := range g.seen[before:] {
+				if r.Header.Get("X-Access-Token") != "" {
+					withToken = append(withToken, r.URL.Path)
+				}
+			}
+			return withToken
+		}
+		require.Equal(t, []string{"/1"}, follow("/1"))
+		require.Equal(t, []string{"/2", "/3", "/4"}, follow("/2"))
+
+		req := mustRequest("GET", "https://bank.test/4")
+		req.Response = &http.Response{}
+		_, err := client.Transport.RoundTrip(req)
+		require.NoError(t, err)
+		require.NotEmpty(t, g.last().Header.Get("X-Access-Token"), "what led here is not known")
+		req.Response.Request = &http.Request{}
+		_, err = client.Transport.RoundTrip(req)
+		require.NoError(t, err)
+		require.Empty(t, g.last().Header.Get("X-Access-Token"), "a request without an address")
+	})
+	t.Run("a redirect without end is handed on after ten", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{})
+		bank.Fail(ganbtest.API, ganbtest.Fault{Status: 307, Header: header("Location", bank.APIBase()+"/accounts")}, -1)
+		resp, err := client.Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, 307, resp.StatusCode)
+		require.Equal(t, 10, bank.Count(ganbtest.API))
+		require.ErrorIs(t, (*ganbauth.Kit)(nil).ClientFor("u").CheckRedirect(mustRequest("GET", bank.APIBase()), nil), http.ErrUseLastResponse)
+	})
 	t.Run("what came in is not forwarded", func(t *testing.T) {
 		client, bank, g := connectedClient(t, ganbtest.Options{})
 		req := mustRequest("GET", bank.APIBase()+"/accounts")
@@ -437,6 +483,135 @@ func TestClientRefreshes(t *testing.T) {
 	})
 }
 
+// What the API has refused is sent once more only if it can be sent whole.
+func TestClientSendsAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*http.Request)
+		want   int
+	}{
+		"a body that says that it is none": {func(r *http.Request) { r.Body, r.GetBody = http.NoBody, nil }, 200},
+		"no body":                          {func(r *http.Request) { r.Body, r.GetBody = nil, nil }, 200},
+		"a body that cannot be had again": {func(r *http.Request) {
+			r.Body = io.NopCloser(strings.NewReader("x"))
+			r.GetBody = func() (io.ReadCloser, error) { return nil, errors.New("gone") }
+		}, 401},
+	} {
+		client, bank, _ := connectedClient(t, ganbtest.Options{})
+		bank.ExpireAccessTokens()
+		req := mustRequest("GET", bank.APIBase()+"/accounts")
+		c.change(req)
+		resp, err := client.Do(req)
+		require.NoError(t, err, name)
+		require.Equal(t, c.want, resp.StatusCode, name)
+		require.NotEmpty(t, body(resp), name)
+		require.Equal(t, map[int]int{200: 2, 401: 1}[c.want], bank.Count(ganbtest.API), name)
+	}
+}
+
+// closeSpy is a request's body that knows whether it was closed.
+type closeSpy struct {
+	io.Reader
+	closed int
+}
+
+func (c *closeSpy) Close() error { c.closed++; return errors.New("closed") }
+
+// The body of a request that is not sent is closed, as [http.RoundTripper] demands.
+func TestClientClosesWhatItDoesNotSend(t *testing.T) {
+	store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: func(*http.Request) (string, error) { return "u", nil }}})
+	store.set(errors.New("away"), nil, nil)
+	for name, c := range map[string]struct {
+		client *http.Client
+		target string
+	}{
+		"a kit that New did not make": {(*ganbauth.Kit)(nil).Client(t.Context()), "https://bank.test/"},
+		"nobody's":                    {a.kit.Client(t.Context()), "https://bank.test/"},
+		"the store is away":           {a.kit.ClientFor("u"), "https://bank.test/"},
+		"not https":                   {a.kit.ClientFor("u"), "http://bank.test/"},
+	} {
+		sent := &closeSpy{Reader: strings.NewReader("x")}
+		req, err := http.NewRequest("POST", c.target, sent)
+		require.NoError(t, err)
+		_, err = c.client.Transport.RoundTrip(req)
+		require.Error(t, err, name)
+		require.Equal(t, 1, sent.closed, name)
+		_, err = c.client.Transport.RoundTrip(mustRequest("GET", c.target))
+		require.Error(t, err, "%s: without a body", name)
+	}
+	require.Zero(t, a.bank.Count(ganbtest.API))
+}
+
+// The answer's body is the bank's: its end, its faults and what Close says.
+func TestClientHandsTheBodyOn(t *testing.T) {
+	client, _, g := connectedClient(t, ganbtest.Options{})
+	spy := &closeSpy{Reader: strings.NewReader("whole")}
+	g.hosts["bank.test"] = func(r *http.Request) (*http.Response, error) {
+		resp := response(r, 200, "")
+		resp.Body = spy
+		return resp, nil
+	}
+	resp, err := client.Get("https://bank.test/x")
+	require.NoError(t, err)
+	data, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, "whole", string(data))
+	require.EqualError(t, resp.Body.Close(), "closed")
+	require.Equal(t, 1, spy.closed)
+}
+
+// I11: nothing watches the contexts of a request, and of the handler that made the client,
+// once its answer is closed or has failed. A bubble fails if a goroutine is left.
+func TestI11ContextsAreReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, bank, g := connectedClient(t, ganbtest.Options{}, func(*ganbauth.Options) {})
+		send := func() (*http.Response, error) {
+			ctx := foreignContext{t.Context(), make(chan struct{})}
+			return client.Transport.RoundTrip(mustRequest("GET", bank.APIBase()+"/accounts").WithContext(ctx))
+		}
+		resp, err := send()
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.ErrorIs(t, resp.Request.Context().Err(), nil, "the caller's own context lives on")
+		require.Error(t, g.last().Context().Err(), "the one that was sent has ended")
+		g.hosts["bank.test"] = func(*http.Request) (*http.Response, error) { return nil, io.EOF }
+		_, err = send()
+		require.ErrorIs(t, err, io.EOF)
+		require.Error(t, g.last().Context().Err())
+	})
+}
+
+// foreignContext is a context that package context does not know: whoever derives from it
+// has a goroutine watch it.
+type foreignContext struct {
+	context.Context
+	done chan struct{}
+}
+
+func (c foreignContext) Done() <-chan struct{} { return c.done }
+
+// A handler's token that is about to expire is refreshed before it is sent, however
+// recently the store was asked.
+func TestClientRefreshesInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+		connect(t, bank, store, "u")
+		kit := backgroundKit(t, bank, store, nil)
+		time.Sleep(time.Hour - time.Minute - 2*time.Second)
+		r := mustRequest("GET", "/")
+		r.Header.Set("X-User", "u")
+		kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			for _, refreshes := range []int{0, 1} {
+				resp, err := kit.Client(r.Context()).Get(bank.APIBase() + "/accounts")
+				require.NoError(t, err)
+				resp.Body.Close()
+				require.Equal(t, refreshes, bank.Refreshes())
+				time.Sleep(3 * time.Second)
+			}
+		})).ServeHTTP(nil, r)
+	})
+}
+
 // Observe knows the values of the request's context, though the call to the API has a
 // context of its own. H2: a job's client follows what becomes of its user.
 func TestClientForAsksTheStoreEachTime(t *testing.T) {
@@ -530,6 +705,12 @@ func TestClientKeepsTheContextsValues(t *testing.T) {
 		require.Equal(t, 200, resp.StatusCode)
 	})).ServeHTTP(nil, r)
 	require.Equal(t, []any{"v-1"}, seen)
+
+	client, bank, g := connectedClient(t, ganbtest.Options{})
+	ctx := context.WithValue(t.Context(), visitor{}, "v-2")
+	_, err := client.Do(mustRequest("GET", bank.APIBase()+"/accounts").WithContext(ctx))
+	require.NoError(t, err)
+	require.Equal(t, "v-2", g.last().Context().Value(visitor{}), "what the request's own context has comes first")
 }
 
 func TestClientEndsWithItsContext(t *testing.T) {
