@@ -224,7 +224,7 @@ func SCSRecord(store TokenStore, t *Token) []byte {
 }
 
 // SCSCompareAndWrite is what the kit calls in place of a Swap.
-func SCSCompareAndWrite(store TokenStore, ctx context.Context, key string, old, new *Token) error {
+func SCSCompareAndWrite(ctx context.Context, store TokenStore, key string, old, new *Token) error {
 	return store.(*scsStore).compareAndWrite(ctx, key, old, new)
 }
 

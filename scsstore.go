@@ -203,10 +203,7 @@ func (s *scsStore) encode(key string, t *Token, deadline time.Time) ([]byte, err
 
 // decode reads what encode has made.
 func (s *scsStore) decode(key string, data []byte) (t *Token, deadline time.Time, err error) {
-	record, err := s.format.unwrap(data)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
+	record := s.format.unwrap(data)
 	if len(record) < 9 {
 		return nil, time.Time{}, errRecordTruncated
 	}
@@ -219,7 +216,7 @@ func (s *scsStore) decode(key string, data []byte) (t *Token, deadline time.Time
 // scsFormat hides a record in what a session codec can read.
 type scsFormat interface {
 	wrap(deadline time.Time, record []byte) ([]byte, error)
-	unwrap(data []byte) (record []byte, err error)
+	unwrap(data []byte) (record []byte) // nil if there is none
 }
 
 // formatFor returns the format for a codec: behind the codec's bytes if the codec ignores
@@ -248,16 +245,16 @@ func (f behindCodec) wrap(_ time.Time, record []byte) ([]byte, error) {
 	return binary.BigEndian.AppendUint32(data, uint32(len(record))), nil
 }
 
-func (f behindCodec) unwrap(data []byte) ([]byte, error) {
+func (f behindCodec) unwrap(data []byte) (record []byte) {
 	if len(data) < 4 {
-		return nil, errRecordTruncated
+		return nil
 	}
 	end := len(data) - 4
 	n := binary.BigEndian.Uint32(data[end:])
 	if uint64(n) > uint64(end) {
-		return nil, errRecordTruncated
+		return nil
 	}
-	return data[end-int(n) : end], nil
+	return data[end-int(n) : end]
 }
 
 // amongValues makes the record a value of a session.
@@ -267,18 +264,16 @@ func (f amongValues) wrap(deadline time.Time, record []byte) ([]byte, error) {
 	return f.codec.Encode(deadline, map[string]any{scsMark: base64.StdEncoding.EncodeToString(record)})
 }
 
-// unwrap fails with errCorrupt for what is no session, and for a session that is no record.
-func (f amongValues) unwrap(data []byte) ([]byte, error) {
+func (f amongValues) unwrap(data []byte) (record []byte) {
 	_, values, err := f.codec.Decode(data)
 	if err != nil {
-		return nil, errCorrupt
+		return nil
 	}
 	text, _ := values[scsMark].(string)
-	record, err := base64.StdEncoding.DecodeString(text)
-	if err != nil {
-		return nil, errCorrupt
+	if record, err = base64.StdEncoding.DecodeString(text); err != nil {
+		return nil
 	}
-	return record, nil
+	return record
 }
 
 // handle is what a login leaves in a session. It is one value there, because scs decodes

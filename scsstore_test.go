@@ -137,9 +137,9 @@ func TestI1EngineFailsAtEachCall(t *testing.T) {
 func TestI1StoreOnAnEngineThatFails(t *testing.T) {
 	newer := fullToken
 	newer.AccessToken = "AT-2"
-	compare := func(old, new *ganbauth.Token) func(ganbauth.TokenStore, context.Context) error {
-		return func(s ganbauth.TokenStore, ctx context.Context) error {
-			return ganbauth.SCSCompareAndWrite(s, ctx, "key", old, new)
+	compare := func(old, new *ganbauth.Token) func(context.Context, ganbauth.TokenStore) error {
+		return func(ctx context.Context, s ganbauth.TokenStore) error {
+			return ganbauth.SCSCompareAndWrite(ctx, s, "key", old, new)
 		}
 	}
 	for _, engineOf := range []func(*faultyEngine) scs.Store{
@@ -148,17 +148,17 @@ func TestI1StoreOnAnEngineThatFails(t *testing.T) {
 	} {
 		for _, test := range []struct {
 			name  string
-			do    func(s ganbauth.TokenStore, ctx context.Context) error
+			do    func(ctx context.Context, s ganbauth.TokenStore) error
 			calls []string
 			left  *ganbauth.Token
 		}{
-			{"load", func(s ganbauth.TokenStore, ctx context.Context) error {
+			{"load", func(ctx context.Context, s ganbauth.TokenStore) error {
 				got, err := s.Load(ctx, "key")
 				require.Equal(t, err == nil, got != nil)
 				return err
 			}, []string{"Find"}, &fullToken},
-			{"save", func(s ganbauth.TokenStore, ctx context.Context) error { return s.Save(ctx, "key", &newer) }, []string{"Find", "Commit"}, &newer},
-			{"delete", func(s ganbauth.TokenStore, ctx context.Context) error { return s.Delete(ctx, "key") }, []string{"Delete"}, nil},
+			{"save", func(ctx context.Context, s ganbauth.TokenStore) error { return s.Save(ctx, "key", &newer) }, []string{"Find", "Commit"}, &newer},
+			{"delete", func(ctx context.Context, s ganbauth.TokenStore) error { return s.Delete(ctx, "key") }, []string{"Delete"}, nil},
 			{"replace", compare(&fullToken, &newer), []string{"Find", "Commit"}, &newer},
 			{"remove", compare(&fullToken, nil), []string{"Find", "Delete"}, nil},
 		} {
@@ -171,7 +171,7 @@ func TestI1StoreOnAnEngineThatFails(t *testing.T) {
 					require.NoError(t, s.Save(t.Context(), "key", &fullToken))
 					where := fmt.Sprint(test.name, ", call ", n+1, ", after its effect ", after)
 					met := e.failNext(n+1, after)
-					err := test.do(s, t.Context())
+					err := test.do(t.Context(), s)
 					calls := e.calls
 					failed := met()
 					want := &fullToken
@@ -208,18 +208,106 @@ func TestSCSStoreCompares(t *testing.T) {
 	for name, old := range map[string]*ganbauth.Token{"another record": &other, "nothing": nil} {
 		require.NoError(t, s.Save(t.Context(), "key", &fullToken))
 		for _, next := range []*ganbauth.Token{&other, nil} {
-			require.Equal(t, ganbauth.ErrSuperseded, ganbauth.SCSCompareAndWrite(s, t.Context(), "key", old, next), name)
+			require.Equal(t, ganbauth.ErrSuperseded, ganbauth.SCSCompareAndWrite(t.Context(), s, "key", old, next), name)
 			got, err := s.Load(t.Context(), "key")
 			require.NoError(t, err)
 			require.Equal(t, fullToken, *got, name)
 		}
 	}
 	require.NoError(t, s.Delete(t.Context(), "key"))
-	require.Equal(t, ganbauth.ErrSuperseded, ganbauth.SCSCompareAndWrite(s, t.Context(), "key", &fullToken, &other))
-	require.NoError(t, ganbauth.SCSCompareAndWrite(s, t.Context(), "key", nil, &other))
+	require.Equal(t, ganbauth.ErrSuperseded, ganbauth.SCSCompareAndWrite(t.Context(), s, "key", &fullToken, &other))
+	require.NoError(t, ganbauth.SCSCompareAndWrite(t.Context(), s, "key", nil, &other))
 	got, err := s.Load(t.Context(), "key")
 	require.NoError(t, err)
 	require.Equal(t, other, *got)
+}
+
+// When a record ends: with the session that holds its key, a login under way by itself, and
+// else after the sessions' lifetime, counted from the login.
+func TestSCSDeadlines(t *testing.T) {
+	const key = "bank/;ABC"
+	token, mark := fullToken, ganbauth.Token{Epoch: "e1"}
+	token.Epoch = "e1"
+	ends := func(t ganbauth.Token, in time.Duration) *ganbauth.Token {
+		t.ExpiresAt = time.Now().Add(in).UTC()
+		return &t
+	}
+	judged := mark
+	judged.Judged = "rt"
+	other := token
+	other.Epoch = "e2"
+	const lifetime, session, before = 24 * time.Hour, 3 * time.Hour, 2 * time.Hour
+	for _, test := range []struct {
+		name   string
+		values map[string]string // of the session
+		key    string
+		stored *ganbauth.Token // two hours ago
+		save   *ganbauth.Token
+		want   time.Duration
+	}{
+		{"a login", nil, key, nil, &token, lifetime},
+		{"a refresh", nil, key, &token, &token, lifetime - before},
+		{"the next login", nil, key, &token, &other, lifetime},
+		{"a login under way", nil, key, nil, ends(mark, 10*time.Minute), 10 * time.Minute},
+		{"a login that is over", nil, key, nil, ends(mark, -time.Minute), lifetime},
+		{"a grant that is dead", nil, key, nil, ends(judged, 10*time.Minute), lifetime},
+		{"a token that ends soon", nil, key, nil, ends(token, 10*time.Minute), lifetime},
+		{"the session's", map[string]string{"ganbauth.bank": key}, key, nil, &token, session},
+		{"the session's, refreshed", map[string]string{"ganbauth.bank": key + " ancestor"}, key, &token, &token, session},
+		{"the session's, of one connection", map[string]string{"user": "u", "ganbauth.bank": key}, key + "/c", nil, &token, session},
+		{"another session's", map[string]string{"ganbauth.bank": key}, key + "D", nil, &token, lifetime},
+		{"another kit's", map[string]string{"ganbauth.other": key}, key, nil, &token, lifetime},
+		{"a kit's whose name begins alike", map[string]string{"ganbauth.ban": key}, key, nil, &token, lifetime},
+		{"the application's own value", map[string]string{"bank": key}, key, nil, &token, lifetime},
+	} {
+		sessions := scs.New()
+		engine := &spyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+		sessions.Store = engine
+		store := ganbauth.NewSCSStore(sessions)
+		if test.stored != nil {
+			sessions.Lifetime = lifetime - before
+			require.NoError(t, store.Save(t.Context(), test.key, test.stored))
+			sessions.Lifetime = lifetime
+		}
+		ctx, err := sessions.Load(t.Context(), "")
+		require.NoError(t, err)
+		sessions.SetDeadline(ctx, time.Now().Add(session).UTC())
+		for name, value := range test.values {
+			sessions.Put(ctx, name, value)
+		}
+		require.NoError(t, store.Save(ctx, test.key, test.save))
+		got := time.Until(engine.expiry[engine.names[len(engine.names)-1]])
+		require.InDelta(t, test.want.Seconds(), got.Seconds(), 30, test.name)
+	}
+}
+
+// A codec that fails is an error of the store, and nothing is written.
+func TestSCSCodecFails(t *testing.T) {
+	sessions := scs.New()
+	codec := &failingCodec{}
+	sessions.Codec = codec
+	store := ganbauth.NewSCSStore(sessions)
+	require.NoError(t, store.Save(t.Context(), "key", &fullToken))
+	codec.fails = true
+	newer := fullToken
+	newer.AccessToken = "AT-2"
+	require.ErrorIs(t, store.Save(t.Context(), "key", &newer), errEngine)
+	got, err := store.Load(t.Context(), "key")
+	require.NoError(t, err)
+	require.Equal(t, fullToken, *got)
+}
+
+// failingCodec is a codec that can fail.
+type failingCodec struct {
+	jsonCodec
+	fails bool
+}
+
+func (c *failingCodec) Encode(deadline time.Time, values map[string]any) ([]byte, error) {
+	if c.fails {
+		return nil, errEngine
+	}
+	return c.jsonCodec.Encode(deadline, values)
 }
 
 // Another release finds the records of this one: a session's are under the key itself, all
