@@ -41,6 +41,12 @@ var (
 	ErrAttemptExpired = errAttemptExpired
 )
 
+// NoAnswer is the error of a token request that the bank has not answered.
+func NoAnswer(err error) error { return &TokenError{err: err} }
+
+// Salvaged is the error of a refresh whose answer is good for its refresh token only.
+func Salvaged(err error) error { return &salvagedError{newSecret("RT"), err} }
+
 func Refusal(status int) error { return &refusal{status, "x"} }
 
 func RefreshVerdict(e *TokenError) (grantDead, gatewayRefused bool) {
@@ -321,6 +327,9 @@ func (g Guard) Send(key string, outcome error, failingSince time.Time) {
 		t.finish(outcome, failingSince)
 	}
 }
+
+// UntilJob returns the time until the next job may go.
+func (g Guard) UntilJob() time.Duration { return g.untilJob() }
 
 // Away returns what users are told if the bank is away.
 func (g Guard) Away() error { return g.check() }

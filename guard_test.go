@@ -3,6 +3,7 @@ package ganbauth_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -595,6 +596,210 @@ func TestGuardDecisions(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { test(t, ganbauth.NewGuard(0)) })
+		})
+	}
+}
+
+// What the outcome of a request says about the bank: how many users it takes to believe
+// that the bank is away.
+func TestGuardSigns(t *testing.T) {
+	const never = 0
+	refusal := func(status int, code string) error { return &ganbauth.TokenError{StatusCode: status, Code: code} }
+	for name, c := range map[string]struct {
+		err   error
+		users int
+	}{
+		"an answer":                     {nil, never},
+		"a refresh token alone":         {ganbauth.Salvaged(ganbauth.ErrTokenFormat), never},
+		"another user":                  {ganbauth.ErrOtherSubject, never},
+		"a dead grant":                  {refusal(400, "invalid_grant"), never},
+		"the gateway's refusal":         {refusal(401, "WG_ERR_105"), never},
+		"no answer in time":             {ganbauth.NoAnswer(context.DeadlineExceeded), 3},
+		"nobody there":                  {ganbauth.NoAnswer(errRefused), 3},
+		"maintenance":                   {refusal(400, "WG_ERR_300"), 3},
+		"temporarily_unavailable":       {refusal(400, "temporarily_unavailable"), 3},
+		"501":                           {refusal(501, ""), 3},
+		"503":                           {refusal(503, ""), 3},
+		"500":                           {refusal(500, ""), 16},
+		"a dead grant, with 503":        {refusal(503, "invalid_grant"), 3},
+		"a wrong secret":                {refusal(401, "invalid_client"), 16},
+		"a cut connection":              {ganbauth.NoAnswer(io.EOF), 16},
+		"a connection that breaks":      {ganbauth.NoAnswer(&net.OpError{Op: "read", Err: syscall.ECONNRESET}), 16},
+		"no answer of the bank's":       {context.DeadlineExceeded, 16},
+		"an answer that cannot be used": {ganbauth.ErrTokenFormat, 16},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := ganbauth.NewGuard(0)
+				for range 50 {
+					g.Send("the same user", c.err, time.Time{})
+				}
+				for u := 1; u < 50 && (c.users == never || u < c.users); u++ {
+					require.NoError(t, g.Away(), "after %d users", u)
+					g.Send(fmt.Sprint(u), c.err, time.Time{})
+				}
+				err := g.Away()
+				require.Equal(t, c.users != never, err != nil)
+				if err != nil {
+					require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+					require.ErrorIs(t, err, c.err)
+				}
+			})
+		})
+	}
+}
+
+// How many requests may be at the bank at once, of each kind.
+func TestGuardRoom(t *testing.T) {
+	room := func(g ganbauth.Guard, class rune) (n int) {
+		for ; ; n++ {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Nanosecond)
+			_, err := g.Enter(ctx, fmt.Sprint(class, n), class)
+			cancel()
+			if err != nil {
+				return n
+			}
+			if class == 'j' {
+				time.Sleep(time.Second) // jobs go one a second
+			}
+		}
+	}
+	run := func(name string, test func(t *testing.T, g ganbauth.Guard)) {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { test(t, ganbauth.NewGuard(0)) }) })
+	}
+	run("nothing is known of the bank", func(t *testing.T, g ganbauth.Guard) {
+		require.Equal(t, 64, room(g, 'u'))
+		require.Equal(t, 64, room(g, 'l'), "logins have their own")
+		require.Zero(t, room(g, 'j'), "jobs share the users'")
+	})
+	run("jobs", func(t *testing.T, g ganbauth.Guard) {
+		require.Equal(t, 16, room(g, 'j'))
+		require.Equal(t, 48, room(g, 'u'))
+	})
+	run("each answer of the last second allows one more", func(t *testing.T, g ganbauth.Guard) {
+		for i := range 10 {
+			g.Send(fmt.Sprint(i), nil, time.Time{})
+			time.Sleep(50 * time.Millisecond)
+		}
+		require.Equal(t, 74, room(g, 'u'))
+	})
+	run("an answer is forgotten after a second", func(t *testing.T, g ganbauth.Guard) {
+		for i := range 10 {
+			g.Send(fmt.Sprint(i), nil, time.Time{})
+		}
+		time.Sleep(899 * time.Millisecond)
+		require.Equal(t, 74, room(g, 'u'))
+		time.Sleep(200 * time.Millisecond)
+		require.Zero(t, room(g, 'u'), "ten too many are out")
+	})
+	run("not more than there are connections", func(t *testing.T, g ganbauth.Guard) {
+		for i := range 2000 {
+			g.Send(fmt.Sprint(i), nil, time.Time{})
+		}
+		require.Equal(t, 960, room(g, 'u'))
+	})
+}
+
+// Jobs go one a second where Options.TokenRate says nothing, and give back what they have
+// not used.
+func TestGuardJobs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := ganbauth.NewGuard(0)
+		require.LessOrEqual(t, g.UntilJob(), time.Duration(0))
+		for i := range 3 {
+			leave, err := g.Enter(t.Context(), fmt.Sprint(i), 'j')
+			require.NoError(t, err)
+			require.Equal(t, time.Duration(i)*time.Second, time.Since(g.Begun))
+			require.Equal(t, time.Second, g.UntilJob())
+			leave(nil)
+		}
+		_, err := g.Enter(t.Context(), "unused", 'j')
+		require.NoError(t, err)
+		g.LeaveUnused()
+		require.LessOrEqual(t, g.UntilJob(), time.Duration(0))
+		_, err = g.Enter(t.Context(), "user", 'u')
+		require.NoError(t, err)
+		require.Equal(t, 3*time.Second, time.Since(g.Begun), "users wait for no job")
+
+		g = ganbauth.NewGuard(4)
+		for i := range 3 {
+			leave, err := g.Enter(t.Context(), fmt.Sprint(i), 'j')
+			require.NoError(t, err)
+			require.Equal(t, time.Duration(i)*time.Second/4, time.Since(g.Begun))
+			leave(nil)
+		}
+	})
+}
+
+// While the bank is away one request at a time looks for it, after pauses that grow with the
+// outage, from a second to a minute, by up to a fifth less; or when the bank has said.
+func TestGuardProbes(t *testing.T) {
+	away := func(hint time.Duration) ganbauth.Guard {
+		g := ganbauth.NewGuard(0)
+		for i := range 3 {
+			g.Send(fmt.Sprint(i), &ganbauth.TokenError{StatusCode: 503, RetryAfter: hint}, time.Time{})
+		}
+		return g
+	}
+	// next waits for the next probe, in steps, and lets it fail.
+	next := func(t *testing.T, g ganbauth.Guard) (pause time.Duration) {
+		begun := time.Now()
+		for g.Away() != nil {
+			wait := ganbauth.RetryAfter(g.Away())
+			require.GreaterOrEqual(t, wait, time.Second)
+			require.LessOrEqual(t, wait, 75*time.Second)
+			time.Sleep(10 * time.Millisecond)
+		}
+		pause = time.Since(begun)
+		leave, err := g.Enter(t.Context(), "probe", 'u')
+		require.NoError(t, err)
+		require.Error(t, g.Away(), "one at a time")
+		_, err = g.Enter(t.Context(), "another", 'u')
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		leave(&ganbauth.TokenError{StatusCode: 503})
+		return pause
+	}
+	synctest.Test(t, func(t *testing.T) {
+		g := away(0)
+		for i := range 100 {
+			want := min(max(time.Since(g.Begun)/4, time.Second), time.Minute)
+			got := next(t, g)
+			require.GreaterOrEqual(t, got, want*4/5-10*time.Millisecond, "probe %d", i)
+			require.LessOrEqual(t, got, want+10*time.Millisecond, "probe %d", i)
+		}
+		require.Greater(t, time.Since(g.Begun), time.Hour)
+
+		time.Sleep(time.Minute)
+		leave, err := g.Enter(t.Context(), "probe", 'u')
+		require.NoError(t, err)
+		leave(nil)
+		require.NoError(t, g.Away(), "it is back")
+
+		g = away(50 * time.Second)
+		got := next(t, g)
+		require.GreaterOrEqual(t, got, 50*time.Second-10*time.Millisecond)
+		require.LessOrEqual(t, got, 50*time.Second+10*time.Millisecond)
+	})
+}
+
+// After a 429 the bank is left alone, for as long as it asks and a second at least. Then
+// the requests are spaced a little wider than what it took in the second before.
+func TestGuardPace(t *testing.T) {
+	tooMany := func(hint time.Duration) error { return &ganbauth.TokenError{StatusCode: 429, RetryAfter: hint} }
+	for hint, pause := range map[time.Duration]time.Duration{0: time.Second, 7 * time.Second: 7 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			g := ganbauth.NewGuard(0)
+			for i := range 20 {
+				g.Send(fmt.Sprint(i), nil, time.Time{})
+			}
+			g.Send("refused", tooMany(hint), time.Time{})
+			begun := time.Now()
+			for i := range 5 {
+				_, err := g.Enter(t.Context(), fmt.Sprint(i), 'u')
+				require.NoError(t, err)
+				want := pause + time.Duration(i)*time.Second/19 // 95 % of 20 a second
+				require.InDelta(t, want.Seconds(), time.Since(begun).Seconds(), 0.001)
+			}
 		})
 	}
 }
