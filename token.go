@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -107,11 +108,13 @@ func (t *Token) Fingerprint() string {
 	if fingerprint, data, _ := cutSealed(t.AccessToken); fingerprint != "" && data != "" {
 		return fingerprint
 	}
-	h := sha256.New()
-	for _, s := range []string{t.Epoch, t.AccessToken, t.RefreshToken, t.Judged} {
-		_, _ = fmt.Fprintf(h, "%d:%s", len(s), s)
+	text := make([]byte, 0, 512)
+	for _, s := range [...]string{t.Epoch, t.AccessToken, t.RefreshToken, t.Judged} {
+		text = strconv.AppendInt(text, int64(len(s)), 10)
+		text = append(append(text, ':'), s...)
 	}
-	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
+	sum := sha256.Sum256(text)
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
 // cutSealed takes the access token of a sealed record apart. The fingerprint of what is

@@ -109,3 +109,14 @@ func TestTokenValid(t *testing.T) {
 	require.False(t, (&ganbauth.Token{ExpiresAt: time.Now().Add(time.Hour)}).Valid())
 	require.True(t, (&ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}).Valid())
 }
+
+// Stores keep fingerprints beside their records, so none may ever change.
+func TestFingerprintsStay(t *testing.T) {
+	for want, token := range map[string]*ganbauth.Token{
+		"hTgJinJazOKkACdph_E0dTtRJQA-cMfTZCDU4eUKA2w": {},
+		"lQVr_rj7xzALiQWP28HPnhqBnFmTvVhkxttjDVLwP6I": {Epoch: "e", AccessToken: "access", RefreshToken: "refresh", Judged: "j"},
+		"Q96lfodRAs4e89TOGCPkzwFIhk8hqXRTqVAAVwnVWAM": {AccessToken: "アクセス", Epoch: "2:ab"},
+	} {
+		require.Equal(t, want, token.Fingerprint())
+	}
+}
