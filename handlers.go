@@ -39,7 +39,11 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 			return err
 		}
 		again := k.ownPath(r)
-		target, err := k.begin(w, r, k.attempts.read(r, ""), k.returnPath(r), withoutReturn(again), wanted)
+		returnTo := k.returnPath(r)
+		if again != "" && pathOf(returnTo) == pathOf(again) {
+			return errReturnsToLogin // each login would begin another
+		}
+		target, err := k.begin(w, r, k.attempts.read(r, ""), returnTo, withoutReturn(again), wanted)
 		switch {
 		case errors.Is(err, ErrNoUser) && k.cookieStayedBehind(r) && again != "":
 			k.reload(w, r, again, 0)
@@ -51,6 +55,8 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 		return nil
 	})
 }
+
+var errReturnsToLogin = fault("DefaultReturn is the path of a LoginHandler")
 
 // wanted returns the scopes that a login asks for if it is to have these, too. An error, by
 // which no login can ask for them, is logged.

@@ -66,6 +66,16 @@ func TestLoginRequest(t *testing.T) {
 		require.NotContains(t, resp.Header.Get("Location"), a.bank.ClientSecret)
 		require.Empty(t, b.cookie("session"), "no session is made")
 	})
+	t.Run("E3 none that would come back to a login", func(t *testing.T) {
+		a := newApp(t, setup{})
+		a.mux.Handle("/home/{$}", http.StripPrefix("/home", a.kit.LoginHandler()))
+		a.mux.Handle("GET /home", a.kit.LoginHandler())
+		b := a.browser()
+		require.Equal(t, 500, b.get("/home?from=menu").StatusCode)
+		require.Contains(t, a.log.String(), "DefaultReturn is the path of a LoginHandler")
+		require.Equal(t, 303, b.get("/home?return_to=/p").StatusCode)
+		require.Equal(t, 303, b.get("/home/").StatusCode)
+	})
 	t.Run("state and nonce are new each time, and long", func(t *testing.T) {
 		a := newApp(t, setup{})
 		b := a.browser()

@@ -281,23 +281,25 @@ func (k *Kit) isCallback(r *http.Request) bool {
 	return strings.Contains(r.URL.RawQuery, "state=") && k.atCallback(r)
 }
 
-// returnPath returns the path that the parameter return_to asks for, or DefaultReturn. It
-// never is the login's own path or the callback's.
+// returnPath returns the path that the parameter return_to asks for, or DefaultReturn if
+// that is no path of this site, r's own path or the callback's.
 func (k *Kit) returnPath(r *http.Request) string {
-	asked := r.URL.Query()[returnParam]
-	if len(asked) != 1 {
-		return k.defaultReturn
+	if asked := r.URL.Query()[returnParam]; len(asked) == 1 {
+		path, ok := localPath(asked[0])
+		if to := pathOf(path); ok && to != k.redirect.Path && to != pathOf(k.ownPath(r)) {
+			return path
+		}
 	}
-	path, ok := localPath(asked[0])
-	if !ok {
-		return k.defaultReturn
+	return k.defaultReturn
+}
+
+// pathOf returns the decoded path of what localPath has passed, without the query.
+func pathOf(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return ""
 	}
-	target, err := url.Parse(path)
-	own, ownErr := url.Parse(k.ownPath(r))
-	if err != nil || ownErr != nil || target.Path == k.redirect.Path || target.Path == own.Path {
-		return k.defaultReturn
-	}
-	return path
+	return u.Path
 }
 
 // pagesOf returns two paths: again, where the user can try again, "" if there is none;
