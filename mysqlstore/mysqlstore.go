@@ -233,8 +233,9 @@ func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 
 // Cleanup deletes, now and at every interval, what is left of deleted tokens and, with
 // Options.TTL, tokens that are older. It returns the context's error when ctx ends. A
-// failure is tried again at the next interval.
+// failure is tried again at the next interval, which has at least a second.
 func (s *Store) Cleanup(ctx context.Context, every time.Duration) error {
+	every = max(every, time.Second)
 	for {
 		s.deleteAll(ctx, buriedSQL(0, grave))
 		if s.ttl > 0 {
