@@ -74,7 +74,7 @@ func (r *recordReader) string() string {
 }
 
 func (r *recordReader) end() error {
-	if r.err == nil && r.rest != "" {
+	if r.rest != "" {
 		r.err = fmt.Errorf("%w: %d bytes left over", errCorrupt, len(r.rest))
 	}
 	return r.err
