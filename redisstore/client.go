@@ -10,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/ganbauth/ganbauth/internal/lazy"
 )
 
 // Client sends commands to Redis, which is one server or a Cluster. It is safe for
@@ -82,7 +80,7 @@ var errNoAnswer = errors.New("the client has not answered every command")
 
 // do sends commands with the time that one call may take.
 func (s *Store) do(ctx context.Context, client Client, commands ...Command) []Answer {
-	ctx, cancel := lazy.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	answers := client.Do(ctx, commands)
 	for len(answers) < len(commands) {
