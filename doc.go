@@ -26,6 +26,7 @@
 // A connection ends when the user disconnects, when the bank rejects the token, or when
 // the bank answers a refresh with the verified ID token of another user. An outage of the
 // bank or of the store does not end it: without a live token, requests are answered 503.
+// Only a new token that is lost on its way from the bank can cost a connection.
 //
 // # Parts
 //
