@@ -303,13 +303,13 @@ func (w *world) lose(g *grant, generation int, why string) { g.tokens[generation
 func (w *world) sends(s *step, r *request) {
 	r.step = s
 	w.requests = append(w.requests, r)
-	proven := s.proven
-	s.proven = false
-	if !proven {
-		w.blame(s, "%s is sent before the store has taken a write", r.form.Get("grant_type"))
-	}
+	const unproven = "%s is sent before the store has taken a write"
 	if r.form.Get("grant_type") != "refresh_token" {
 		w.tally["logins"]++
+		if len(s.proven) == 0 { // a login has one key
+			w.blame(s, unproven, "a code")
+		}
+		clear(s.proven)
 		return
 	}
 	w.tally["refreshes"]++
@@ -319,6 +319,11 @@ func (w *world) sends(s *step, r *request) {
 	}
 	w.note(s, "sends %s", r.token)
 	key := r.token.grant.key
+	if !s.proven[key] && !s.proven[""] {
+		w.blame(s, unproven, r.token)
+	}
+	delete(s.proven, key)
+	delete(s.proven, "")
 	for _, other := range w.spent[r.token.refresh] {
 		dead := other.process.dead.Load() || other.process != r.process && (!w.shape.locker || w.lostLock[key])
 		if !dead && (other.ok || !other.over) {

@@ -618,7 +618,8 @@ func (p *process) write(ctx context.Context, key, what string, do func() error) 
 	case errors.Is(err, errBuried):
 		return ganbauth.ErrSuperseded
 	case err == nil && by != nil && at > by.written: // the kit may wait for a newer one by now
-		by.written, by.writtenKey, by.proven = at, key, true
+		by.written, by.writtenKey = at, key
+		by.prove(key)
 	}
 	return err
 }
@@ -726,7 +727,7 @@ func (l lockingStore) LockRecord(ctx context.Context, key string) (fingerprint s
 	})
 	if err == nil {
 		l.mu.Lock()
-		by.proven = true
+		by.prove(key)
 		l.mu.Unlock()
 	}
 	return fingerprint, unlock, err
@@ -803,7 +804,9 @@ func (b wayToBank) RoundTrip(req *http.Request) (resp *http.Response, err error)
 	}
 	text, _ := io.ReadAll(req.Body)
 	form, _ := url.ParseQuery(string(text))
+	b.mu.Lock()
 	b.tally["token requests"]++
+	b.mu.Unlock()
 	sent := &request{process: b.process, form: form}
 	err = b.reach(req.Context(), trip{tripToken, "", form.Get("grant_type")}, func(s *step) (string, error) {
 		in := req.Clone(req.Context())
