@@ -133,6 +133,7 @@ func browse(h http.Handler, cookies map[string]string, target string) *http.Resp
 
 func request(cookies map[string]string, target string) *http.Request {
 	r := httptest.NewRequest(http.MethodGet, app+target, nil)
+	r.RequestURI = target // as net/http's server has it
 	var pairs []string
 	for name, value := range cookies {
 		pairs = append(pairs, name+"="+value)
