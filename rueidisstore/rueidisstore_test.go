@@ -156,7 +156,7 @@ func TestMillionTokens(t *testing.T) {
 	addr := testenv.Redis(t, "--appendonly", "no").Addr
 	watch := admin(t, addr)
 	storetest.RedisPages(t, rueidisstore.New(client(t, []string{addr}), rueidisstore.Options{}), func() string {
-		info, err := watch.Info(t.Context(), "commandstats").Result()
+		info, err := watch.Info(t.Context(), "all").Result()
 		require.NoError(t, err)
 		return info
 	})
