@@ -39,7 +39,7 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 			return err
 		}
 		again := k.ownPath(r)
-		returnTo := k.returnPath(r)
+		returnTo := k.returnPath(r, again)
 		if again != "" && pathOf(returnTo) == pathOf(again) {
 			return errReturnsToLogin // each login would begin another
 		}
@@ -253,7 +253,7 @@ func (k *Kit) LogoutHandler() http.Handler {
 		if err := k.checkOrigin(r); err != nil {
 			return err
 		}
-		returnTo := k.returnPath(r)
+		returnTo := k.returnPath(r, k.ownPath(r))
 		if err := k.Forget(w, r); err != nil {
 			return err
 		}

@@ -282,11 +282,11 @@ func (k *Kit) isCallback(r *http.Request) bool {
 }
 
 // returnPath returns the path that the parameter return_to asks for, or DefaultReturn if
-// that is no path of this site, r's own path or the callback's.
-func (k *Kit) returnPath(r *http.Request) string {
+// that is no path of this site, own, which is r's, or the callback's.
+func (k *Kit) returnPath(r *http.Request, own string) string {
 	if asked := r.URL.Query()[returnParam]; len(asked) == 1 {
 		path, ok := localPath(asked[0])
-		if to := pathOf(path); ok && to != k.redirect.Path && to != pathOf(k.ownPath(r)) {
+		if to := pathOf(path); ok && to != k.redirect.Path && to != pathOf(own) {
 			return path
 		}
 	}
