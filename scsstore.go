@@ -23,9 +23,9 @@ import (
 //
 // A record ends with the session that holds its key, or else sessions.Lifetime after the
 // login; a refresh does not prolong it. sessions.Iterate meets each record as a session
-// with the one value "ganbauth", whose Deadline says nothing. Set sessions.Codec before: a codec that ignores what
-// follows its own encoding, such as scs's GobCodec, makes records that are quick to read.
-// All of scs's stores work, those with a context included.
+// with the one value "ganbauth", whose Deadline says nothing. Set sessions.Codec before: a
+// codec that ignores what follows its own encoding, such as scs's GobCodec, makes records
+// that are quick to read. All of scs's stores work, those with a context included.
 //
 // No cookie can name a record. An application that takes session tokens from elsewhere, a
 // header for instance, must refuse those that begin with a semicolon.

@@ -131,6 +131,7 @@ func browse(h http.Handler, cookies map[string]string, target string) *http.Resp
 	return resp
 }
 
+// request is a browser's request with cookies.
 func request(cookies map[string]string, target string) *http.Request {
 	r := httptest.NewRequest(http.MethodGet, app+target, nil)
 	r.RequestURI = target // as net/http's server has it
