@@ -318,25 +318,39 @@ func (b *bench) test(m *mutant) {
 	}
 }
 
-// inTurn returns the tests that reach m in three groups: those of its file's own test
-// file and those that have killed mutants of the file, then the other quick ones, then
-// the slow ones.
-func (b *bench) inTurn(m *mutant) (groups [3][]string) {
+// likely is how many of the tests that killed the last mutants of a file run first, each
+// alone: the next mutant is often on the same line.
+const likely = 3
+
+// inTurn returns the tests that reach m in groups: those that killed the last mutants of
+// its file, then those of its own test file and all that have killed mutants of the file,
+// then the other quick ones, then the slow ones.
+func (b *bench) inTurn(m *mutant) (groups [][]string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	own := strings.TrimSuffix(m.file, ".go") + "_test.go"
+	reach := map[string]bool{}
+	var own, others, late []string
+	ownFile := strings.TrimSuffix(m.file, ".go") + "_test.go"
 	for i, t := range b.tests {
+		if m.switched() && !b.reached[i][m.number] {
+			continue
+		}
+		reach[t.name] = true
 		switch {
-		case m.switched() && !b.reached[i][m.number]:
 		case t.took > slow:
-			groups[2] = append(groups[2], t.name)
-		case t.file == own || slices.Contains(b.killers[m.file], t.name):
-			groups[0] = append(groups[0], t.name)
+			late = append(late, t.name)
+		case t.file == ownFile || slices.Contains(b.killers[m.file], t.name):
+			own = append(own, t.name)
 		default:
-			groups[1] = append(groups[1], t.name)
+			others = append(others, t.name)
 		}
 	}
-	return groups
+	for _, killer := range b.killers[m.file] {
+		if reach[killer] && len(groups) < likely {
+			groups = append(groups, []string{killer})
+		}
+	}
+	return append(groups, own, others, late)
 }
 
 var (
