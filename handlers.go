@@ -389,7 +389,7 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setHeaders(w)
 	err := e.kit.usable()
 	if err != nil {
-		e.kit.refuse(w, r, err, exits{}, "")
+		e.kit.refuse(w, r, kindOfRequest(r), err, exits{}, "")
 		return
 	}
 	if slices.Contains(strings.Split(e.methods, ", "), r.Method) {
@@ -401,7 +401,7 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = &refusal{http.StatusMethodNotAllowed, "the method is not allowed"}
 	}
 	if err != nil {
-		e.kit.refuse(w, r, err, exits{home: e.kit.defaultReturn}, "")
+		e.kit.refuse(w, r, kindOfRequest(r), err, exits{home: e.kit.defaultReturn}, "")
 	}
 }
 
@@ -418,9 +418,9 @@ func (e *loginError) Error() string { return e.err.Error() }
 func (e *loginError) Unwrap() error { return e.err }
 
 // refuse answers err by OnError or, without one, with a page for a person and with
-// problem details for everything else. It finds the words and leaves the writing to
-// others.
-func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, to exits, loginURL string) {
+// problem details for every other kind of request. It finds the words and leaves the
+// writing to others.
+func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, kind requestKind, err error, to exits, loginURL string) {
 	setErrorHeaders(w, err)
 	if k.usable() == nil {
 		if k.onError != nil {
@@ -438,7 +438,7 @@ func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, err error, to exits
 		}
 	}
 	page := newErrorPage(err, doing, to, prefersJapanese(r.Header))
-	switch kindOfRequest(r) {
+	switch kind {
 	case navigation, formPost:
 		k.writeErrorPage(w, r, page)
 	default:

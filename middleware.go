@@ -198,11 +198,12 @@ const (
 // The route needs scopes.
 func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []string) {
 	setHeaders(w)
+	kind := kindOfRequest(r)
 	if k.usable() != nil {
-		k.refuse(w, r, err, exits{}, "")
+		k.refuse(w, r, kind, err, exits{}, "")
 		return
 	}
-	kind, own := kindOfRequest(r), k.ownPath(r)
+	own := k.ownPath(r)
 	again, back := k.pagesOf(r, kind, own)
 	to := exits{again: again, sentFrom: kind == formPost, home: k.defaultReturn}
 	var asked []string
@@ -235,7 +236,7 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 	case stopLoop:
 		j.remove(w, returned) // the next try is the user's own
 	}
-	k.refuse(w, r, err, to, k.loginURL(r, own, err))
+	k.refuse(w, r, kind, err, to, k.loginURL(r, own, err))
 }
 
 // remedyFor finds the remedy for err. hasPath says that ownPath has one to reload, and
