@@ -62,6 +62,9 @@ type observer struct {
 
 // event tells the log and Observe what happened.
 func (o observer) event(ctx context.Context, typ EventType, took time.Duration, err error) {
+	if !o.hasListener() {
+		return
+	}
 	e := Event{Type: typ, Kit: o.kit, Duration: took, ErrorClass: errorClass(err)}
 	level := slog.LevelInfo
 	args := append(o.line(), "duration", e.Duration)
@@ -80,6 +83,13 @@ func (o observer) event(ctx context.Context, typ EventType, took time.Duration, 
 	})
 }
 
+// hasListener reports whether an event reaches anybody.
+func (o observer) hasListener() bool { return o.hook != nil || o.hasLog() }
+
+// hasLog reports whether the Logger keeps anything. It does not ask Logger.Enabled, which
+// is the application's code and may hang.
+func (o observer) hasLog() bool { return o.log.Handler() != slog.DiscardHandler }
+
 // line begins a line of the log: with the kit's name, if it has one.
 func (o observer) line() []any {
 	if o.kit == defaultName {
@@ -90,6 +100,9 @@ func (o observer) line() []any {
 
 // say writes to the log what an operator must see and is no event.
 func (o observer) say(ctx context.Context, level slog.Level, message string, args ...any) {
+	if !o.hasLog() {
+		return
+	}
 	args = append(o.line(), args...)
 	o.apart(ctx, func(ctx context.Context) { o.log.Log(ctx, level, message, args...) })
 }
