@@ -76,6 +76,11 @@ func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Cont
 
 // awaitRest waits for what belongs to the answer, for a moment.
 func (c *flight[V]) awaitRest(ctx context.Context) {
+	select {
+	case <-c.rested:
+		return // most flights leave nothing to do, and then there is no timer
+	default:
+	}
 	pause := time.NewTimer(grace)
 	defer pause.Stop()
 	select {
@@ -140,7 +145,6 @@ func (f *flights[V]) begin(ctx context.Context, key string, c *flight[V], leave 
 
 // fly runs a flight in its own goroutine.
 func (f *flights[V]) fly(ctx context.Context, key string, c *flight[V], leave func(), run call[V]) {
-	defer f.end(c)
 	var rest func()
 	c.value, rest, c.err = guarded(ctx, run)
 	leave()
@@ -154,10 +158,14 @@ func (f *flights[V]) fly(ctx context.Context, key string, c *flight[V], leave fu
 	} else {
 		f.forget(key, c)
 	}
-	close(c.done)
-	if rest != nil {
-		rest()
+	if rest == nil {
+		f.end(c) // first, so that those who wait are woken once
+		close(c.done)
+		return
 	}
+	defer f.end(c)
+	close(c.done)
+	rest()
 }
 
 // end is the last that is heard of a flight.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -136,7 +137,7 @@ func (r refresh) succeed(ctx context.Context, next *Token, unlock func()) (*Toke
 	case !r.place.serve(next):
 		return nil, unlock, ErrSuperseded // the user has logged out meanwhile
 	default:
-		return next, p.keepPutting(ctx, err, r.begun, unlock, refreshed), nil
+		return next, p.keepPutting(ctx, err, r.begun, inTurn(unlock, refreshed)), nil
 	}
 }
 
@@ -155,7 +156,7 @@ func (r refresh) salvage(ctx context.Context, odd *salvagedError, unlock func())
 	case !r.place.serve(&next):
 		return nil, inTurn(unlock, failed), ErrSuperseded
 	default:
-		return nil, p.keepPutting(ctx, err, r.begun, unlock, failed), r.coolDowns.begin(r.key, odd, 0)
+		return nil, p.keepPutting(ctx, err, r.begun, inTurn(unlock, failed)), r.coolDowns.begin(r.key, odd, 0)
 	}
 }
 
@@ -229,8 +230,11 @@ func (k *keeper) ask(ctx context.Context, request func() (*Token, error)) (t *To
 	return t, err
 }
 
-// tell returns a function that tells of an event.
+// tell returns a function that tells of an event, or nil if nobody listens.
 func (r refresh) tell(ctx context.Context, typ EventType, err error) func() {
+	if !r.hasListener() {
+		return nil
+	}
 	took := time.Since(r.begun)
 	return func() { r.event(ctx, typ, took, err) }
 }
@@ -280,7 +284,7 @@ func (k *keeper) connect(ctx context.Context, key string, exchange func(context.
 		return errLoggedOut
 	default:
 		k.unsaved.take(key, place)
-		p.keepPutting(ctx, err, begun)()
+		p.keepPutting(ctx, err, begun, nil)()
 	}
 	return nil
 }
@@ -464,13 +468,15 @@ func (p *placement) putLogin(ctx context.Context) (there *Token, err error) {
 // keepPutting is for a token that is served from its place. It returns a function that
 // tells so, and begins to try until the token is stored or another record is there. Then
 // it does the rest.
-func (p *placement) keepPutting(ctx context.Context, err error, begun time.Time, rest ...func()) func() {
+func (p *placement) keepPutting(ctx context.Context, err error, begun time.Time, rest func()) func() {
 	took := time.Since(begun)
 	return func() {
 		p.event(ctx, EventTokenUnsaved, took, err)
 		go func() {
 			defer p.place.leave()
-			defer inTurn(rest...)()
+			if rest != nil {
+				defer rest()
+			}
 			defer p.place.drop() // an unlock may take its time
 			for pause := minPause; ; pause = min(2*pause, maxPause) {
 				time.Sleep(pause)
@@ -502,13 +508,15 @@ func spendable(t *Token) string {
 	return hash("refresh " + t.RefreshToken)
 }
 
-// inTurn returns a function that calls all that are not nil.
+// inTurn returns a function that calls all that are not nil, or nil if there is none.
 func inTurn(fns ...func()) func() {
+	fns = slices.DeleteFunc(fns, func(fn func()) bool { return fn == nil })
+	if len(fns) == 0 {
+		return nil
+	}
 	return func() {
 		for _, fn := range fns {
-			if fn != nil {
-				fn()
-			}
+			fn()
 		}
 	}
 }
