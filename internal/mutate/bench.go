@@ -262,8 +262,17 @@ func (b *bench) exec(binary, setting string, timeout time.Duration, args ...stri
 	return output, err == nil, strings.Contains(output, "panic: test timed out")
 }
 
-// testAll finds out each mutant's fate.
+// testAll finds out each mutant's fate. Those that need a binary of their own, which takes
+// seconds to build, come last.
 func (b *bench) testAll(drawn []*mutant) {
+	var quick, built []*mutant
+	for _, m := range drawn {
+		if m.switched() {
+			quick = append(quick, m)
+		} else {
+			built = append(built, m)
+		}
+	}
 	todo := make(chan *mutant)
 	var workers sync.WaitGroup
 	for range max(1, b.jobs) {
@@ -273,7 +282,7 @@ func (b *bench) testAll(drawn []*mutant) {
 			}
 		})
 	}
-	for _, m := range drawn {
+	for _, m := range slices.Concat(quick, built) {
 		if m.fate != fateEquivalent {
 			todo <- m
 		}
