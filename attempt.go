@@ -77,11 +77,8 @@ func newSeed() string {
 	return string(seed)
 }
 
-// nonce returns the nonce of an OpenID Connect login, "" for another login.
+// nonce returns the nonce of an OpenID Connect login.
 func (a *attempt) nonce() string {
-	if !a.openID {
-		return ""
-	}
 	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(a.derive("nonce")[:16])
 }
 
@@ -114,8 +111,8 @@ func (a *attempt) retry() string {
 // returnParam is the query parameter with the path to return to.
 const returnParam = "return_to"
 
-// escapeValue makes a query value of a path that localPath has passed.
-var escapeValue = strings.NewReplacer("%", "%25", "&", "%26", "+", "%2B", ";", "%3B", "#", "%23")
+// escapeValue makes a query value of a path that localPath has passed, which has no "#".
+var escapeValue = strings.NewReplacer("%", "%25", "&", "%26", "+", "%2B", ";", "%3B")
 
 // withoutReturn removes the parameter return_to from a path's query.
 func withoutReturn(path string) string {
@@ -123,7 +120,7 @@ func withoutReturn(path string) string {
 	separator := "?"
 	for pair := range strings.SplitSeq(query, "&") {
 		name, _, _ := strings.Cut(pair, "=")
-		if name, err := url.QueryUnescape(name); err == nil && name == returnParam || pair == "" {
+		if name, _ = url.QueryUnescape(name); name == returnParam || pair == "" {
 			continue
 		}
 		path += separator + pair

@@ -30,6 +30,7 @@ func FuzzReturnPath(f *testing.F) {
 			return
 		}
 		requireSameOrigin(t, path)
+		require.NotContains(t, path, "#")
 		require.LessOrEqual(t, len(path), 2048)
 		again, ok := ganbauth.LocalPath(path)
 		require.True(t, ok)
