@@ -17,6 +17,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -108,6 +109,25 @@ func TestD1CookiesByTheThousand(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Of all attempts 32 are opened, and of the one that a callback asks for 8 more.
+func TestD1AttemptsThatAreOpened(t *testing.T) {
+	a := newApp(t, setup{})
+	b := a.browser()
+	w := httptest.NewRecorder()
+	ganbauth.PutAttempt(a.kit, w, httptest.NewRequest("GET", "/", nil), "state", ganbauth.Login{}, 0)
+	b.take(w.Result())
+	name, _, _ := strings.Cut(b.cookieHeader(), "=")
+	behind := func(n int) *http.Request {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Cookie", strings.Repeat(name+"=planted; ", n)+b.cookieHeader())
+		return r
+	}
+	require.Len(t, ganbauth.HeldAttempts(a.kit, behind(31)), 1)
+	require.Empty(t, ganbauth.HeldAttempts(a.kit, behind(32)))
+	require.True(t, ganbauth.FinishAttempt(a.kit, httptest.NewRecorder(), behind(39), "state", 0))
+	require.False(t, ganbauth.FinishAttempt(a.kit, httptest.NewRecorder(), behind(40), "state", 0))
 }
 
 // Whatever is begun and finished, one after another, the cookies and the answers stay
@@ -381,6 +401,17 @@ func TestD2LittleRoom(t *testing.T) {
 		require.LessOrEqual(t, put(l, 1900), ganbauth.MaxAnswerHeader-700-1900)
 		require.Equal(t, ganbauth.Login{Scope: kitScope, Connection: "5"}, newest(a, b))
 	})
+	t.Run("none, if they just fit", func(t *testing.T) {
+		l := ganbauth.Login{ReturnTo: "/" + strings.Repeat("r", 400), Path: "/" + strings.Repeat("l", 400), Scope: kitScope}
+		_, _, put := fill(t, 0)
+		location := ganbauth.MaxAnswerHeader - 700 - put(l, 0)
+		a, b, put := fill(t, 0)
+		put(l, location)
+		require.Equal(t, l, newest(a, b))
+		a, b, put = fill(t, 0)
+		put(l, location+1)
+		require.Equal(t, ganbauth.Login{Scope: kitScope}, newest(a, b))
+	})
 	t.Run("a short path before the bound is passed", func(t *testing.T) {
 		_, b, put := fill(t, ganbauth.MaxCookies-170)
 		put(ganbauth.Login{ReturnTo: "/" + strings.Repeat("r", 255), Scope: strings.Repeat("s", 255), Connection: strings.Repeat("c", 255)}, 1000)
@@ -469,11 +500,14 @@ func TestD2PathsThatAreRemembered(t *testing.T) {
 // Where login and page are too long together, the page is remembered.
 func TestD2TheLoginIsForgottenFirst(t *testing.T) {
 	a := newApp(t, setup{})
-	b := a.browser()
-	page := "/p/" + strings.Repeat("x", 200)
-	target := b.authorizationURL("/bank/login?client=" + strings.Repeat("5", 60) + "&return_to=" + page)
-	resp := b.get("/bank/callback?error=access_denied&state=" + mustParse(target).Query().Get("state"))
-	require.Contains(t, body(resp), `href="`+page+`"`)
+	const login = "/bank/login?client=5"
+	for length, want := range map[int]string{ganbauth.MaxOtherPath: login + "&return_to=", ganbauth.MaxOtherPath + 1: ""} {
+		b := a.browser()
+		page := "/p/" + strings.Repeat("x", length-len(login+"/p/"))
+		target := b.authorizationURL(login + "&return_to=" + page)
+		resp := b.get("/bank/callback?error=access_denied&state=" + mustParse(target).Query().Get("state"))
+		require.Equal(t, want+page, links(resp)["Connect again"])
+	}
 }
 
 // What has expired goes with the next login, and what cannot be read takes of the room.
@@ -780,6 +814,53 @@ func TestAttemptRecord(t *testing.T) {
 		record[0] = byte(version)
 		require.Equal(t, version == 2, ganbauth.UnmarshalAttempt(record) == nil, "version %d", version)
 	}
+}
+
+// Instances of two versions, and one before and after an update, finish each other's logins.
+func TestAttemptOfAnotherVersion(t *testing.T) {
+	const (
+		finished = "__Host-ganb.qRUil7C2.S6aXNcpTdl7Wpwnt=" +
+			"7GqttvjTh596hgeBYZ5Pn12oJz3TxRknV6NVvE4fwfqgLxYFcIoq7MLPCzbSQMGBzARgmdsq17bMadzU6DG2P6GgBgm7kc-5L0eVpOhawStIJh9lSf2kk3NY" +
+			"3OrYHW4nlTcmOjwJgZ_Slxz-z4XRrE6r48b4CQgvFmsJLyqku3sgcTaH"
+		begun = "__Host-ganb.qRUil7C2.S6aXNcpTdl7Wpwnt=" +
+			"Fq1K_UWmMGnFVJr1tFEDQJEDBLzQK9-kecv5eQts6MTO6xFAubNlvKgM8zwBXMRvbdjjfZABMtYMmGtuYwoTetCn-nGbV7yPr0koiX5zGBXPV3m0XSUO1sC-" +
+			"N-VrYDduAg"
+	)
+	require.Equal(t, ganbauth.SealedAttempt{
+		Login:  ganbauth.Login{Foreign: true, ReturnTo: "/x?y=z", Path: "/bank/login?c=5", Scope: "openid more", Connection: "5"},
+		OpenID: true, PKCE: true,
+		Begun: time.UnixMilli(1700000000123), Done: time.UnixMilli(1700000060456),
+		Owner: "TBApaX7jWHFdOhSirdgXxA", Nonce: "TWINZXQ2XURJC6IPSFNHAK3ODM", Verifier: "6QQ-BwTXoSqQ4nEm_AWL-41kLZNJyCYoPiBPdU8jEuU",
+	}, ganbauth.ReadAttemptCookie(finished))
+	plain := ganbauth.ReadAttemptCookie(begun)
+	require.False(t, plain.OpenID || plain.PKCE || plain.Foreign)
+	require.Zero(t, plain.Done)
+
+	a := newApp(t, setup{})
+	w := httptest.NewRecorder()
+	ganbauth.PutAttempt(a.kit, w, httptest.NewRequest("GET", "/", nil), "state", ganbauth.Login{}, 0)
+	cookie, err := http.ParseSetCookie(w.Header().Get("Set-Cookie"))
+	require.NoError(t, err)
+	require.Len(t, cookie.Name+"="+cookie.Value, len(begun), "a login needs no more room in the browser than before")
+}
+
+// In FIPS 140-only mode no key is derived from a short client secret, and New says so.
+func TestNewWithoutAnAttemptKey(t *testing.T) {
+	const variable = "GANBAUTH_FIPS"
+	if os.Getenv(variable) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestNewWithoutAnAttemptKey$")
+		cmd.Env = append(os.Environ(), variable+"=1", "GODEBUG=fips140=only")
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return
+	}
+	c, err := ganbauth.NewConnector("id", "secret", ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s"})
+	require.NoError(t, err)
+	_, err = ganbauth.New(c, nil, ganbauth.Options{
+		Scopes: []string{"a"}, RedirectURI: appURL + "/bank/callback", DefaultReturn: "/",
+		Store: ganbauth.NewMemoryStore(), Key: func(*http.Request) (string, error) { return "u", nil },
+	})
+	require.ErrorContains(t, err, "attempt cookie: ")
 }
 
 // Logins of one connection do not make one of another look like a loop.

@@ -67,10 +67,9 @@ func ParseCallback(raw string) (CallbackQuery, error) {
 	return CallbackQuery{q.state, q.code, q.failure}, err
 }
 
-// AttemptCookies returns the name of the cookie for the state "state", and two functions
-// that make and open one, by a kit of the client "id" with the secret "secret" and the
-// salt "s".
-func AttemptCookies() (name string, seal func() string, open func(name, value string) bool) {
+// fixedAttempts are those of a kit of the client "id" with the secret "secret" and the salt
+// "s".
+func fixedAttempts() attempts {
 	c, err := NewConnector("id", "secret", AuthBasic, Config{AuthBaseURL: "https://bank.test", Salt: "s"})
 	if err != nil {
 		panic(err)
@@ -79,6 +78,13 @@ func AttemptCookies() (name string, seal func() string, open func(name, value st
 	if err != nil {
 		panic(err)
 	}
+	return as
+}
+
+// AttemptCookies returns the name of the cookie for the state "state", and two functions
+// that make and open one, of fixedAttempts.
+func AttemptCookies() (name string, seal func() string, open func(name, value string) bool) {
+	as := fixedAttempts()
 	name = as.cookieName("state")
 	seal = func() string { return as.seal(name, &attempt{returnTo: "/x"}) }
 	open = func(name, value string) bool {
@@ -86,6 +92,26 @@ func AttemptCookies() (name string, seal func() string, open func(name, value st
 		return as.read(r, as.cookieName("state")).find(as.cookieName("state")) != nil
 	}
 	return name, seal, open
+}
+
+// SealedAttempt is what the cookie of a login says.
+type SealedAttempt struct {
+	Login
+	OpenID, PKCE           bool
+	Begun, Done            time.Time
+	Owner, Nonce, Verifier string
+}
+
+// ReadAttemptCookie reads a Cookie header with one of fixedAttempts.
+func ReadAttemptCookie(cookie string) SealedAttempt {
+	r := &http.Request{Header: http.Header{"Cookie": {cookie}}}
+	as := fixedAttempts()
+	a := as.read(r, "").find(as.cookieName("state"))
+	if a == nil {
+		return SealedAttempt{}
+	}
+	return SealedAttempt{Login{a.foreign, a.returnTo, a.login, a.scope, a.connection},
+		a.openID, a.pkce, a.begun, a.done, a.owner, a.nonce(), a.verifier()}
 }
 
 // The bounds on what one browser holds of a kit.

@@ -130,6 +130,7 @@ func TestLoginRequest(t *testing.T) {
 		require.True(t, c.Secure && c.HttpOnly)
 		require.Equal(t, http.SameSiteLaxMode, c.SameSite)
 		require.Empty(t, c.Domain)
+		require.Equal(t, 3*ganbauth.AttemptLifetime, time.Duration(c.MaxAge)*time.Second, "a late callback is told that it is late")
 	})
 	t.Run("PKCE", func(t *testing.T) {
 		a := newApp(t, setup{options: ganbauth.Options{PKCE: true}})
@@ -143,6 +144,21 @@ func TestLoginRequest(t *testing.T) {
 		// The bank checks the verifier, so each tab must send its own.
 		require.Equal(t, "/p?a=1", b.get(a.bank.Approve(first)).Header.Get("Location"))
 		require.Equal(t, "/p?a=2", b.get(a.bank.Approve(second)).Header.Get("Location"))
+	})
+	t.Run("without PKCE there is no verifier", func(t *testing.T) {
+		var exchange url.Values
+		a := newApp(t, setup{config: func(c *ganbauth.Config) {
+			next := c.HTTPClient.Transport
+			c.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+				sent, _ := io.ReadAll(r.Body)
+				r.Body = io.NopCloser(bytes.NewReader(sent))
+				exchange, _ = url.ParseQuery(string(sent))
+				return next.RoundTrip(r)
+			})}
+		}})
+		a.browser().login()
+		require.Contains(t, exchange, "code")
+		require.NotContains(t, exchange, "code_verifier")
 	})
 	t.Run("who may not begin a login", func(t *testing.T) {
 		a := newApp(t, setup{})
