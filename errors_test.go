@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -33,6 +34,7 @@ func TestErrorTable(t *testing.T) {
 	apiError := func(status int, code string) error { return &ganbauth.APIError{StatusCode: status, Code: code} }
 	consent := func(code string) error { return &ganbauth.AuthorizationError{Code: code} }
 	refusedDial := &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
+	silence := &net.OpError{Op: "read", Net: "tcp", Err: os.ErrDeadlineExceeded}
 	get := func(err error) error { return &url.Error{Op: "Get", URL: "https://bank.test/", Err: err} }
 	for _, test := range []struct {
 		err          error
@@ -90,6 +92,7 @@ func TestErrorTable(t *testing.T) {
 		{tokenError(200, "server_error"), 503, "server_error", "bank_unavailable"},
 		{tokenError(400, "temporarily_unavailable"), 503, "temporarily_unavailable", "bank_unavailable"},
 		{tokenError(429, ""), 503, "rate_limited", "bank_unavailable"},
+		{ganbauth.ErrBusy, 503, "rate_limited", "bank_unavailable"},
 		{ganbauth.Unavailable(ganbauth.ErrBusy), 503, "rate_limited", "bank_unavailable"},
 		{tokenError(500, ""), 503, "status_5xx", "bank_unavailable"},
 		{tokenError(999, ""), 503, "status_5xx", "bank_unavailable"},
@@ -115,11 +118,14 @@ func TestErrorTable(t *testing.T) {
 		{get(io.ErrUnexpectedEOF), 503, "network", "bank_unavailable"},
 		{get(errors.New("http: server closed idle connection")), 503, "network", "bank_unavailable"},
 		{get(context.DeadlineExceeded), 503, "timeout", "bank_unavailable"},
+		{get(fmt.Errorf("proxy: %w", context.DeadlineExceeded)), 503, "timeout", "bank_unavailable"},
+		{get(silence), 503, "timeout", "bank_unavailable"},
 		{get(context.Canceled), 503, "canceled", "bank_unavailable"},
 		{get(ganbauth.ErrLoginRequired), 401, "login_required", "login_required"},
 		{get(ganbauth.Unavailable(errors.New("down"))), 503, "unavailable", "unavailable"},
 		{&url.Error{Op: "parse", URL: ":", Err: errors.New("missing scheme")}, 500, "internal", "internal"},
 		{refusedDial, 503, "network", "unavailable"},
+		{silence, 503, "timeout", "unavailable"},
 		{&net.DNSError{Err: "no such host", IsNotFound: true}, 503, "network", "unavailable"},
 		{io.ErrUnexpectedEOF, 503, "network", "unavailable"},
 		{io.EOF, 500, "internal", "internal"},
@@ -173,6 +179,28 @@ func TestErrorTexts(t *testing.T) {
 	require.ErrorContains(t, err, "ganbauth: token endpoint: no answer: ")
 	require.ErrorIs(t, err, io.EOF)
 	require.ErrorContains(t, err, "EOF")
+	_, err = newOP(t, hijack(func(conn net.Conn) {
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+	})).connector(t).RefreshTokens(t.Context(), "RT-1")
+	require.EqualError(t, err, "ganbauth: token endpoint: no answer: unexpected EOF")
+
+	t.Run("those that OnError gets", func(t *testing.T) {
+		var got error
+		store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+		a := newApp(t, setup{options: ganbauth.Options{
+			Store:   store,
+			OnError: func(_ http.ResponseWriter, _ *http.Request, err error) { got = err },
+		}})
+		b := a.browser()
+		b.get("/bank/logout")
+		require.EqualError(t, got, "ganbauth: the method is not allowed")
+		b.login()
+		b.do("GET", "/transfer", program)
+		require.EqualError(t, got, "ganbauth: insufficient scope: missing private:transfer")
+		store.set(nil, errors.New("disk full"), nil)
+		b.get(b.callbackURL("/bank/login"))
+		require.EqualError(t, got, "ganbauth: change token: disk full")
+	})
 }
 
 // The grant has ended by the authorization server's word; the gateway's needs a second one.
@@ -275,6 +303,7 @@ func TestKeyThatFails(t *testing.T) {
 		{errors.New("x"), 500, "internal"},
 		{&url.Error{Op: "Get", URL: "https://users.internal/", Err: io.EOF}, 500, "internal"},
 		{context.DeadlineExceeded, 500, "internal"},
+		{&ganbauth.APIError{StatusCode: 429, RetryAfter: time.Minute}, 500, "internal"},
 		{ganbauth.ErrUnavailable, 503, "unavailable"},
 		{ganbauth.ErrLoginRequired, 401, "no_user"},
 		{nil, 401, "no_user"},
@@ -284,7 +313,13 @@ func TestKeyThatFails(t *testing.T) {
 			Key:     func(*http.Request) (string, error) { return "", test.err },
 			OnError: func(w http.ResponseWriter, _ *http.Request, err error) { got = err },
 		}})
-		a.browser().get("/p")
+		resp := a.browser().get("/p")
+		if test.topic == "internal" {
+			require.EqualError(t, got, "ganbauth: Key: "+test.err.Error())
+		}
+		if errors.As(test.err, new(*ganbauth.APIError)) {
+			require.Equal(t, "60", resp.Header.Get("Retry-After"), "it knows when to try again")
+		}
 		_, topic, _ := ganbauth.ErrorKind(got)
 		require.Equal(t, test.status, ganbauth.StatusCode(got), "%v", got)
 		require.Equal(t, test.topic, topic, "%v", got)

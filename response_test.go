@@ -120,6 +120,9 @@ func TestTokenResponseAccepted(t *testing.T) {
 		"4 KiB": {"", token("RT-2", strings.Repeat("r", 2048)), func(t *testing.T, tok *ganbauth.Token) {
 			require.Len(t, tok.RefreshToken, 2048)
 		}},
+		"visible characters": {"", token("RT-2", "!~"), func(t *testing.T, tok *ganbauth.Token) {
+			require.Equal(t, "!~", tok.RefreshToken)
+		}},
 		"state member is ignored": {"", token(`{`, `{"state":"other",`), nil},
 		"id_token without openid is not exposed": {"", token(`{`, `{"id_token":"",`), func(t *testing.T, tok *ganbauth.Token) {
 			require.Empty(t, tok.IDToken)
