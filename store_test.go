@@ -91,6 +91,14 @@ func TestStores(t *testing.T) {
 
 func key(n byte) []byte { return []byte(strings.Repeat(string(rune('a'+n)), 32)) }
 
+// answeringStore answers each Load with nil and an error.
+type answeringStore struct {
+	ganbauth.TokenStore
+	err error
+}
+
+func (s answeringStore) Load(context.Context, string) (*ganbauth.Token, error) { return nil, s.err }
+
 // spyEngine remembers the names of the records.
 type spyEngine struct {
 	*memstore.MemStore
@@ -255,6 +263,7 @@ func TestSealing(t *testing.T) {
 		"another user's record": func(a, b *ganbauth.Token) { *b = *a },
 		"an altered one":        func(_, b *ganbauth.Token) { b.AccessToken = "sealed.A" + b.AccessToken[8:] + "A" },
 		"one cut short":         func(_, b *ganbauth.Token) { b.AccessToken = b.AccessToken[:20] },
+		"one that is no base64": func(_, b *ganbauth.Token) { b.AccessToken = "sealed.x.%%%" },
 	} {
 		t.Run(name+" does not open", func(t *testing.T) {
 			require.NoError(t, sealed.Save(t.Context(), "bob", &fullToken))
@@ -269,6 +278,29 @@ func TestSealing(t *testing.T) {
 			require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
 		})
 	}
+	t.Run("such a mark can be written as it is", func(t *testing.T) {
+		require.NoError(t, inner.Save(t.Context(), "bob", &ganbauth.Token{AccessToken: "planted"}))
+		mark, err := sealed.Load(t.Context(), "bob")
+		require.NoError(t, err)
+		require.NoError(t, sealed.(ganbauth.Swapper).Swap(t.Context(), "bob", mark, mark))
+		got, err := sealed.Load(t.Context(), "bob")
+		require.NoError(t, err)
+		require.Equal(t, &ganbauth.Token{ExpiresAt: got.ExpiresAt, IssuedAt: got.IssuedAt}, got)
+	})
+	t.Run("without a refresh token the store sees none", func(t *testing.T) {
+		require.NoError(t, sealed.Save(t.Context(), "bob", &ganbauth.Token{AccessToken: "access"}))
+		got, err := inner.Load(t.Context(), "bob")
+		require.NoError(t, err)
+		require.Empty(t, got.RefreshToken)
+	})
+	t.Run("the store below fails, or has nil", func(t *testing.T) {
+		down := errors.New("connection refused")
+		_, err := ganbauth.Seal(answeringStore{TokenStore: inner, err: down}, key(1)).Load(t.Context(), "bob")
+		require.ErrorIs(t, err, down)
+		got, err := ganbauth.Seal(answeringStore{TokenStore: inner}, key(1)).Load(t.Context(), "bob")
+		require.NoError(t, err)
+		require.Nil(t, got)
+	})
 	t.Run("what a column says is not believed", func(t *testing.T) {
 		require.NoError(t, sealed.Save(t.Context(), "bob", &fullToken))
 		bob, err := inner.Load(t.Context(), "bob")

@@ -57,9 +57,10 @@ func (t *Token) Valid() bool {
 	return t != nil && t.AccessToken != "" && time.Now().Before(t.ExpiresAt)
 }
 
-// HasScope reports whether the bank granted scope. Scopes are compared exactly.
+// HasScope reports whether the bank granted scope. Scopes are compared exactly, and nobody
+// has the empty one.
 func (t *Token) HasScope(scope string) bool {
-	return t != nil && scope != "" && slices.Contains(strings.Fields(t.Scope), scope)
+	return t != nil && slices.Contains(strings.Fields(t.Scope), scope)
 }
 
 // withoutRefresh is the copy that leaves the gate: nobody can spend the refresh token

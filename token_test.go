@@ -3,6 +3,7 @@ package ganbauth_test
 import (
 	"bytes"
 	"encoding"
+	"encoding/base64"
 	"encoding/gob"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alexedwards/scs/v2"
+	"github.com/alexedwards/scs/v2/memstore"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
@@ -56,6 +59,9 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 		})
 	}
 	require.Contains(t, fmt.Sprint(token), `"a b"`)
+	var line bytes.Buffer
+	slog.New(slog.NewTextHandler(&line, nil)).Info("x", "token", token)
+	require.Contains(t, line.String(), `token.scope="a b" token.expires_at=2026-04-01T01:00:00.000Z`)
 	require.Contains(t, fmt.Sprint(cfg), "bank.test")
 	require.Equal(t, `ganbauth.Kit("bank")`, fmt.Sprint(kit))
 	require.Equal(t, "ganbauth.Kit(nil)", fmt.Sprint((*ganbauth.Kit)(nil)))
@@ -118,5 +124,47 @@ func TestFingerprintsStay(t *testing.T) {
 		"Q96lfodRAs4e89TOGCPkzwFIhk8hqXRTqVAAVwnVWAM": {AccessToken: "アクセス", Epoch: "2:ab"},
 	} {
 		require.Equal(t, want, token.Fingerprint())
+	}
+}
+
+// What one version has written every later one reads: in a store of the application's,
+// sealed in one, and on the sessions' engine.
+func TestRecordsStay(t *testing.T) {
+	decode := func(s string) []byte {
+		data, err := base64.StdEncoding.DecodeString(s)
+		require.NoError(t, err)
+		return data
+	}
+	var got ganbauth.Token
+	require.NoError(t, got.UnmarshalBinary(decode(
+		"AqC445wNgIDjnA0NUzNDUkVULWFjY2Vzcw5TM0NSRVQtcmVmcmVzaAZCZWFyZXIDYSBiCVMzQ1JFVC1pZAN1LTEAAA==")))
+	require.Equal(t, fullToken, got)
+
+	inner := ganbauth.NewMemoryStore()
+	require.NoError(t, inner.Save(t.Context(), "alice", &ganbauth.Token{AccessToken: "sealed.JgXwpqRdsajVf845luLE_fX_rtIIPbQa-AKQzisNMn4." +
+		"4qpF-5xP_MUTSQyuiKGlGM50hS12nb2mGVCpf1kY-jk5zEgrvAyZTAQFtsJwbSdivL_yqtVKWy3ZlC_FrJ7NFxR8vpwoVqQboFeHsdMBxOn60MbgKa1_7GU-SFGSnvw"}))
+	opened, err := ganbauth.Seal(inner, key(1)).Load(t.Context(), "alice")
+	require.NoError(t, err)
+	require.Equal(t, fullToken, *opened)
+
+	sessions := scs.New()
+	sessions.Store = memstore.NewWithCleanupInterval(0)
+	require.NoError(t, sessions.Store.Commit(";p2bv55-R3YHVn8wqfR9H_xAj_PFBXCDjbLz2udbs2o", decode(
+		"JX8DAQL/gAABAgEIRGVhZGxpbmUB/4IAAQZWYWx1ZXMB/4QAAAAQ/4EFAQEEVGltZQH/ggAAACf/gwQBARdtYXBbc3RyaW5nXWludGVyZmFjZSB7fQH/hAAB"+
+			"DAEQAAAq/4ABDwEAAABJd4TnAAAAAAD//wEBCGdhbmJhdXRoBnN0cmluZwwCAAAAAQAAAADJBxw6AqC445wNgIDjnA0NUzNDUkVULWFjY2Vzcw5TM0NSRVQt"+
+			"cmVmcmVzaAZCZWFyZXIDYSBiCVMzQ1JFVC1pZAN1LTEAAAAAAEw="), time.Now().Add(time.Hour)))
+	stored, err := ganbauth.NewSCSStore(sessions).Load(t.Context(), "bank/alice")
+	require.NoError(t, err)
+	require.Equal(t, fullToken, *stored)
+}
+
+// An access token of the bank's that looks like a sealed record is none.
+func TestFingerprintOfWhatLooksSealed(t *testing.T) {
+	seen := map[string]bool{}
+	for _, accessToken := range []string{"sealed.", "sealed.x", "sealed.x.", "sealed..x", "sealed.."} {
+		fingerprint := (&ganbauth.Token{AccessToken: accessToken}).Fingerprint()
+		require.Len(t, fingerprint, 43, accessToken)
+		require.False(t, seen[fingerprint], accessToken)
+		seen[fingerprint] = true
 	}
 }
