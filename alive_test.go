@@ -202,464 +202,507 @@ func (o *keptOffice) watch(d time.Duration) {
 	}
 }
 
-func TestKeepAlive(t *testing.T) {
-	t.Run("C4 hourly tokens, one a second", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			users, kit := 1000, o.kit()
-			if n := crowdSize(100); n != users { // the same load at another size
-				users, kit = n, o.kit(tokenRate(float64(n)/1000))
-			}
-			o.connect(users, 30*time.Minute)
-			end := o.keepAlive(kit)
-			before := o.bank.Refreshes()
-			o.watch(24 * time.Hour)
-			require.ErrorIs(t, end(), context.Canceled)
-			t.Attr("measured", fmt.Sprintf("%d users, a day: %d minutes lapsed, %d token requests", users, o.sum, o.bank.Refreshes()-before))
-			require.Zero(t, o.sum)
-			require.NotContains(t, o.log.String(), "level=WARN")
-		})
+// Tokens of an hour stay live at one refresh a second.
+func TestC4KeepAliveHourlyTokens(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		users, kit := 1000, o.kit()
+		if n := crowdSize(100); n != users { // the same load at another size
+			users, kit = n, o.kit(tokenRate(float64(n)/1000))
+		}
+		o.connect(users, 30*time.Minute)
+		end := o.keepAlive(kit)
+		before := o.bank.Refreshes()
+		o.watch(24 * time.Hour)
+		require.ErrorIs(t, end(), context.Canceled)
+		t.Attr("measured", fmt.Sprintf("%d users, a day: %d minutes lapsed, %d token requests", users, o.sum, o.bank.Refreshes()-before))
+		require.Zero(t, o.sum)
+		require.NotContains(t, o.log.String(), "level=WARN")
 	})
-	t.Run("hourly tokens, a rate of their own", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{Latency: 300 * time.Millisecond}, func(t *testing.T, o *keptOffice) {
-			users := crowdSize(500)
-			o.connect(users, 20*time.Minute)
-			end := o.keepAlive(o.kit(tokenRate(float64(users) / 500)))
-			o.watch(6 * time.Hour)
-			require.ErrorIs(t, end(), context.Canceled)
-			t.Attr("measured", fmt.Sprintf("%d users, 6 hours: %d minutes lapsed", users, o.sum))
-			require.Zero(t, o.sum)
-		})
+}
+
+// Ten times as many tokens of an hour stay live at a rate of their own.
+func TestKeepAliveAtTokenRate(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{Latency: 300 * time.Millisecond}, func(t *testing.T, o *keptOffice) {
+		users := crowdSize(500)
+		o.connect(users, 20*time.Minute)
+		end := o.keepAlive(o.kit(tokenRate(float64(users) / 500)))
+		o.watch(6 * time.Hour)
+		require.ErrorIs(t, end(), context.Canceled)
+		t.Attr("measured", fmt.Sprintf("%d users, 6 hours: %d minutes lapsed", users, o.sum))
+		require.Zero(t, o.sum)
 	})
-	t.Run("too many for the rate", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			users, kit := 5000, o.kit()
-			if n := crowdSize(500); n != users { // the same load at another size
-				users, kit = n, o.kit(tokenRate(float64(n)/5000))
-			}
-			o.connect(users, 50*time.Minute)
-			end := o.keepAlive(kit)
-			time.Sleep(3 * time.Hour)
-			before := o.bank.Refreshes()
-			lapsed := map[string]time.Duration{}
-			const watched = 2 * 5000 * time.Second // twice around
-			for range watched / time.Minute {
-				o.store.mu.Lock()
-				i, _ := o.store.find(ganbauth.Expiry{At: time.Now()})
-				for _, e := range o.store.index[:i] {
-					lapsed[e.Key] += time.Minute
-				}
-				o.store.mu.Unlock()
-				time.Sleep(time.Minute)
-			}
-			require.ErrorIs(t, end(), context.Canceled)
-			least, most := watched, time.Duration(0)
-			for u := range users {
-				d := lapsed[fmt.Sprint("bank/", u)]
-				least, most = min(least, d), max(most, d)
-			}
-			warning := regexp.MustCompile(`level=WARN.*tokens=(\S+) expire_within=(\S+) needed_per_second=(\S+) reached_per_second=(\S+)`).FindStringSubmatch(o.log.String())
-			require.NotNil(t, warning, o.log.String())
-			t.Attr("measured", fmt.Sprintf("%d users: each user's token has lapsed for %.0f %% to %.0f %% of the time; %.2f requests a second; the log says that %s tokens need %s a second and get %s",
-				users, 100*least.Seconds()/watched.Seconds(), 100*most.Seconds()/watched.Seconds(), float64(o.bank.Refreshes()-before)/watched.Seconds(), warning[1], warning[3], warning[4]))
-			require.Less(t, most-least, watched/20)
-			require.LessOrEqual(t, strings.Count(o.log.String(), "level=WARN"), 12, "once an hour")
-		})
-	})
-	t.Run("C4 tokens of 30 days, a month with maintenance", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{Lifetime: 30 * 24 * time.Hour}, func(t *testing.T, o *keptOffice) {
-			users := crowdSize(2000)
-			o.connect(users, 29*24*time.Hour)
-			end := o.keepAlive(o.kit())
-			o.bank.SetMaintenance(ganbtest.Window{Start: time.Now().Add(24 * time.Hour), End: time.Now().Add(30 * time.Hour), Every: 7 * 24 * time.Hour})
-			before, away := o.bank.Refreshes(), 0
-			o.watch(31 * 24 * time.Hour)
-			away = o.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusServiceUnavailable)
-			require.ErrorIs(t, end(), context.Canceled)
-			t.Attr("measured", fmt.Sprintf("%d users, a month: %d minutes lapsed, %d token requests, %d of them in the maintenances of 6 hours",
-				users, o.sum, o.bank.Refreshes()-before, away))
-			require.Zero(t, o.sum)
-			require.Less(t, away, 5*6*60, "less than one a minute")
-		})
-	})
-	t.Run("C2 three users fail for good", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			const hours = 3
-			subjects := map[string]bool{}
-			for u := range 3 {
-				token := o.bank.Token()
-				subjects[token.Subject] = true
-				require.NoError(t, o.store.Save(t.Context(), fmt.Sprint("bank/sick", u), token))
-			}
-			fault := ganbtest.ServerError
-			fault.For = func(r ganbtest.Request) bool { return subjects[r.Subject] }
-			o.bank.Fail(ganbtest.TokenEndpoint, fault, -1)
-			o.connect(1000, 30*time.Minute)
-			end := o.keepAlive(o.kit())
-			time.Sleep(31 * time.Minute)
-			o.watch(hours * time.Hour)
-			require.ErrorIs(t, end(), context.Canceled)
-			failed := o.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusInternalServerError)
-			t.Attr("measured", fmt.Sprintf("3 users fail %d times in %d hours; 1000 others: %d minutes lapsed", failed, hours, o.sum-3*hours*60))
-			require.Equal(t, 3*hours*60, o.sum, "the three have lapsed all the time")
-			require.LessOrEqual(t, failed, 3*8*(hours+1))
-			require.GreaterOrEqual(t, failed, 3*hours, "they are not given up")
-		})
-	})
-	t.Run("a deploy every 55 minutes", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			o.connect(500, 30*time.Minute)
-			for range 8 {
-				kit := o.kit(o.locked)
-				end := o.keepAlive(kit)
-				o.watch(55 * time.Minute)
-				require.NoError(t, kit.Shutdown(t.Context()))
-				require.ErrorIs(t, end(), context.Canceled)
-			}
-			t.Attr("measured", fmt.Sprintf("500 users, 8 deploys: %d minutes lapsed", o.sum))
-			require.Zero(t, o.sum)
-		})
-	})
-	t.Run("C3 I9 entries without a token, and tokens that no key opens", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			sealed := ganbauth.Seal(o.store, key(1))
-			soon := func(token *ganbauth.Token, d time.Duration) *ganbauth.Token {
-				token.IssuedAt, token.ExpiresAt = time.Now().Add(-time.Hour), time.Now().Add(d)
-				return token
-			}
-			for i := range 1000 {
-				require.NoError(t, sealed.Save(t.Context(), fmt.Sprint("bank/sealed", i), soon(o.bank.Token(), time.Minute)))
-				require.NoError(t, o.store.Save(t.Context(), fmt.Sprint("corp/", i), soon(o.bank.Token(), time.Minute)))
-			}
-			require.NoError(t, ganbauth.Seal(o.store, key(2)).Save(t.Context(), "bank/u", soon(o.bank.Token(), 5*time.Minute)))
-			o.store.index = append(slices.Repeat([]ganbauth.Expiry{{Key: "bank/nobody"}}, 1000), o.store.index...)
-			for i := range 1000 {
-				o.store.index[i].Key += fmt.Sprintf("%03d", i)
-			}
-			begun := time.Now()
-			end := o.keepAlive(o.kit(func(opts *ganbauth.Options) { opts.EncryptionKeys = [][]byte{key(2)} }))
-			synctest.Wait()
-			t.Attr("measured", fmt.Sprintf("1000 entries without a token, 1000 that no key opens, 1000 of another kit: the token behind them is refreshed after %s",
-				time.Since(begun)))
-			require.Equal(t, 1, o.bank.Refreshes())
-			time.Sleep(50 * time.Minute)
-			require.Equal(t, 1, strings.Count(o.log.String(), "level=ERROR"), o.log.String())
-			require.Contains(t, o.log.String(), "without_token=1000 unreadable=1000")
-			require.ErrorIs(t, end(), context.Canceled)
-		})
-	})
-	t.Run("who connects meanwhile is not forgotten", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			o.connect(3000, 0)
-			time.Sleep(45 * time.Minute)
-			end := o.keepAlive(o.kit())
-			time.Sleep(5 * time.Minute)
-			token := o.bank.Token()
-			token.ExpiresAt = time.Now().Add(2 * time.Minute)
-			require.NoError(t, o.store.Save(t.Context(), "bank/late", token))
-			time.Sleep(2 * time.Minute)
-			got, err := o.store.Load(t.Context(), "bank/late")
-			require.NoError(t, err)
-			require.True(t, got.Valid())
-			require.ErrorIs(t, end(), context.Canceled)
-		})
-	})
-	t.Run("one process of many", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			o.connect(3000, 0)
-			time.Sleep(45 * time.Minute)
-			first, second := o.kit(o.locked), o.kit(o.locked)
-			endFirst := o.keepAlive(first)
-			time.Sleep(time.Second)
-			endSecond := o.keepAlive(second)
-			n, err := o.kit(o.locked).RefreshExpiring(t.Context(), time.Hour)
-			require.Zero(t, n)
-			require.ErrorIs(t, err, ganbauth.ErrUnavailable)
-			require.ErrorContains(t, err, "another process")
-			before := o.bank.Refreshes()
-			time.Sleep(1000 * time.Second)
-			require.InDelta(t, 1000, o.bank.Refreshes()-before, 5, "one of them, one a second")
-			require.ErrorIs(t, endFirst(), context.Canceled)
-			before = o.bank.Refreshes()
-			time.Sleep(100 * time.Second)
-			require.InDelta(t, 100, o.bank.Refreshes()-before, 3, "the other takes over")
-			require.ErrorIs(t, endSecond(), context.Canceled)
-		})
-	})
-	t.Run("a run of hours", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{Lifetime: 20 * time.Minute}, func(t *testing.T, o *keptOffice) {
-			o.connect(1000, 1000*time.Second) // it has no pause
-			for range 2 {
-				defer func(end func() error) { require.ErrorIs(t, end(), context.Canceled) }(o.keepAlive(o.kit(o.locked)))
-			}
-			least, most := 60, 0
-			for minute := range 3 * 60 {
-				if minute%30 == 20 { // somebody connects
-					token := o.bank.Token("offline_access")
-					token.IssuedAt, token.ExpiresAt = time.Now().Add(-15*time.Minute), time.Now().Add(150*time.Second)
-					require.NoError(t, o.store.Save(t.Context(), fmt.Sprint("bank/late", minute), token))
-				}
-				before := o.bank.Refreshes()
-				time.Sleep(time.Minute)
-				n := o.bank.Refreshes() - before
-				least, most = min(least, n), max(most, n)
-				if minute%30 == 22 {
-					got, err := o.store.Load(t.Context(), fmt.Sprint("bank/late", minute-2))
-					require.NoError(t, err)
-					require.True(t, got.Valid())
-				}
-			}
-			t.Attr("measured", fmt.Sprintf("3 hours, 2 processes: %d to %d token requests a minute; who connects meanwhile is refreshed in time", least, most))
-			require.LessOrEqual(t, most, 61)
-			require.GreaterOrEqual(t, least, 58)
-		})
-	})
-	t.Run("users go first", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			o.connect(3000, 0)
-			time.Sleep(61 * time.Minute)
-			kit := o.kit(tokenRate(5))
-			end := o.keepAlive(kit)
-			time.Sleep(time.Second)
-			before := o.bank.Refreshes()
-			var wg sync.WaitGroup
-			for u := range 300 {
-				wg.Go(func() {
-					for {
-						if _, err := kit.Token(t.Context(), fmt.Sprint(2999-u)); err == nil {
-							return
-						}
-						time.Sleep(5 * time.Second)
-					}
-				})
-			}
-			wg.Wait()
-			jobs := o.bank.Refreshes() - before - 300
-			t.Attr("measured", fmt.Sprintf("300 users at 5 requests a second: %d token requests of KeepAlive's meanwhile", jobs))
-			require.LessOrEqual(t, jobs, 20)
-			before = o.bank.Refreshes()
-			time.Sleep(time.Minute)
-			require.InDelta(t, 300, o.bank.Refreshes()-before, 5, "and then all of them")
-			require.ErrorIs(t, end(), context.Canceled)
-		})
-	})
-	t.Run("G4 Shutdown ends it before it waits", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{Latency: 3 * time.Second}, func(t *testing.T, o *keptOffice) {
-			o.connect(100, 0)
-			time.Sleep(45 * time.Minute)
-			kit := o.kit()
-			end := o.keepAlive(kit)
-			time.Sleep(10 * time.Second)
-			require.NoError(t, kit.Shutdown(t.Context()))
-			refreshes := o.bank.Refreshes()
-			for _, token := range o.store.tokens { // each that was spent has been stored
-				_, err := o.bank.Connector().RefreshTokens(t.Context(), token.RefreshToken)
-				require.NoError(t, err)
-			}
-			require.ErrorIs(t, end(), context.Canceled)
-			time.Sleep(time.Minute)
-			require.Equal(t, refreshes+100, o.bank.Refreshes())
-			require.ErrorIs(t, kit.KeepAlive(t.Context()), context.Canceled)
-			_, err := kit.RefreshExpiring(t.Context(), time.Hour)
-			require.ErrorIs(t, err, context.Canceled)
-		})
-	})
-	t.Run("a store that fails is no silence", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			o.connect(50, 0)
-			time.Sleep(45 * time.Minute)
-			broken := errors.New("connection refused")
-			o.store.fails = func(string) error { return broken }
-			_, err := o.kit().RefreshExpiring(t.Context(), time.Hour)
-			require.ErrorIs(t, err, broken)
-			end := o.keepAlive(o.kit())
-			time.Sleep(5 * time.Minute)
-			require.Contains(t, o.log.String(), "tokens are not kept alive")
-			require.LessOrEqual(t, strings.Count(o.log.String(), "level=ERROR"), 12)
+}
+
+// More tokens than the rate can keep share what there is, and the log says so.
+func TestKeepAliveTooManyForTheRate(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		users, kit := 5000, o.kit()
+		if n := crowdSize(500); n != users { // the same load at another size
+			users, kit = n, o.kit(tokenRate(float64(n)/5000))
+		}
+		o.connect(users, 50*time.Minute)
+		end := o.keepAlive(kit)
+		time.Sleep(3 * time.Hour)
+		before := o.bank.Refreshes()
+		lapsed := map[string]time.Duration{}
+		const watched = 2 * 5000 * time.Second // twice around
+		for range watched / time.Minute {
 			o.store.mu.Lock()
-			o.store.fails = nil
+			i, _ := o.store.find(ganbauth.Expiry{At: time.Now()})
+			for _, e := range o.store.index[:i] {
+				lapsed[e.Key] += time.Minute
+			}
 			o.store.mu.Unlock()
-			time.Sleep(3 * time.Minute)
-			require.GreaterOrEqual(t, o.bank.Refreshes(), 50)
-			require.ErrorIs(t, end(), context.Canceled)
-		})
-	})
-	t.Run("an outage after hours without one", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			end := o.keepAlive(o.kit(o.locked))
-			time.Sleep(90 * time.Minute) // the process has given the lock back once
-			o.locker.fail(errors.New("connection refused"))
-			time.Sleep(time.Hour)
-			require.Contains(t, o.log.String(), "tokens are not kept alive")
-			require.LessOrEqual(t, strings.Count(o.log.String(), "level=ERROR"), 60+10, "once a minute")
-			o.locker.fail(nil)
-			require.ErrorIs(t, end(), context.Canceled)
-		})
-	})
-	t.Run("G4 one that waits for its turn ends at once", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			store := engineStore{o.store, o.locker}
-			var kits [2]*ganbauth.Kit
-			var ends [2]func() error
-			for i := range kits {
-				kits[i] = backgroundKit(t, o.bank, store, nil)
-				ends[i] = o.keepAlive(kits[i])
-				time.Sleep(time.Second)
-			}
-			begun := time.Now()
-			require.NoError(t, kits[1].Shutdown(t.Context()))
-			require.LessOrEqual(t, time.Since(begun), time.Second)
-			require.ErrorIs(t, ends[1](), context.Canceled)
-			require.ErrorIs(t, ends[0](), context.Canceled)
-		})
-	})
-	t.Run("C1 a Locker that gives up by itself", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			kit := o.kit(o.locked)
-			o.locker.fail(fmt.Errorf("dial: %w", context.DeadlineExceeded))
-			_, err := kit.RefreshExpiring(t.Context(), time.Hour)
-			require.ErrorContains(t, err, "dial", "it is not taken for another process")
-			end := o.keepAlive(kit)
-			time.Sleep(time.Hour)
-			require.Contains(t, o.log.String(), "tokens are not kept alive")
-			require.ErrorIs(t, end(), context.Canceled)
-		})
-	})
-	t.Run("a store whose pages do not go on", func(t *testing.T) {
-		for name, page := range map[string]func(o *keptOffice, after ganbauth.Expiry, limit int) []ganbauth.Expiry{
-			"the first one again": func(o *keptOffice, _ ganbauth.Expiry, limit int) []ganbauth.Expiry { return o.store.index[:limit] },
-			"its last entry again": func(o *keptOffice, after ganbauth.Expiry, limit int) []ganbauth.Expiry {
-				i, _ := o.store.find(after)
-				return slices.Repeat(o.store.index[i:i+1], limit)
-			},
-		} {
-			t.Run(name, func(t *testing.T) {
-				inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-					o.connect(150, 0)
-					store := &pagingStore{indexedStore: o.store, page: func(after ganbauth.Expiry, limit int) []ganbauth.Expiry { return page(o, after, limit) }}
-					kit := backgroundKit(t, o.bank, store, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
-					_, err := kit.RefreshExpiring(t.Context(), time.Minute)
-					require.ErrorContains(t, err, "page")
-					end := o.keepAlive(kit)
-					time.Sleep(time.Hour)
-					require.ErrorIs(t, end(), context.Canceled)
-					require.LessOrEqual(t, store.asked(), 1000, "it does not ask again and again")
-					require.Contains(t, o.log.String(), "tokens are not kept alive")
-				})
-			})
+			time.Sleep(time.Minute)
 		}
-	})
-	t.Run("C3 many rows in a row that cannot be read", func(t *testing.T) {
-		for name, fault := range map[string]error{
-			"of another version":                     new(ganbauth.Token).UnmarshalBinary([]byte{99}),
-			"with a fault that only the store knows": errors.New("invalid character"),
-		} {
-			t.Run(name, func(t *testing.T) {
-				inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-					o.connect(30, 0)
-					time.Sleep(time.Minute)
-					require.NoError(t, o.store.Save(t.Context(), "bank/well", o.bank.Token("offline_access")))
-					time.Sleep(45 * time.Minute)
-					o.store.fails = func(key string) error {
-						if key != "bank/well" && o.store.has(key) {
-							return fault
-						}
-						return nil
-					}
-					n, err := o.kit().RefreshExpiring(t.Context(), time.Hour)
-					require.Equal(t, 1, n)
-					require.ErrorIs(t, err, fault)
-				})
-			})
+		require.ErrorIs(t, end(), context.Canceled)
+		least, most := watched, time.Duration(0)
+		for u := range users {
+			d := lapsed[fmt.Sprint("bank/", u)]
+			least, most = min(least, d), max(most, d)
 		}
+		warning := regexp.MustCompile(`level=WARN.*tokens=(\S+) expire_within=(\S+) needed_per_second=(\S+) reached_per_second=(\S+)`).FindStringSubmatch(o.log.String())
+		require.NotNil(t, warning, o.log.String())
+		t.Attr("measured", fmt.Sprintf("%d users: each user's token has lapsed for %.0f %% to %.0f %% of the time; %.2f requests a second; the log says that %s tokens need %s a second and get %s",
+			users, 100*least.Seconds()/watched.Seconds(), 100*most.Seconds()/watched.Seconds(), float64(o.bank.Refreshes()-before)/watched.Seconds(), warning[1], warning[3], warning[4]))
+		require.Less(t, most-least, watched/20)
+		require.LessOrEqual(t, strings.Count(o.log.String(), "level=WARN"), 12, "once an hour")
 	})
-	t.Run("one row that cannot be read", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			o.connect(20, 0)
-			time.Sleep(45 * time.Minute)
-			broken := errors.New("a bad disk")
-			o.store.fails = func(key string) error {
-				if key == "bank/0" || key == "bank/1" || key == "bank/10" {
-					return broken
-				}
-				return nil
-			}
-			n, err := o.kit().RefreshExpiring(t.Context(), time.Hour)
-			require.Equal(t, 17, n)
-			require.ErrorIs(t, err, broken)
-			require.Equal(t, 503, ganbauth.StatusCode(err))
-		})
+}
+
+// Tokens of 30 days outlive the bank's maintenance.
+func TestC4KeepAliveMonth(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{Lifetime: 30 * 24 * time.Hour}, func(t *testing.T, o *keptOffice) {
+		users := crowdSize(2000)
+		o.connect(users, 29*24*time.Hour)
+		end := o.keepAlive(o.kit())
+		o.bank.SetMaintenance(ganbtest.Window{Start: time.Now().Add(24 * time.Hour), End: time.Now().Add(30 * time.Hour), Every: 7 * 24 * time.Hour})
+		before, away := o.bank.Refreshes(), 0
+		o.watch(31 * 24 * time.Hour)
+		away = o.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusServiceUnavailable)
+		require.ErrorIs(t, end(), context.Canceled)
+		t.Attr("measured", fmt.Sprintf("%d users, a month: %d minutes lapsed, %d token requests, %d of them in the maintenances of 6 hours",
+			users, o.sum, o.bank.Refreshes()-before, away))
+		require.Zero(t, o.sum)
+		require.Less(t, away, 5*6*60, "less than one a minute")
 	})
-	t.Run("a store that cannot list", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			kit := backgroundKit(t, o.bank, &brokenStore{TokenStore: o.store}, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
-			require.ErrorContains(t, kit.KeepAlive(t.Context()), "ExpiryPager")
-			require.Contains(t, o.log.String(), "level=ERROR")
-			require.Error(t, (*ganbauth.Kit)(nil).KeepAlive(t.Context()))
-			require.NoError(t, kit.Shutdown(t.Context()))
-		})
-	})
-	t.Run("each token once, whatever the store lists", func(t *testing.T) {
-		for name, store := range map[string]func(ganbauth.TokenStore) ganbauth.TokenStore{
-			"pages": func(s ganbauth.TokenStore) ganbauth.TokenStore { return s },
-			"a list": func(s ganbauth.TokenStore) ganbauth.TokenStore {
-				return onlyLister{s, s.(ganbauth.ExpiryLister)}
-			},
-			"more than was asked for": func(s ganbauth.TokenStore) ganbauth.TokenStore { return listingAll{s.(listingStore)} },
-		} {
-			t.Run(name, func(t *testing.T) {
-				inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-					memory := ganbauth.NewMemoryStore()
-					for u := range 250 {
-						connect(t, o.bank, memory, fmt.Sprint(u))
-					}
-					kit := backgroundKit(t, o.bank, store(memory), nil, tokenRate(5))
-					time.Sleep(45 * time.Minute)
-					n, err := kit.RefreshExpiring(t.Context(), 10*time.Minute)
-					require.NoError(t, err)
-					require.Zero(t, n)
-					n, err = kit.RefreshExpiring(t.Context(), 3*time.Hour)
-					require.NoError(t, err)
-					require.Equal(t, 250, n)
-					require.Equal(t, 250, o.bank.Refreshes())
-				})
-			})
-		}
-	})
-	t.Run("events say whose", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+}
+
+// Three users whose refreshes fail for good do not hold up the others.
+func TestC2KeepAliveUsersFail(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		const hours = 3
+		subjects := map[string]bool{}
+		for u := range 3 {
 			token := o.bank.Token()
-			require.NoError(t, o.store.Save(t.Context(), "bank/a%2Fb/c", token))
-			time.Sleep(45 * time.Minute)
-			var mu sync.Mutex
-			var seen []string
-			kit := o.kit(func(opts *ganbauth.Options) {
-				opts.Observe = func(ctx context.Context, e ganbauth.Event) {
-					key, connection, _ := ganbauth.KeyFromContext(ctx)
-					mu.Lock()
-					defer mu.Unlock()
-					seen = append(seen, fmt.Sprint(e.Type, " ", key, " ", connection))
+			subjects[token.Subject] = true
+			require.NoError(t, o.store.Save(t.Context(), fmt.Sprint("bank/sick", u), token))
+		}
+		fault := ganbtest.ServerError
+		fault.For = func(r ganbtest.Request) bool { return subjects[r.Subject] }
+		o.bank.Fail(ganbtest.TokenEndpoint, fault, -1)
+		o.connect(1000, 30*time.Minute)
+		end := o.keepAlive(o.kit())
+		time.Sleep(31 * time.Minute)
+		o.watch(hours * time.Hour)
+		require.ErrorIs(t, end(), context.Canceled)
+		failed := o.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusInternalServerError)
+		t.Attr("measured", fmt.Sprintf("3 users fail %d times in %d hours; 1000 others: %d minutes lapsed", failed, hours, o.sum-3*hours*60))
+		require.Equal(t, 3*hours*60, o.sum, "the three have lapsed all the time")
+		require.LessOrEqual(t, failed, 3*8*(hours+1))
+		require.GreaterOrEqual(t, failed, 3*hours, "they are not given up")
+	})
+}
+
+// A deploy every 55 minutes loses no token.
+func TestKeepAliveDeploys(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(500, 30*time.Minute)
+		for range 8 {
+			kit := o.kit(o.locked)
+			end := o.keepAlive(kit)
+			o.watch(55 * time.Minute)
+			require.NoError(t, kit.Shutdown(t.Context()))
+			require.ErrorIs(t, end(), context.Canceled)
+		}
+		t.Attr("measured", fmt.Sprintf("500 users, 8 deploys: %d minutes lapsed", o.sum))
+		require.Zero(t, o.sum)
+	})
+}
+
+// Entries without a token, and tokens that no key opens, hold up nobody.
+func TestC3I9KeepAliveEntries(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		sealed := ganbauth.Seal(o.store, key(1))
+		soon := func(token *ganbauth.Token, d time.Duration) *ganbauth.Token {
+			token.IssuedAt, token.ExpiresAt = time.Now().Add(-time.Hour), time.Now().Add(d)
+			return token
+		}
+		for i := range 1000 {
+			require.NoError(t, sealed.Save(t.Context(), fmt.Sprint("bank/sealed", i), soon(o.bank.Token(), time.Minute)))
+			require.NoError(t, o.store.Save(t.Context(), fmt.Sprint("corp/", i), soon(o.bank.Token(), time.Minute)))
+		}
+		require.NoError(t, ganbauth.Seal(o.store, key(2)).Save(t.Context(), "bank/u", soon(o.bank.Token(), 5*time.Minute)))
+		o.store.index = append(slices.Repeat([]ganbauth.Expiry{{Key: "bank/nobody"}}, 1000), o.store.index...)
+		for i := range 1000 {
+			o.store.index[i].Key += fmt.Sprintf("%03d", i)
+		}
+		begun := time.Now()
+		end := o.keepAlive(o.kit(func(opts *ganbauth.Options) { opts.EncryptionKeys = [][]byte{key(2)} }))
+		synctest.Wait()
+		t.Attr("measured", fmt.Sprintf("1000 entries without a token, 1000 that no key opens, 1000 of another kit: the token behind them is refreshed after %s",
+			time.Since(begun)))
+		require.Equal(t, 1, o.bank.Refreshes())
+		time.Sleep(50 * time.Minute)
+		require.Equal(t, 1, strings.Count(o.log.String(), "level=ERROR"), o.log.String())
+		require.Contains(t, o.log.String(), "without_token=1000 unreadable=1000")
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
+// Who connects while a run is under way is not forgotten.
+func TestKeepAliveNewConnections(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(3000, 0)
+		time.Sleep(45 * time.Minute)
+		end := o.keepAlive(o.kit())
+		time.Sleep(5 * time.Minute)
+		token := o.bank.Token()
+		token.ExpiresAt = time.Now().Add(2 * time.Minute)
+		require.NoError(t, o.store.Save(t.Context(), "bank/late", token))
+		time.Sleep(2 * time.Minute)
+		got, err := o.store.Load(t.Context(), "bank/late")
+		require.NoError(t, err)
+		require.True(t, got.Valid())
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
+// Of many processes one keeps the tokens alive.
+func TestKeepAliveOneProcess(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(3000, 0)
+		time.Sleep(45 * time.Minute)
+		first, second := o.kit(o.locked), o.kit(o.locked)
+		endFirst := o.keepAlive(first)
+		time.Sleep(time.Second)
+		endSecond := o.keepAlive(second)
+		n, err := o.kit(o.locked).RefreshExpiring(t.Context(), time.Hour)
+		require.Zero(t, n)
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.ErrorContains(t, err, "another process")
+		before := o.bank.Refreshes()
+		time.Sleep(1000 * time.Second)
+		require.InDelta(t, 1000, o.bank.Refreshes()-before, 5, "one of them, one a second")
+		require.ErrorIs(t, endFirst(), context.Canceled)
+		before = o.bank.Refreshes()
+		time.Sleep(100 * time.Second)
+		require.InDelta(t, 100, o.bank.Refreshes()-before, 3, "the other takes over")
+		require.ErrorIs(t, endSecond(), context.Canceled)
+	})
+}
+
+// Two processes that share a lock keep all tokens for hours, also those that come meanwhile.
+func TestKeepAliveRunOfHours(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{Lifetime: 20 * time.Minute}, func(t *testing.T, o *keptOffice) {
+		o.connect(1000, 1000*time.Second) // it has no pause
+		for range 2 {
+			defer func(end func() error) { require.ErrorIs(t, end(), context.Canceled) }(o.keepAlive(o.kit(o.locked)))
+		}
+		least, most := 60, 0
+		for minute := range 3 * 60 {
+			if minute%30 == 20 { // somebody connects
+				token := o.bank.Token("offline_access")
+				token.IssuedAt, token.ExpiresAt = time.Now().Add(-15*time.Minute), time.Now().Add(150*time.Second)
+				require.NoError(t, o.store.Save(t.Context(), fmt.Sprint("bank/late", minute), token))
+			}
+			before := o.bank.Refreshes()
+			time.Sleep(time.Minute)
+			n := o.bank.Refreshes() - before
+			least, most = min(least, n), max(most, n)
+			if minute%30 == 22 {
+				got, err := o.store.Load(t.Context(), fmt.Sprint("bank/late", minute-2))
+				require.NoError(t, err)
+				require.True(t, got.Valid())
+			}
+		}
+		t.Attr("measured", fmt.Sprintf("3 hours, 2 processes: %d to %d token requests a minute; who connects meanwhile is refreshed in time", least, most))
+		require.LessOrEqual(t, most, 61)
+		require.GreaterOrEqual(t, least, 58)
+	})
+}
+
+// While users need refreshes, KeepAlive sends none.
+func TestKeepAliveUsersGoFirst(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(3000, 0)
+		time.Sleep(61 * time.Minute)
+		kit := o.kit(tokenRate(5))
+		end := o.keepAlive(kit)
+		time.Sleep(time.Second)
+		before := o.bank.Refreshes()
+		var wg sync.WaitGroup
+		for u := range 300 {
+			wg.Go(func() {
+				for {
+					if _, err := kit.Token(t.Context(), fmt.Sprint(2999-u)); err == nil {
+						return
+					}
+					time.Sleep(5 * time.Second)
 				}
 			})
-			n, err := kit.RefreshExpiring(t.Context(), time.Hour)
-			require.NoError(t, err)
-			require.Equal(t, 1, n)
-			synctest.Wait()
-			require.Equal(t, []string{"token_refreshed a/b c"}, seen)
-		})
+		}
+		wg.Wait()
+		jobs := o.bank.Refreshes() - before - 300
+		t.Attr("measured", fmt.Sprintf("300 users at 5 requests a second: %d token requests of KeepAlive's meanwhile", jobs))
+		require.LessOrEqual(t, jobs, 20)
+		before = o.bank.Refreshes()
+		time.Sleep(time.Minute)
+		require.InDelta(t, 300, o.bank.Refreshes()-before, 5, "and then all of them")
+		require.ErrorIs(t, end(), context.Canceled)
 	})
-	t.Run("a million tokens", func(t *testing.T) {
-		inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
-			const tokens = 1_000_000
-			million := &endlessIndex{TokenStore: ganbauth.NewMemoryStore(), n: tokens}
-			kit := backgroundKit(t, o.bank, million, nil)
-			before := heap()
-			_, err := kit.RefreshExpiring(t.Context(), 24*time.Hour)
+}
+
+// Shutdown ends KeepAlive before it waits.
+func TestG4ShutdownEndsKeepAlive(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{Latency: 3 * time.Second}, func(t *testing.T, o *keptOffice) {
+		o.connect(100, 0)
+		time.Sleep(45 * time.Minute)
+		kit := o.kit()
+		end := o.keepAlive(kit)
+		time.Sleep(10 * time.Second)
+		require.NoError(t, kit.Shutdown(t.Context()))
+		refreshes := o.bank.Refreshes()
+		for _, token := range o.store.tokens { // each that was spent has been stored
+			_, err := o.bank.Connector().RefreshTokens(t.Context(), token.RefreshToken)
 			require.NoError(t, err)
-			grown := max(million.most-before, 0)
-			t.Attr("measured", fmt.Sprintf("%d entries: %d pages of %d, the heap grows by %d kB at most", tokens, million.pages, million.limit, grown>>10))
-			require.Equal(t, 100, million.limit)
-			require.Less(t, grown, 1<<20)
+		}
+		require.ErrorIs(t, end(), context.Canceled)
+		time.Sleep(time.Minute)
+		require.Equal(t, refreshes+100, o.bank.Refreshes())
+		require.ErrorIs(t, kit.KeepAlive(t.Context()), context.Canceled)
+		_, err := kit.RefreshExpiring(t.Context(), time.Hour)
+		require.ErrorIs(t, err, context.Canceled)
+	})
+}
+
+// A store that fails is reported.
+func TestKeepAliveStoreFails(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(50, 0)
+		time.Sleep(45 * time.Minute)
+		broken := errors.New("connection refused")
+		o.store.fails = func(string) error { return broken }
+		_, err := o.kit().RefreshExpiring(t.Context(), time.Hour)
+		require.ErrorIs(t, err, broken)
+		end := o.keepAlive(o.kit())
+		time.Sleep(5 * time.Minute)
+		require.Contains(t, o.log.String(), "tokens are not kept alive")
+		require.LessOrEqual(t, strings.Count(o.log.String(), "level=ERROR"), 12)
+		o.store.mu.Lock()
+		o.store.fails = nil
+		o.store.mu.Unlock()
+		time.Sleep(3 * time.Minute)
+		require.GreaterOrEqual(t, o.bank.Refreshes(), 50)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
+// An outage that begins after hours without one is logged, once a minute.
+func TestKeepAliveOutage(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		end := o.keepAlive(o.kit(o.locked))
+		time.Sleep(90 * time.Minute) // the process has given the lock back once
+		o.locker.fail(errors.New("connection refused"))
+		time.Sleep(time.Hour)
+		require.Contains(t, o.log.String(), "tokens are not kept alive")
+		require.LessOrEqual(t, strings.Count(o.log.String(), "level=ERROR"), 60+10, "once a minute")
+		o.locker.fail(nil)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
+// A refresh that waits for its turn ends with KeepAlive, at once.
+func TestG4KeepAliveWaits(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		store := engineStore{o.store, o.locker}
+		var kits [2]*ganbauth.Kit
+		var ends [2]func() error
+		for i := range kits {
+			kits[i] = backgroundKit(t, o.bank, store, nil)
+			ends[i] = o.keepAlive(kits[i])
+			time.Sleep(time.Second)
+		}
+		begun := time.Now()
+		require.NoError(t, kits[1].Shutdown(t.Context()))
+		require.LessOrEqual(t, time.Since(begun), time.Second)
+		require.ErrorIs(t, ends[1](), context.Canceled)
+		require.ErrorIs(t, ends[0](), context.Canceled)
+	})
+}
+
+// A Locker that gives up by itself is not taken for another process.
+func TestC1KeepAliveLockerGivesUp(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		kit := o.kit(o.locked)
+		o.locker.fail(fmt.Errorf("dial: %w", context.DeadlineExceeded))
+		_, err := kit.RefreshExpiring(t.Context(), time.Hour)
+		require.ErrorContains(t, err, "dial", "it is not taken for another process")
+		end := o.keepAlive(kit)
+		time.Sleep(time.Hour)
+		require.Contains(t, o.log.String(), "tokens are not kept alive")
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
+// A store whose pages do not advance is read to an end.
+func TestKeepAlivePagesDoNotGoOn(t *testing.T) {
+	for name, page := range map[string]func(o *keptOffice, after ganbauth.Expiry, limit int) []ganbauth.Expiry{
+		"the first one again": func(o *keptOffice, _ ganbauth.Expiry, limit int) []ganbauth.Expiry { return o.store.index[:limit] },
+		"its last entry again": func(o *keptOffice, after ganbauth.Expiry, limit int) []ganbauth.Expiry {
+			i, _ := o.store.find(after)
+			return slices.Repeat(o.store.index[i:i+1], limit)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+				o.connect(150, 0)
+				store := &pagingStore{indexedStore: o.store, page: func(after ganbauth.Expiry, limit int) []ganbauth.Expiry { return page(o, after, limit) }}
+				kit := backgroundKit(t, o.bank, store, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
+				_, err := kit.RefreshExpiring(t.Context(), time.Minute)
+				require.ErrorContains(t, err, "page")
+				end := o.keepAlive(kit)
+				time.Sleep(time.Hour)
+				require.ErrorIs(t, end(), context.Canceled)
+				require.LessOrEqual(t, store.asked(), 1000, "it does not ask again and again")
+				require.Contains(t, o.log.String(), "tokens are not kept alive")
+			})
 		})
+	}
+}
+
+// Many rows in a row that cannot be read hold up nobody.
+func TestC3KeepAliveUnreadableRows(t *testing.T) {
+	for name, fault := range map[string]error{
+		"of another version":                     new(ganbauth.Token).UnmarshalBinary([]byte{99}),
+		"with a fault that only the store knows": errors.New("invalid character"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+				o.connect(30, 0)
+				time.Sleep(time.Minute)
+				require.NoError(t, o.store.Save(t.Context(), "bank/well", o.bank.Token("offline_access")))
+				time.Sleep(45 * time.Minute)
+				o.store.fails = func(key string) error {
+					if key != "bank/well" && o.store.has(key) {
+						return fault
+					}
+					return nil
+				}
+				n, err := o.kit().RefreshExpiring(t.Context(), time.Hour)
+				require.Equal(t, 1, n)
+				require.ErrorIs(t, err, fault)
+			})
+		})
+	}
+}
+
+// Rows that cannot be read are an error, and the others are refreshed.
+func TestKeepAliveUnreadableRow(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(20, 0)
+		time.Sleep(45 * time.Minute)
+		broken := errors.New("a bad disk")
+		o.store.fails = func(key string) error {
+			if key == "bank/0" || key == "bank/1" || key == "bank/10" {
+				return broken
+			}
+			return nil
+		}
+		n, err := o.kit().RefreshExpiring(t.Context(), time.Hour)
+		require.Equal(t, 17, n)
+		require.ErrorIs(t, err, broken)
+		require.Equal(t, 503, ganbauth.StatusCode(err))
+	})
+}
+
+// A store that cannot list is an error at once.
+func TestKeepAliveCannotList(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		kit := backgroundKit(t, o.bank, &brokenStore{TokenStore: o.store}, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
+		require.ErrorContains(t, kit.KeepAlive(t.Context()), "ExpiryPager")
+		require.Contains(t, o.log.String(), "level=ERROR")
+		require.Error(t, (*ganbauth.Kit)(nil).KeepAlive(t.Context()))
+		require.NoError(t, kit.Shutdown(t.Context()))
+	})
+}
+
+// Each token is refreshed once, whatever the store lists.
+func TestKeepAliveEachTokenOnce(t *testing.T) {
+	for name, store := range map[string]func(ganbauth.TokenStore) ganbauth.TokenStore{
+		"pages": func(s ganbauth.TokenStore) ganbauth.TokenStore { return s },
+		"a list": func(s ganbauth.TokenStore) ganbauth.TokenStore {
+			return onlyLister{s, s.(ganbauth.ExpiryLister)}
+		},
+		"more than was asked for": func(s ganbauth.TokenStore) ganbauth.TokenStore { return listingAll{s.(listingStore)} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+				memory := ganbauth.NewMemoryStore()
+				for u := range 250 {
+					connect(t, o.bank, memory, fmt.Sprint(u))
+				}
+				kit := backgroundKit(t, o.bank, store(memory), nil, tokenRate(5))
+				time.Sleep(45 * time.Minute)
+				n, err := kit.RefreshExpiring(t.Context(), 10*time.Minute)
+				require.NoError(t, err)
+				require.Zero(t, n)
+				n, err = kit.RefreshExpiring(t.Context(), 3*time.Hour)
+				require.NoError(t, err)
+				require.Equal(t, 250, n)
+				require.Equal(t, 250, o.bank.Refreshes())
+			})
+		})
+	}
+}
+
+// Events say whose token it was.
+func TestKeepAliveEvents(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		token := o.bank.Token()
+		require.NoError(t, o.store.Save(t.Context(), "bank/a%2Fb/c", token))
+		time.Sleep(45 * time.Minute)
+		var mu sync.Mutex
+		var seen []string
+		kit := o.kit(func(opts *ganbauth.Options) {
+			opts.Observe = func(ctx context.Context, e ganbauth.Event) {
+				key, connection, _ := ganbauth.KeyFromContext(ctx)
+				mu.Lock()
+				defer mu.Unlock()
+				seen = append(seen, fmt.Sprint(e.Type, " ", key, " ", connection))
+			}
+		})
+		n, err := kit.RefreshExpiring(t.Context(), time.Hour)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		synctest.Wait()
+		require.Equal(t, []string{"token_refreshed a/b c"}, seen)
+	})
+}
+
+// A million entries are read page by page.
+func TestKeepAliveMillion(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		const tokens = 1_000_000
+		million := &endlessIndex{TokenStore: ganbauth.NewMemoryStore(), n: tokens}
+		kit := backgroundKit(t, o.bank, million, nil)
+		before := heap()
+		_, err := kit.RefreshExpiring(t.Context(), 24*time.Hour)
+		require.NoError(t, err)
+		grown := max(million.most-before, 0)
+		t.Attr("measured", fmt.Sprintf("%d entries: %d pages of %d, the heap grows by %d kB at most", tokens, million.pages, million.limit, grown>>10))
+		require.Equal(t, 100, million.limit)
+		require.Less(t, grown, 1<<20)
 	})
 }
 
