@@ -358,6 +358,23 @@ func TestC7WhatIsARace(t *testing.T) {
 	at("a logout", 2, func(s *stepTest) { require.NoError(s.t, s.Delete(context.Background(), "bank/u")) }, 0)
 }
 
+// With a Locker the second look may find another process's refresh, as it should.
+func TestC7NoRaceWithALocker(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		s.kit = backgroundKit(t, s.bank, s.stepping, &keyLocker{held: map[string]bool{}}, func(o *ganbauth.Options) { o.Logger = textLogger(s.log) })
+		s.before.set(func(n int) error {
+			if n == 1 {
+				s.put(t, s.bank.Token())
+			}
+			return nil
+		})
+		_, err := s.token()
+		require.NoError(t, err)
+		require.Zero(t, s.bank.Refreshes())
+		require.NotContains(t, s.log.String(), "set Options.Locker")
+	})
+}
+
 // A verdict that was written down, and whose answer was lost, is one.
 func TestVerdictWhoseAnswerIsLost(t *testing.T) {
 	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
@@ -403,6 +420,19 @@ func TestLoginEndsTheCoolDown(t *testing.T) {
 		b.login()
 		require.Zero(t, ganbauth.FailingSince(a.kit, "bank/u"))
 	})
+	for name, change := range map[string]func(s *stepTest) error{
+		"SetToken": func(s *stepTest) error { return s.kit.SetToken(s.t.Context(), "u", s.bank.Token()) },
+		"a logout": func(s *stepTest) error { return s.kit.Disconnect(s.t.Context(), "u") },
+	} {
+		inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+			s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+			_, err := s.token()
+			require.ErrorIs(t, err, ganbauth.ErrUnavailable, name)
+			require.NotZero(t, ganbauth.FailingSince(s.kit, "bank/u"), name)
+			require.NoError(t, change(s), name)
+			require.Zero(t, ganbauth.FailingSince(s.kit, "bank/u"), name)
+		})
+	}
 }
 
 // C5: the end of a connection without a refresh token waits for no other process, and
@@ -490,10 +520,13 @@ func TestA2UnsavedTokenMeetsOthers(t *testing.T) {
 	})
 }
 
-// loginSteps runs a test on an application whose user u may begin a login.
+const bankUser = "user-1"
+
+// loginSteps runs a test on an application whose user u, at the bank bankUser, may begin a
+// login.
 func loginSteps(t *testing.T, test func(t *testing.T, a *app, s *stepping)) {
 	s := &stepping{TokenStore: ganbauth.NewMemoryStore()}
-	inBubble(t, setup{options: ganbauth.Options{
+	inBubble(t, setup{bank: ganbtest.Options{Subject: bankUser}, options: ganbauth.Options{
 		Store: s, Key: func(*http.Request) (string, error) { return "u", nil },
 	}}, func(t *testing.T, a *app) {
 		test(t, a, s)
@@ -614,25 +647,29 @@ func TestLoginBegins(t *testing.T) {
 	})
 }
 
-// Two logins at once: the first that is stored stays, and both are answered. The log says
-// if the other was another bank user's.
+// Two logins at once: the first that is stored stays, and both are answered at once. The
+// log says if the other was another bank user's.
 func TestTwoLoginsAtOnce(t *testing.T) {
-	loginSteps(t, func(t *testing.T, a *app, s *stepping) {
-		b := a.browser()
-		callback := b.callbackURL("/bank/login")
-		first := a.bank.Token()
-		first.Epoch, first.Subject = "first", "another"
-		s.before.set(func(n int) error {
-			if n == 2 {
-				s.put(t, first)
-			}
-			return nil
+	for subject, warnings := range map[string]int{"another": 1, bankUser: 0} {
+		loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+			b := a.browser()
+			callback := b.callbackURL("/bank/login")
+			first := a.bank.Token()
+			first.Epoch, first.Subject = "first", subject
+			s.before.set(func(n int) error {
+				if n == 2 {
+					s.put(t, first)
+				}
+				return nil
+			})
+			begun := time.Now()
+			require.Equal(t, 303, b.get(callback).StatusCode)
+			require.Zero(t, time.Since(begun), "it is not tried again")
+			require.True(t, b.connected())
+			require.Equal(t, first.AccessToken, a.next.last().AccessToken)
+			require.Equal(t, warnings, strings.Count(a.log.String(), "another bank user's"), subject)
 		})
-		require.Equal(t, 303, b.get(callback).StatusCode)
-		require.True(t, b.connected())
-		require.Equal(t, first.AccessToken, a.next.last().AccessToken)
-		require.Equal(t, 1, strings.Count(a.log.String(), "another bank user's"))
-	})
+	}
 }
 
 // A login that was stored, and refreshed before its process looked again, is one.
