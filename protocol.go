@@ -125,7 +125,6 @@ func (r refresh) fail(ctx context.Context, err error, unlock func()) (*Token, fu
 // succeed stores the successor. While the store does not take it, those who wait are served
 // with it: the token that was spent is dead.
 func (r refresh) succeed(ctx context.Context, next *Token, unlock func()) (*Token, func(), error) {
-	next.Epoch = r.old.Epoch
 	p := &placement{r.keeper, r.key, r.place, next, r.old, r.replaces}
 	refreshed := r.tell(ctx, EventTokenRefreshed, nil)
 	switch _, err := p.put(ctx); {
@@ -187,7 +186,7 @@ func (r refresh) lose(ctx context.Context, verdict error, unlock func()) (*Token
 	}
 	err := r.records.swap(ctx, r.key, r.old, judged(r.old))
 	if err != nil {
-		if cur, loadErr := r.records.load(ctx, r.key); loadErr == nil && isJudged(cur, r.old) {
+		if cur, _ := r.records.load(ctx, r.key); isJudged(cur, r.old) {
 			err = nil // it had its effect, and the answer was lost
 		}
 	}
@@ -207,8 +206,8 @@ func (r refresh) lose(ctx context.Context, verdict error, unlock func()) (*Token
 // do if there is no Locker.
 func (r refresh) awaitWinner(ctx context.Context) {
 	for left, pause := secondLook, minPause; ; pause *= 2 {
-		cur, err := r.records.load(ctx, r.key)
-		if err != nil || cur.Fingerprint() != r.old.Fingerprint() || left <= 0 {
+		cur, _ := r.records.load(ctx, r.key) // nil if it fails
+		if cur.Fingerprint() != r.old.Fingerprint() || left <= 0 {
 			return
 		}
 		time.Sleep(min(pause, left))
@@ -245,8 +244,8 @@ func (k *keeper) warnOfRace(ctx context.Context, key string, old *Token) {
 	if k.records.locker != nil {
 		return
 	}
-	cur, err := k.records.load(ctx, key)
-	if err != nil || !isToken(cur) || cur.Epoch != old.Epoch {
+	cur, _ := k.records.load(ctx, key)
+	if !isToken(cur) || cur.Epoch != old.Epoch {
 		return
 	}
 	k.raceWarning.Do(func() {
@@ -335,8 +334,8 @@ func isBlank(t *Token) bool { return t.AccessToken == "" && t.Judged == "" && t.
 func (k *keeper) exchangeFailed(ctx context.Context, key string, base *Token, err error) error {
 	var e *TokenError
 	if errors.As(err, &e) && e.grantDead() {
-		cur, loadErr := k.records.load(ctx, key)
-		if loadErr == nil && isToken(cur) && cur.Epoch != base.Epoch {
+		cur, _ := k.records.load(ctx, key)
+		if isToken(cur) && cur.Epoch != base.Epoch {
 			return nil
 		}
 	}
@@ -386,7 +385,7 @@ func (k *keeper) dropOnce(ctx context.Context, key string, patience time.Time) e
 	switch {
 	case isUnreadable(err):
 		return k.records.delete(ctx, key)
-	case err != nil || cur == nil:
+	case cur == nil:
 		return err
 	}
 	err = k.records.swap(ctx, key, cur, nil)
@@ -459,7 +458,7 @@ func (p *placement) put(ctx context.Context) (there *Token, err error) {
 // putLogin is put for a login, which may have been refreshed already.
 func (p *placement) putLogin(ctx context.Context) (there *Token, err error) {
 	there, err = p.put(ctx)
-	if errors.Is(err, ErrSuperseded) && sameLogin(p.mine)(there) {
+	if sameLogin(p.mine)(there) {
 		return there, nil
 	}
 	return there, err
@@ -497,7 +496,7 @@ func judged(t *Token) *Token {
 // isJudged reports whether cur is the mark that takes t's place. What counts is the token
 // that was judged, not the record: another process may have written the same one again.
 func isJudged(cur, t *Token) bool {
-	return cur != nil && cur.Judged != "" && cur.Judged == spendable(t)
+	return cur != nil && cur.Judged == spendable(t)
 }
 
 // spendable identifies what the bank has judged: the refresh token, if there is one.

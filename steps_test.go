@@ -286,6 +286,7 @@ func TestSecondLookFindsAnotherRecord(t *testing.T) {
 		inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
 			other := shift(s.bank.Token(), -2*time.Hour)
 			other.RefreshToken = ""
+			asked := s.bank.Count(ganbtest.TokenEndpoint)
 			s.before.set(func(n int) error {
 				if n == 1 {
 					s.put(t, other)
@@ -294,7 +295,7 @@ func TestSecondLookFindsAnotherRecord(t *testing.T) {
 			})
 			_, err := s.token()
 			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
-			require.Zero(t, s.bank.Refreshes())
+			require.Equal(t, asked, s.bank.Count(ganbtest.TokenEndpoint))
 		})
 	})
 	t.Run("another one each time", func(t *testing.T) {
@@ -405,6 +406,103 @@ func TestVerdictWhoseAnswerIsLost(t *testing.T) {
 		s.up()
 		_, err = s.token()
 		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+	})
+}
+
+// A successor that was stored, and whose answer was lost, is one. It is no race, either.
+func TestSuccessorWhoseAnswerIsLost(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		s.after.set(func(n int) error {
+			if n == 2 {
+				return errStep
+			}
+			return nil
+		})
+		_, err := s.token()
+		require.NoError(t, err)
+		require.Equal(t, 1, strings.Count(s.log.String(), "token_refreshed"))
+		require.NotContains(t, s.log.String(), "set Options.Locker")
+	})
+}
+
+// The lock is given back, whatever is in the successor's place.
+func TestLockIsGivenBack(t *testing.T) {
+	for _, odd := range []bool{false, true} {
+		for name, meets := range map[string]func(s *stepTest) error{
+			"another login": func(s *stepTest) error {
+				newer := s.bank.Token()
+				newer.Epoch = "newer"
+				s.put(s.t, newer)
+				return nil
+			},
+			"a logout, and the store fails": func(s *stepTest) error {
+				s.before.set(nil)
+				require.NoError(s.t, s.kit.Disconnect(s.t.Context(), "u"))
+				s.down()
+				return errStep
+			},
+		} {
+			inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+				locker := &keyLocker{held: map[string]bool{}}
+				s.kit = backgroundKit(t, s.bank, s.stepping, locker)
+				if odd {
+					s.odd(nil)
+				}
+				s.before.set(func(n int) error {
+					if n == 2 {
+						return meets(s)
+					}
+					return nil
+				})
+				_, _ = s.token()
+				s.up()
+				time.Sleep(10 * time.Second)
+				locker.mu.Lock()
+				require.Empty(t, locker.held, "%s, odd %t", name, odd)
+				locker.mu.Unlock()
+			})
+		}
+	}
+}
+
+// Only the mark of this very token gives way to its successor.
+func TestMarkOfAnotherToken(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		s.before.set(func(n int) error {
+			if n == 2 {
+				cur, err := s.Load(t.Context(), "bank/u")
+				require.NoError(t, err)
+				s.put(t, &ganbauth.Token{Epoch: cur.Epoch, Judged: "another", ExpiresAt: time.Now().Add(time.Hour)})
+			}
+			return nil
+		})
+		_, err := s.token()
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		mark, err := s.Load(t.Context(), "bank/u")
+		require.NoError(t, err)
+		require.Equal(t, "another", mark.Judged)
+	})
+}
+
+// Processes of two versions know each other's marks.
+func TestMarksStay(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		s.put(t, &ganbauth.Token{AccessToken: "access", RefreshToken: "refresh", IssuedAt: time.Now().Add(-time.Hour), ExpiresAt: time.Now()})
+		_, err := s.token()
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		mark, err := s.Load(t.Context(), "bank/u")
+		require.NoError(t, err)
+		require.Equal(t, "MjlT-g033b9b1_LSOFHs_A", mark.Judged)
+	})
+	inSteps(t, ganbtest.Options{}, 0, func(t *testing.T, s *stepTest) {
+		s.put(t, &ganbauth.Token{AccessToken: "access", IssuedAt: time.Now(), ExpiresAt: time.Now().Add(time.Hour)})
+		time.Sleep(5 * time.Minute)
+		resp, err := s.kit.ClientFor("u").Get(s.bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		resp.Body.Close()
+		mark, err := s.Load(t.Context(), "bank/u")
+		require.NoError(t, err)
+		require.Equal(t, "3nhUcvAw2QEKJjNUBDCnOg", mark.Judged)
 	})
 }
 
@@ -595,26 +693,36 @@ func TestA2LoginThatIsNotStoredYet(t *testing.T) {
 			require.False(t, b.connected())
 		})
 	})
-	t.Run("a token before it that is not stored yet", func(t *testing.T) {
-		loginSteps(t, func(t *testing.T, a *app, s *stepping) {
-			b := a.browser()
-			b.login()
-			time.Sleep(expired)
-			n := int(s.swaps.Load())
-			s.before.set(func(i int) error {
-				if i > n+1 {
-					return errStep
+	for name, wellFor := range map[string]int{"stored at once": 1000, "stored later": 1} {
+		t.Run("a token before it that is not stored yet, and it is "+name, func(t *testing.T) {
+			loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+				b := a.browser()
+				b.login()
+				time.Sleep(expired)
+				wellFrom := func(n, swaps int) {
+					s.before.set(func(i int) error {
+						if i > n && i <= n+swaps {
+							return nil
+						}
+						return errStep
+					})
 				}
-				return nil
+				wellFrom(int(s.swaps.Load()), 1)
+				require.True(t, b.connected(), "served by the process")
+				old := a.next.last().AccessToken
+				callback := b.callbackURL("/bank/login")
+				wellFrom(int(s.swaps.Load()), wellFor)
+				require.Equal(t, 303, b.get(callback).StatusCode)
+				s.before.set(func(int) error { return errStep })
+				for range 100 {
+					require.True(t, b.connected())
+					require.NotEqual(t, old, a.next.last().AccessToken)
+					time.Sleep(100 * time.Millisecond)
+					s.before.set(nil)
+				}
 			})
-			require.True(t, b.connected(), "served by the process")
-			callback := b.callbackURL("/bank/login")
-			n = int(s.swaps.Load())
-			require.Equal(t, 303, b.get(callback).StatusCode)
-			require.True(t, b.connected())
-			s.before.set(nil)
 		})
-	})
+	}
 }
 
 // A login begins again where another record is, and spends no code where nothing can be
@@ -627,6 +735,11 @@ func TestLoginBegins(t *testing.T) {
 		require.Equal(t, 503, b.get(callback).StatusCode)
 		require.EqualValues(t, 1, s.swaps.Load())
 		require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint))
+		s.before.set(nil)
+		s.load.set(func(int) error { return errStep })
+		require.Equal(t, 503, b.get(callback).StatusCode, "nobody knows what it would replace")
+		require.EqualValues(t, 1, s.swaps.Load())
+		s.load.set(nil)
 		s.before.set(func(n int) error {
 			if n == 2 {
 				return ganbauth.ErrSuperseded
@@ -644,6 +757,33 @@ func TestLoginBegins(t *testing.T) {
 		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
 		s.before.set(nil)
 		require.Equal(t, 303, b.get(callback).StatusCode)
+	})
+	loginSteps(t, func(t *testing.T, a *app, s *stepping) { // a logout, while the mark is written
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		s.after.set(func(n int) error {
+			if n == 1 {
+				return a.kit.Disconnect(t.Context(), "u")
+			}
+			return nil
+		})
+		require.Equal(t, 303, b.get(callback).StatusCode, "nobody knows which came first")
+		require.True(t, b.connected())
+	})
+	loginSteps(t, func(t *testing.T, a *app, s *stepping) { // where a token was judged
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		s.put(t, &ganbauth.Token{Epoch: "e", Judged: "j", ExpiresAt: time.Now().Add(time.Hour)})
+		s.before.set(func(n int) error {
+			if n == 2 {
+				mark, err := s.Load(t.Context(), "bank/u")
+				require.NoError(t, err)
+				require.Equal(t, "j", mark.Judged, "its successor finds the place until then")
+			}
+			return nil
+		})
+		require.Equal(t, 303, b.get(callback).StatusCode)
+		require.True(t, b.connected())
 	})
 }
 
