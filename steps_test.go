@@ -296,6 +296,7 @@ func TestSecondLookFindsAnotherRecord(t *testing.T) {
 			_, err := s.token()
 			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
 			require.Equal(t, asked, s.bank.Count(ganbtest.TokenEndpoint))
+			require.Zero(t, ganbauth.FailingSince(s.kit, "bank/u"), "nothing has failed")
 		})
 	})
 	t.Run("another one each time", func(t *testing.T) {
@@ -427,7 +428,11 @@ func TestSuccessorWhoseAnswerIsLost(t *testing.T) {
 
 // The lock is given back, whatever is in the successor's place.
 func TestLockIsGivenBack(t *testing.T) {
-	for _, odd := range []bool{false, true} {
+	for answer, prepare := range map[string]func(s *stepTest){
+		"a token":   func(*stepTest) {},
+		"no use":    func(s *stepTest) { s.odd(nil) },
+		"a verdict": func(s *stepTest) { s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1) },
+	} {
 		for name, meets := range map[string]func(s *stepTest) error{
 			"another login": func(s *stepTest) error {
 				newer := s.bank.Token()
@@ -445,9 +450,7 @@ func TestLockIsGivenBack(t *testing.T) {
 			inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
 				locker := &keyLocker{held: map[string]bool{}}
 				s.kit = backgroundKit(t, s.bank, s.stepping, locker)
-				if odd {
-					s.odd(nil)
-				}
+				prepare(s)
 				s.before.set(func(n int) error {
 					if n == 2 {
 						return meets(s)
@@ -458,7 +461,7 @@ func TestLockIsGivenBack(t *testing.T) {
 				s.up()
 				time.Sleep(10 * time.Second)
 				locker.mu.Lock()
-				require.Empty(t, locker.held, "%s, odd %t", name, odd)
+				require.Empty(t, locker.held, "the answer is %s, and it meets %s", answer, name)
 				locker.mu.Unlock()
 			})
 		}
@@ -503,6 +506,65 @@ func TestMarksStay(t *testing.T) {
 		mark, err := s.Load(t.Context(), "bank/u")
 		require.NoError(t, err)
 		require.Equal(t, "3nhUcvAw2QEKJjNUBDCnOg", mark.Judged)
+	})
+}
+
+// An HTTPClient that panics is as good as no answer, and the log says so.
+func TestTokenRequestThatPanics(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		config := s.bank.Config()
+		config.HTTPClient = &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) { panic("broken") })}
+		connector, err := ganbauth.NewConnector(s.bank.ClientID, s.bank.ClientSecret, s.bank.AuthMethod, config)
+		require.NoError(t, err)
+		kit, err := ganbauth.New(connector, nil, ganbauth.Options{
+			RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid"}, Store: s.stepping, Logger: textLogger(s.log),
+			Key: func(*http.Request) (string, error) { return "u", nil },
+		})
+		require.NoError(t, err)
+		_, err = kit.Token(t.Context(), "u")
+		require.ErrorAs(t, err, new(*ganbauth.TokenError))
+		require.Equal(t, 503, ganbauth.StatusCode(err))
+		require.Contains(t, s.log.String(), "a token request panicked")
+	})
+}
+
+// A code that the bank refuses connects nobody, whatever mark is there by then.
+func TestRefusedCodeMeetsAMark(t *testing.T) {
+	for name, meets := range map[string]func(t *testing.T, s *stepping){
+		"of another login": func(t *testing.T, s *stepping) {
+			s.put(t, &ganbauth.Token{Epoch: "another", ExpiresAt: time.Now().Add(time.Hour)})
+		},
+		"no more": func(t *testing.T, s *stepping) { require.NoError(t, s.Delete(t.Context(), "bank/u")) },
+	} {
+		loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+			b := a.browser()
+			callback := b.callbackURL("/bank/login")
+			s.after.set(func(int) error { meets(t, s); return nil })
+			require.NotEqual(t, 303, b.get(callback).StatusCode, name)
+			require.Contains(t, a.log.String(), "invalid_grant", name)
+			require.False(t, b.connected(), name)
+			s.after.set(nil)
+		})
+	}
+}
+
+// Each login has an epoch of its own, wherever its token comes from.
+func TestEpochs(t *testing.T) {
+	loginSteps(t, func(t *testing.T, a *app, s *stepping) {
+		seen := map[string]bool{"": true}
+		for range 2 {
+			a.browser().login()
+			stored, err := s.Load(t.Context(), "bank/u")
+			require.NoError(t, err)
+			require.False(t, seen[stored.Epoch])
+			seen[stored.Epoch] = true
+			require.NoError(t, a.kit.SetToken(t.Context(), "u", stored))
+			stored, err = s.Load(t.Context(), "bank/u")
+			require.NoError(t, err)
+			require.False(t, seen[stored.Epoch])
+			seen[stored.Epoch] = true
+		}
 	})
 }
 
@@ -824,7 +886,7 @@ func TestLoginThatIsRefreshedAlready(t *testing.T) {
 			stored, err := s.Load(t.Context(), "bank/u")
 			require.NoError(t, err)
 			next := a.bank.Token()
-			next.Epoch = stored.Epoch
+			next.Epoch, next.Subject = stored.Epoch, "another"
 			s.put(t, next)
 			return errStep
 		})
