@@ -70,6 +70,9 @@ func newConnector(t *testing.T, method ganbauth.AuthMethod, cfg ganbauth.Config)
 func answers(status int, contentType, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", contentType)
+		if contentType == "-" {
+			w.Header()["Content-Type"] = nil // none, and none is guessed
+		}
 		w.WriteHeader(status)
 		io.WriteString(w, body)
 	}

@@ -57,6 +57,7 @@ func TestA3RefreshTokenIsSalvaged(t *testing.T) {
 		"an ID token that has expired":          {"", answer("{", `{"id_token":"`+badID+`",`), ganbauth.ErrInvalidIDToken},
 		"an ID token that is none":              {"", answer("{", `{"id_token":"AT-1",`), ganbauth.ErrInvalidIDToken},
 		"a name twice":                          {"", answer("{", `{"scope":"x",`), ganbauth.ErrTokenValue},
+		"names twice, before it and behind":     {"", strings.TrimSuffix(answer("{", `{"x":1,"x":2,`), "}") + `,"x":3}`, ganbauth.ErrTokenValue},
 		"not UTF-8":                             {"", answer("private:account", "\x8c\xfb"), ganbauth.ErrTokenValue},
 		"a byte order mark":                     {"", "\uFEFF" + goodToken, ganbauth.ErrTokenValue},
 		"text after it":                         {"", goodToken + "x", ganbauth.ErrTokenValue},
@@ -112,20 +113,21 @@ func TestA3NothingToSalvage(t *testing.T) {
 		return strings.Replace(strings.Replace(goodToken, `"token_type":"Bearer",`, ``, 1), replace, with, 1)
 	}
 	for name, body := range map[string]string{
-		"none":                  answer(`"refresh_token":"RT-2",`, ``),
-		"null":                  answer(`"RT-2"`, `null`),
-		"empty":                 answer("RT-2", ""),
-		"a number":              answer(`"RT-2"`, `5`),
-		"too long":              answer("RT-2", strings.Repeat("a", 4097)),
-		"with a line break":     answer("RT-2", `RT\n2`),
-		"not UTF-8":             answer("RT-2", "RT-\xff"),
-		"twice":                 answer("{", `{"refresh_token":"RT-3",`),
-		"in upper case":         answer("refresh_token", "REFRESH_TOKEN"),
-		"inside another member": answer(`"refresh_token":"RT-2"`, `"x":{"refresh_token":"RT-2"}`),
-		"in an array":           `[` + goodToken + `]`,
-		"cut in itself":         goodToken[:strings.Index(goodToken, "T-2")],
-		"HTML":                  `<html>`,
-		"nothing":               ``,
+		"none":                    answer(`"refresh_token":"RT-2",`, ``),
+		"null":                    answer(`"RT-2"`, `null`),
+		"empty":                   answer("RT-2", ""),
+		"a number":                answer(`"RT-2"`, `5`),
+		"too long":                answer("RT-2", strings.Repeat("a", 4097)),
+		"with a line break":       answer("RT-2", `RT\n2`),
+		"not UTF-8":               answer("RT-2", "RT-\xff"),
+		"twice":                   answer("{", `{"refresh_token":"RT-3",`),
+		"twice, and another name": strings.TrimSuffix(answer("{", `{"refresh_token":"RT-3","x":1,`), "}") + `,"x":2}`,
+		"in upper case":           answer("refresh_token", "REFRESH_TOKEN"),
+		"inside another member":   answer(`"refresh_token":"RT-2"`, `"x":{"refresh_token":"RT-2"}`),
+		"in an array":             `[` + goodToken + `]`,
+		"cut in itself":           goodToken[:strings.Index(goodToken, "T-2")],
+		"HTML":                    `<html>`,
+		"nothing":                 ``,
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := newOP(t, answersJSON(body)).connector(t).RefreshTokens(t.Context(), "RT-1")

@@ -26,9 +26,7 @@ const (
 // tokenError reads a refusal of the token endpoint.
 func tokenError(resp *http.Response) *TokenError {
 	e := &TokenError{StatusCode: resp.StatusCode, RetryAfter: parseRetryAfter(resp.Header)}
-	if o, err := parseErrorBody(peekBody(resp)); err == nil {
-		e.read(o)
-	}
+	e.read(parseErrorBody(peekBody(resp)))
 	return e
 }
 
@@ -85,8 +83,8 @@ func (r tokenResponse) salvage(err error) error {
 		twice = twice || name == "refresh_token"
 		return true
 	})
-	next, _, wrong := member[string](o, "refresh_token")
-	if next == "" || wrong != nil || twice || checkMember("refresh_token", next, maxReceived) != nil {
+	next, _, _ := member[string](o, "refresh_token")
+	if next == "" || twice || checkMember("refresh_token", next, maxReceived) != nil {
 		return err
 	}
 	return &salvagedError{newSecret(next), err}
@@ -177,8 +175,8 @@ func checkMember(name, value string, limit int) error {
 // SDKs disagree. A value that is missing, unusable or not positive counts as an hour,
 // never as no expiry. More than a year counts as a year.
 func lifetime(raw json.RawMessage) time.Duration {
-	seconds, err := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64)
-	if err != nil && !errors.Is(err, strconv.ErrRange) || math.IsNaN(seconds) || seconds < 1 {
+	seconds, _ := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64) // 0 of what is no number
+	if math.IsNaN(seconds) || seconds < 1 {
 		return defaultLifetime
 	}
 	return time.Duration(min(seconds, maxLifetime.Seconds())) * time.Second
@@ -203,18 +201,14 @@ func ParseAPIError(status int, header http.Header, body []byte) error {
 		return nil
 	}
 	e := &APIError{StatusCode: status, RetryAfter: parseRetryAfter(header)}
-	o, err := parseErrorBody(body)
-	if err != nil {
-		return e
-	}
+	o := parseErrorBody(body)
 	e.Code = errorCode(o, "errorCode")
 	e.Message = errorText(o, "errorMessage")
 	e.Details = errorDetails(o["errorDetails"], "")
 	items, _, _ := member[[]json.RawMessage](o, "transferErrorDetails")
 	for _, item := range items {
-		if i, err := parseObject(item); err == nil {
-			e.Details = append(e.Details, errorDetails(i["errorDetails"], errorText(i, "itemId"))...)
-		}
+		i, _ := parseObject(item)
+		e.Details = append(e.Details, errorDetails(i["errorDetails"], errorText(i, "itemId"))...)
 	}
 	return e
 }
@@ -236,11 +230,13 @@ func errorDetails(raw json.RawMessage, itemID string) (details []APIErrorDetail)
 	return details
 }
 
-// parseErrorBody reads the JSON of an error. The gateway may use another charset than it
-// says. What is not UTF-8 is replaced, because the code matters and the text does not.
-func parseErrorBody(body []byte) (object, error) {
+// parseErrorBody reads the JSON of an error, and returns nil for anything else. The gateway
+// may use another charset than it says. What is not UTF-8 is replaced, because the code
+// matters and the text does not.
+func parseErrorBody(body []byte) object {
 	body = bytes.TrimPrefix(body[:min(len(body), maxBody)], []byte("\uFEFF"))
-	return parseObject(bytes.ToValidUTF8(body, []byte("\uFFFD")))
+	o, _ := parseObject(bytes.ToValidUTF8(body, []byte("\uFFFD")))
+	return o
 }
 
 // peekBody reads the first maxBody bytes of a body and puts them back, with the error
@@ -279,8 +275,8 @@ func errorText(o object, name string) string {
 // parseRetryAfter reads a Retry-After of 1 second to an hour. Anything else, a date
 // included, is 0.
 func parseRetryAfter(h http.Header) time.Duration {
-	s, err := strconv.Atoi(h.Get("Retry-After"))
-	if err != nil || s < 1 || s > 3600 {
+	s, _ := strconv.Atoi(h.Get("Retry-After")) // 0 of what is no number
+	if s < 1 || s > 3600 {
 		return 0
 	}
 	return time.Duration(s) * time.Second

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -117,6 +118,7 @@ func TestTokenResponseAccepted(t *testing.T) {
 		"the bank's type":       {"application/json;charset=UTF-8", goodToken, nil},
 		"upper case":            {"Application/JSON", goodToken, nil},
 		"quoted charset":        {`application/json; charset="utf-8"`, goodToken, nil},
+		"no type":               {"-", goodToken, nil},
 		"4 KiB": {"", token("RT-2", strings.Repeat("r", 2048)), func(t *testing.T, tok *ganbauth.Token) {
 			require.Len(t, tok.RefreshToken, 2048)
 		}},
@@ -265,6 +267,17 @@ func TestTokenErrors(t *testing.T) {
 			require.EqualValues(t, 2, o.hits.Load())
 		})
 	}
+	t.Run("the texts", func(t *testing.T) {
+		for body, want := range map[string]ganbauth.TokenError{
+			`{"error":"invalid_grant","error_description":"d","error_uri":"u"}`: {StatusCode: 400, Code: "invalid_grant", Description: "d", URI: "u"},
+			`{"errorCode":"WG_ERR_110","errorMessage":"m"}`:                     {StatusCode: 400, Code: "WG_ERR_110", Description: "m"},
+		} {
+			_, err := newOP(t, answers(400, "application/json", body)).connector(t).RefreshTokens(t.Context(), "RT-1")
+			var e *ganbauth.TokenError
+			require.ErrorAs(t, err, &e)
+			require.Equal(t, want, *e)
+		}
+	})
 	t.Run("foreign text is made printable and cut", func(t *testing.T) {
 		text, _ := json.Marshal("\x1b[31m\r\n2026 INFO login ok \u202e" + strings.Repeat("x", 1000))
 		o := newOP(t, answers(400, "application/json", `{"error":"invalid_grant","error_description":`+string(text)+`,"error_uri":"javascript:alert(1)"}`))
@@ -332,6 +345,16 @@ func TestCheckResponse(t *testing.T) {
 	data, err := io.ReadAll(resp.Body)
 	require.Equal(t, "half", string(data))
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	resp = response(nil, 400, "")
+	resp.Body = io.NopCloser(iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader("half"))))
+	require.Error(t, ganbauth.CheckResponse(resp))
+	data, err = io.ReadAll(resp.Body)
+	require.Equal(t, "h", string(data))
+	require.ErrorIs(t, err, iotest.ErrTimeout, "a fault that comes once is not lost")
+	resp = response(nil, 200, "")
+	before := resp.Body
+	require.NoError(t, ganbauth.CheckResponse(resp))
+	require.True(t, before == resp.Body, "of a success nothing is read")
 
 	kept := &endless{}
 	resp = &http.Response{StatusCode: 500, Body: kept}
