@@ -76,7 +76,7 @@ func (c *coolDowns) begin(key string, err error, hint time.Duration) error {
 func (c *coolDowns) forget(key string, d *coolDown) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.m[key] == d && time.Since(d.until) >= 0 {
+	if c.m[key] == d && time.Now().After(d.until) {
 		c.remove(key)
 	}
 }

@@ -282,6 +282,14 @@ func Seal(store TokenStore, keys ...[]byte) TokenStore {
 	return newSealedStore(store, sealedCodec{s})
 }
 
+// room counts the keys of m, and an empty map as one: a map does not shrink.
+func room[K comparable, V any](m map[K]V) int {
+	if m == nil {
+		return 0
+	}
+	return max(len(m), 1)
+}
+
 // KeysHeld counts the keys that the kit remembers something about.
 func KeysHeld(k *Kit) int {
 	k.keeper.refreshes.mu.Lock()
@@ -294,12 +302,58 @@ func KeysHeld(k *Kit) int {
 	defer k.keeper.refusals.mu.Unlock()
 	k.keeper.unsaved.mu.Lock()
 	defer k.keeper.unsaved.mu.Unlock()
-	return k.keeper.guard.held() + len(k.keeper.refreshes.m) + len(k.keeper.refreshes.active) + len(k.keeper.records.writing.m) +
-		len(k.keeper.coolDowns.m) + len(k.keeper.refusals.m) + len(k.keeper.unsaved.m)
+	return k.keeper.guard.held() + room(k.keeper.refreshes.m) + room(k.keeper.refreshes.active) + room(k.keeper.records.writing.m) +
+		room(k.keeper.coolDowns.m) + room(k.keeper.refusals.m) + room(k.keeper.unsaved.m)
 }
 
 // FailingSince returns when the first of a key's failures in a row was.
 func FailingSince(k *Kit, storeKey string) time.Time { return k.keeper.coolDowns.since(storeKey) }
+
+// Flights are flights with strings for outcomes.
+type Flights struct{ flights[string] }
+
+func NewFlights(keep func(string, error) time.Duration, most int, forgotten func(string, error)) *Flights {
+	return &Flights{flights[string]{keep: keep, most: most, forgotten: forgotten}}
+}
+
+func (f *Flights) Do(ctx context.Context, key string, admit func(context.Context) (leave func(), err error),
+	run func(context.Context) (string, func(), error)) (string, error) {
+	return f.do(ctx, key, admit, run)
+}
+func (f *Flights) Age(key string) time.Duration   { return f.age(key) }
+func (f *Flights) Wait(ctx context.Context) error { return f.wait(ctx) }
+
+// Held counts what takes room.
+func (f *Flights) Held() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return room(f.m) + room(f.active)
+}
+
+var (
+	Shortly = shortly
+	Safely  = safely
+)
+
+// CoolDowns are coolDowns.
+type CoolDowns struct{ coolDowns }
+
+func (c *CoolDowns) Begin(key string, err error, hint time.Duration) error {
+	return c.begin(key, err, hint)
+}
+func (c *CoolDowns) Check(key string) error                 { return c.check(key) }
+func (c *CoolDowns) Since(key string) time.Time             { return c.since(key) }
+func (c *CoolDowns) Suspect(key, token string) (again bool) { return c.suspect(key, token) }
+func (c *CoolDowns) Clear(key string)                       { c.clear(key) }
+
+// Timer returns what the timer of key's entry calls.
+func (c *CoolDowns) Timer(key string) (expire func()) {
+	d := c.m[key]
+	return func() { c.forget(key, d) }
+}
+
+// Held counts the keys that take room.
+func (c *CoolDowns) Held() int { return room(c.m) }
 
 // KeyedMutex is a keyedMutex.
 type KeyedMutex struct{ keyedMutex }
@@ -309,7 +363,7 @@ func (m *KeyedMutex) Lock(ctx context.Context, key string) (unlock func(), err e
 }
 
 // Held counts the keys that take room.
-func (m *KeyedMutex) Held() int { return len(m.m) }
+func (m *KeyedMutex) Held() int { return room(m.m) }
 
 // LoginsHeld counts the callbacks that the kit remembers.
 func LoginsHeld(k *Kit) int {
