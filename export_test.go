@@ -150,6 +150,7 @@ const (
 	MinProbePause   = minProbePause
 	FirstRate       = firstRate
 	RateKept        = rateKept
+	MinRate         = minRate
 	MinCoolDown     = minCoolDown
 	MaxCoolDown     = maxCoolDown
 	PageSize        = pageSize
@@ -413,6 +414,36 @@ func (g Guard) UntilJob() time.Duration { return g.untilJob() }
 
 // Away returns what users are told if the bank is away.
 func (g Guard) Away() error { return g.check() }
+
+// Pace is a pace.
+type Pace struct{ pace }
+
+// NewPace returns a pace with that limit, and a rate and a ceiling learnt just now.
+func NewPace(limit, rate, ceiling float64, now time.Time) *Pace {
+	return &Pace{pace{limit: limit, rate: rate, ceiling: ceiling, waited: now}}
+}
+
+func (p *Pace) PerSecond() float64                         { return p.perSecond() }
+func (p *Pace) Interval() time.Duration                    { return p.interval() }
+func (p *Pace) TimeFor(now time.Time, n int) time.Duration { return p.timeFor(now, n) }
+func (p *Pace) Take(now time.Time)                         { p.take(now) }
+func (p *Pace) GiveBack()                                  { p.giveBack() }
+func (p *Pace) Answered()                                  { p.answered() }
+func (p *Pace) Learn(now time.Time) (first bool)           { return p.learn(now) }
+func (p *Pace) Restart(now time.Time)                      { p.restart(now) }
+func (p *Pace) Ceiling() float64                           { return p.ceiling }
+func (p *Pace) TooMany(now, sent time.Time, hint time.Duration, took int) (again bool) {
+	return p.tooMany(now, sent, hint, took)
+}
+
+// Meter is a meter.
+type Meter struct{ meter }
+
+func NewMeter(tenth time.Duration) *Meter  { return &Meter{meter{tenth: tenth}} }
+func (m *Meter) Add(now time.Time)         { m.add(now) }
+func (m *Meter) Sum(now time.Time) (n int) { return m.sum(now) }
+
+func Jitter(d time.Duration) time.Duration { return jitter(d) }
 
 // held counts what the guard remembers.
 func (g *guard) held() (n int) {

@@ -574,7 +574,7 @@ func (pc *pace) timeFor(now time.Time, n int) time.Duration {
 
 // take counts a request that is sent now.
 func (pc *pace) take(now time.Time) {
-	if pc.rate > 0 && !pc.learning && now.Sub(pc.waited) > rateKept {
+	if !pc.learning && now.Sub(pc.waited) > rateKept {
 		pc.rate, pc.ceiling = 0, 0
 	}
 	if pc.next.Before(now) {
