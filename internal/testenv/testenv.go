@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -93,29 +94,62 @@ func (p *Process) Stop() {
 }
 
 // Pause stops it from answering while its connections stay open, and Resume has it go on.
-func (p *Process) Pause() { p.signal(syscall.SIGSTOP) }
+// A thread may finish what it is about after the signal, so Pause waits for all of them.
+func (p *Process) Pause() {
+	for {
+		p.signal(syscall.SIGSTOP)
+		if !slices.ContainsFunc(p.pids(), runs) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
 
 // Resume ends Pause.
 func (p *Process) Resume() { p.signal(syscall.SIGCONT) }
 
-// signal reaches the children, too, as each connection to PostgreSQL has a process of its
-// own.
 func (p *Process) signal(s syscall.Signal) {
-	pids := []int{p.cmd.Process.Pid}
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, file := range stats {
-		data, _ := os.ReadFile(file)
-		var pid, parent int
-		var state string
-		_, after, _ := strings.Cut(string(data), ") ")
-		_, _ = fmt.Sscan(string(data), &pid)
-		if _, err := fmt.Sscan(after, &state, &parent); err == nil && parent == p.cmd.Process.Pid {
-			pids = append(pids, pid)
-		}
-	}
-	for _, pid := range pids {
+	for _, pid := range p.pids() {
 		_ = syscall.Kill(pid, s)
 	}
+}
+
+// pids are those of the process and its children: each connection to PostgreSQL has a
+// process of its own.
+func (p *Process) pids() []int {
+	pids := []int{p.cmd.Process.Pid}
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range files {
+		if stat, ok := readStat(file); ok && stat.parent == p.cmd.Process.Pid {
+			pids = append(pids, stat.pid)
+		}
+	}
+	return pids
+}
+
+// runs reports whether a thread of the process may run.
+func runs(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	return slices.ContainsFunc(threads, func(file string) bool {
+		thread, ok := readStat(file)
+		return ok && !strings.Contains("TZX", thread.state)
+	})
+}
+
+// stat is what /proc says of a process or a thread. See proc_pid_stat(5).
+type stat struct {
+	pid, parent int
+	state       string // T for stopped, Z and X for dead
+}
+
+func readStat(file string) (s stat, ok bool) {
+	data, _ := os.ReadFile(file) // it may be gone
+	_, rest, _ := strings.Cut(string(data), ") ")
+	_, err := fmt.Sscan(string(data), &s.pid)
+	if err == nil {
+		_, err = fmt.Sscan(rest, &s.state, &s.parent)
+	}
+	return s, err == nil
 }
 
 // Redis starts a redis-server that keeps its data over a Stop. The arguments are added to

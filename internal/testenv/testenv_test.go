@@ -1,6 +1,8 @@
 package testenv
 
 import (
+	"bufio"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -38,4 +40,31 @@ func TestI13SkipIsShown(t *testing.T) {
 	require.NotContains(t, out, "SKIP")
 
 	require.NotEmpty(t, Needs(t, "no-such-program", "go"), "one of them is enough")
+}
+
+// A process that is paused answers nothing, not even what it was about when it was told.
+// Each connection to PostgreSQL is a child of the process.
+func TestPause(t *testing.T) {
+	server, dsn := Postgres(t)
+	psql := exec.Command(Needs(t, "psql"), dsn, "-qAt")
+	in, err := psql.StdinPipe()
+	require.NoError(t, err)
+	stdout, err := psql.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, psql.Start())
+	t.Cleanup(func() { _ = psql.Process.Kill(); _ = psql.Wait() })
+	out := bufio.NewReader(stdout)
+	for i := range 20 {
+		server.Pause()
+		for _, pid := range server.pids() {
+			require.False(t, runs(pid))
+		}
+		fmt.Fprintf(in, "SELECT %d;\n", i)
+		server.Resume()
+		line, err := out.ReadString('\n')
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprintln(i), line)
+	}
+	require.Greater(t, len(server.pids()), 2)
+	require.True(t, runs(os.Getpid()), "this one")
 }
