@@ -41,6 +41,9 @@ var (
 	ErrAttemptExpired = errAttemptExpired
 )
 
+// CutAnswer is the error of a token request whose answer broke off.
+func CutAnswer(status int, err error) error { return &TokenError{StatusCode: status, err: err} }
+
 // NoAnswer is the error of a token request that the bank has not answered.
 func NoAnswer(err error) error { return &TokenError{err: err} }
 
@@ -377,37 +380,45 @@ func LoginsHeld(k *Kit) int {
 type Guard struct {
 	*guard
 	Begun time.Time
-	last  **turn
 }
 
-func NewGuard(rate float64) Guard {
-	return Guard{newGuard(rate, observer{log: slog.New(slog.DiscardHandler)}), time.Now(), new(*turn)}
+func NewGuard(rate float64) Guard { return NewGuardWithLog(rate, slog.New(slog.DiscardHandler)) }
+
+func NewGuardWithLog(rate float64, log *slog.Logger) Guard {
+	return Guard{newGuard(rate, observer{log: log}), time.Now()}
 }
 
-// Enter waits for the turn of a user (u), a login (l) or a job (j). The function leave
-// sends the request, with that outcome.
-func (g Guard) Enter(ctx context.Context, key string, kind rune) (leave func(error), err error) {
-	t, err := g.enter(ctx, key, map[rune]class{'u': forUser, 'l': forLogin, 'j': forJob}[kind], true)
-	*g.last = t
-	return func(err error) { t.finish(err, time.Time{}) }, err
-}
+// Turn is a turn.
+type Turn struct{ *turn }
 
-func (t *turn) finish(err error, failingSince time.Time) {
+func (t Turn) Sent()                                          { t.sent() }
+func (t Turn) WasSent() bool                                  { return t.wasSent() }
+func (t Turn) IsProbe() bool                                  { return t.probe }
+func (t Turn) Answered(outcome error, failingSince time.Time) { t.answered(outcome, failingSince) }
+func (t Turn) Leave()                                         { t.leave() }
+
+// Finish sends the request, with that outcome, and leaves.
+func (t Turn) Finish(outcome error, failingSince time.Time) {
 	t.sent()
-	t.answered(err, failingSince)
+	t.answered(outcome, failingSince)
 	t.leave()
 }
 
-// LeaveUnused gives the last turn back.
-func (g Guard) LeaveUnused() { (*g.last).leave() }
+// Enter waits for the turn of a user (u), a login (l) or a job (j).
+func (g Guard) Enter(ctx context.Context, key string, kind rune, patient bool) (Turn, error) {
+	t, err := g.enter(ctx, key, map[rune]class{'u': forUser, 'l': forLogin, 'j': forJob}[kind], patient)
+	return Turn{t}, err
+}
 
 // Send is a request of a user's who has been failing since that time.
 func (g Guard) Send(key string, outcome error, failingSince time.Time) {
-	t, err := g.enter(context.Background(), key, forUser, true)
-	if err == nil {
-		t.finish(outcome, failingSince)
+	if t, err := g.Enter(context.Background(), key, 'u', true); err == nil {
+		t.Finish(outcome, failingSince)
 	}
 }
+
+// Held counts those who wait or have their turn, and what may still happen.
+func (g Guard) Held() int { return g.held() }
 
 // UntilJob returns the time until the next job may go.
 func (g Guard) UntilJob() time.Duration { return g.untilJob() }

@@ -138,7 +138,7 @@ func (g *guard) enter(ctx context.Context, key string, c class, patient bool) (*
 func (g *guard) check() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if now := time.Now(); g.breaker.away && !g.breaker.mayProbe(now) {
+	if now := time.Now(); !g.breaker.allows(now) {
 		return g.breaker.refusal(now)
 	}
 	return nil
@@ -154,7 +154,7 @@ func (g *guard) untilJob() time.Duration {
 // queue gives t its turn, a place in the queue, or an error. The caller holds g.mu.
 func (g *guard) queue(now time.Time, t *turn, patient bool) error {
 	switch {
-	case g.breaker.away && !g.breaker.mayProbe(now):
+	case !g.breaker.allows(now):
 		return g.breaker.refusal(now)
 	case g.breaker.away:
 		t.probe, g.breaker.probe = true, t
@@ -302,7 +302,7 @@ func (g *guard) wakeAt(now, at time.Time) {
 	if at.IsZero() {
 		return
 	}
-	if g.pace.next.After(now) {
+	if at.Equal(g.pace.next) { // not a job that waits for the job before it
 		g.pace.waited = now
 	}
 	g.timer = time.AfterFunc(at.Sub(now), func() {
@@ -511,7 +511,9 @@ func (br *breaker) answered(now time.Time) (back bool) {
 	return back
 }
 
-func (br *breaker) mayProbe(now time.Time) bool { return br.probe == nil && !now.Before(br.until) }
+// allows reports whether a request may be sent: the bank is not away, or it is time for a
+// probe. While the bank is well, probe and until are zero.
+func (br *breaker) allows(now time.Time) bool { return br.probe == nil && !now.Before(br.until) }
 
 // refusal is what those are told who cannot be served while the bank is away.
 func (br *breaker) refusal(now time.Time) error {

@@ -6,14 +6,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
-	"os"
-	"runtime"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -22,526 +16,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
-	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-// crowdSize is how many users come at once: that many, or USERS.
-func crowdSize(otherwise int) int {
-	if n, err := strconv.Atoi(os.Getenv("USERS")); err == nil {
-		return n
-	}
-	return otherwise
-}
-
-// crowd is many users whose tokens have expired, at one kit and a bank.
-type crowd struct {
-	t     *testing.T
-	bank  *ganbtest.Server
-	kit   *ganbauth.Kit
-	locks *countingLocker
-	log   lockedBuffer
-	users int
-	begun time.Time
-	way   atomic.Pointer[http.RoundTripper] // to the bank, in place of the straight one
-	asked int                               // token requests that went there
-
-	mu      sync.Mutex
-	answers []answerSeen
-}
-
-// answerSeen is what a user was told, when, and how long it took.
-type answerSeen struct {
-	at, took time.Duration
-	err      error
-}
-
-// inCrowd runs test in a bubble, with users whose tokens have all expired.
-func inCrowd(t *testing.T, users int, bank ganbtest.Options, test func(t *testing.T, c *crowd), change ...func(*ganbauth.Options)) {
-	synctest.Test(t, func(t *testing.T) {
-		bank.InProcess = true
-		c := &crowd{t: t, users: users, locks: &countingLocker{}}
-		limit := bank.RateLimit
-		bank.RateLimit, bank.KeepRequests = ganbtest.RateLimit{}, 1000
-		c.bank = ganbtest.NewServer(bank)
-		store := ganbauth.NewMemoryStore()
-
-		c.kit = c.kitBy(store, change...)
-		for u := range users {
-			connect(t, c.bank, store, fmt.Sprint(u))
-		}
-		time.Sleep(61 * time.Minute)
-		c.bank.SetRateLimit(limit)
-		c.begun = time.Now()
-		test(t, c)
-	})
-}
-
-// kitBy is a backgroundKit whose requests to the bank can be led astray.
-func (c *crowd) kitBy(store ganbauth.TokenStore, change ...func(*ganbauth.Options)) *ganbauth.Kit {
-	cfg := c.bank.Config()
-	straight := cfg.HTTPClient.Transport
-	cfg.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-		if way := c.way.Load(); way != nil {
-			return (*way).RoundTrip(r)
-		}
-		return straight.RoundTrip(r)
-	})}
-	connector, err := ganbauth.NewConnector(c.bank.ClientID, c.bank.ClientSecret, c.bank.AuthMethod, cfg)
-	require.NoError(c.t, err)
-	opts := ganbauth.Options{
-		RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid", "offline_access"},
-		Store: store, Locker: c.locks, Logger: textLogger(&c.log),
-		Key: func(r *http.Request) (string, error) { return r.Header.Get("X-User"), nil },
-	}
-	for _, f := range change {
-		f(&opts)
-	}
-	kit, err := ganbauth.New(connector, nil, opts)
-	require.NoError(c.t, err)
-	return kit
-}
-
-// lead has requests to the bank go that way. Nil is the straight one.
-func (c *crowd) lead(way func(*http.Request) (*http.Response, error)) {
-	if way == nil {
-		c.way.Store(nil)
-		return
-	}
-	rt := http.RoundTripper(roundTripper(way))
-	c.way.Store(&rt)
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// ask is one request of the user's.
-func (c *crowd) ask(user int) error {
-	asked := time.Now()
-	_, err := c.kit.Token(c.t.Context(), fmt.Sprint(user))
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.answers = append(c.answers, answerSeen{asked.Sub(c.begun), time.Since(asked), err})
-	return err
-}
-
-// come has every user ask until the user is served, again after that pause, or as told if
-// it is 0. It returns when each was served.
-func (c *crowd) come(pause time.Duration, until time.Duration) (served []time.Duration) {
-	var wg sync.WaitGroup
-	for user := range c.users {
-		wg.Go(func() {
-			time.Sleep(pause * time.Duration(user) / time.Duration(c.users)) // one after another, as users come
-			for time.Since(c.begun) < until {
-				err := c.ask(user)
-				if err == nil {
-					c.mu.Lock()
-					defer c.mu.Unlock()
-					served = append(served, time.Since(c.begun))
-					return
-				}
-				if pause > 0 {
-					time.Sleep(pause)
-				} else {
-					time.Sleep(ganbauth.RetryAfter(err))
-				}
-			}
-		})
-	}
-	wg.Wait()
-	slices.Sort(served)
-	return served
-}
-
-// longest returns the longest time that a request has waited for, of those that came
-// then.
-func (c *crowd) longest(from, to time.Duration) (longest time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, a := range c.answers {
-		if from <= a.at && a.at < to {
-			longest = max(longest, a.took)
-		}
-	}
-	return longest
-}
-
-// refusedLate counts those who were kept waiting for more than a second and then not
-// served, but for the second in which the limit is found out.
-func (c *crowd) refusedLate() (n int) {
-	for _, a := range c.answers {
-		if a.err != nil && a.took > 1200*time.Millisecond {
-			n++
-		}
-	}
-	return n
-}
-
-func (c *crowd) requireNobodyLoggedOut() {
-	c.t.Helper()
-	for _, a := range c.answers {
-		if a.err != nil {
-			require.ErrorIs(c.t, a.err, ganbauth.ErrUnavailable)
-		}
-	}
-}
-
-// requireNothingLeft holds that the guard has given everything back.
-func (c *crowd) requireNothingLeft() {
-	c.t.Helper()
-	time.Sleep(3 * time.Minute)
-	require.Zero(c.t, ganbauth.KeysHeld(c.kit))
-}
-
-// countingLocker is a Locker for one process that counts.
-type countingLocker struct {
-	mu           sync.Mutex
-	locked, most int
-}
-
-func (l *countingLocker) Lock(ctx context.Context, key string) (func(), error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.locked++
-	l.most = max(l.most, l.locked)
-	return func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.locked--
-	}, nil
-}
-
-var errRefused = &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
-
-func count(calls *atomic.Int32, way func(*http.Request) (*http.Response, error)) func(*http.Request) (*http.Response, error) {
-	return func(r *http.Request) (*http.Response, error) {
-		calls.Add(1)
-		return way(r)
-	}
-}
-
-// fails is a way to a bank whose answer is always err, after that time.
-func fails(err error, after time.Duration) func(*http.Request) (*http.Response, error) {
-	return func(*http.Request) (*http.Response, error) {
-		time.Sleep(after)
-		return nil, err
-	}
-}
-
-// hangs is a way to a bank that takes a request and says nothing.
-func hangs(r *http.Request) (*http.Response, error) {
-	<-r.Context().Done()
-	return nil, r.Context().Err()
-}
-
-// The bank limits the rate, and everybody comes at once.
-func TestGuardRateLimit(t *testing.T) {
-	limits := map[string]ganbtest.RateLimit{
-		"refused requests are free": {PerSecond: 20},
-		"refused requests count":    {PerSecond: 20, CountRefused: true},
-	}
-	for name, limit := range limits {
-		for again, pause := range map[string]time.Duration{"every 10 s": 10 * time.Second, "every 60 s": time.Minute, "when told": 0} {
-			t.Run(name+"/"+again, func(t *testing.T) {
-				inCrowd(t, crowdSize(1000), ganbtest.Options{Latency: 50 * time.Millisecond, RateLimit: limit}, func(t *testing.T, c *crowd) {
-					served := c.come(pause, time.Hour)
-					refused := c.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusTooManyRequests)
-					require.Len(t, served, c.users)
-					last := served[len(served)-1]
-					t.Attr("measured", fmt.Sprintf("the last of %d served after %.0f s, %d requests refused", c.users, last.Seconds(), refused))
-					require.Less(t, last, time.Duration(c.users)*54*time.Millisecond+max(pause, 20*time.Second), "50 ms a user is the limit")
-					require.Less(t, refused, 50+c.users/20)
-					require.LessOrEqual(t, c.longest(0, time.Hour), 10*time.Second)
-					require.LessOrEqual(t, c.refusedLate(), refused+c.users/100, "those who have to come again are told at once")
-					if pause == 0 {
-						require.Less(t, len(c.answers), 8*c.users, "and not too often")
-					}
-					require.NotContains(t, c.log.String(), "is away")
-					c.requireNobodyLoggedOut()
-					c.requireNothingLeft()
-				})
-			})
-		}
-	}
-	t.Run("the limit is raised", func(t *testing.T) {
-		limit := ganbtest.RateLimit{PerSecond: 5}
-		inCrowd(t, 1500, ganbtest.Options{RateLimit: limit}, func(t *testing.T, c *crowd) {
-			time.AfterFunc(time.Minute, func() { c.bank.SetRateLimit(ganbtest.RateLimit{PerSecond: 40}) })
-			served := c.come(10*time.Second, time.Hour)
-			require.Less(t, served[len(served)-1], 4*time.Minute)
-		})
-	})
-}
-
-// The bank is away for an hour, and then takes 20 requests a second.
-func TestGuardBankAway(t *testing.T) {
-	for name, away := range map[string]func(c *crowd) (end func()){
-		"refused": func(c *crowd) func() {
-			var calls atomic.Int32
-			c.lead(count(&calls, fails(errRefused, time.Millisecond)))
-			return func() { c.lead(nil); c.asked = int(calls.Load()) }
-		},
-		"503": func(c *crowd) func() {
-			return c.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Status: http.StatusServiceUnavailable}, -1)
-		},
-		"500": func(c *crowd) func() {
-			return c.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, -1)
-		},
-		"maintenance": func(c *crowd) func() {
-			c.bank.SetMaintenance(ganbtest.Window{Start: time.Now(), End: time.Now().Add(time.Hour)})
-			return func() {}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inCrowd(t, crowdSize(300), ganbtest.Options{}, func(t *testing.T, c *crowd) {
-				end := away(c)
-				before := c.bank.Refreshes()
-				var asked int
-				time.AfterFunc(time.Hour, func() {
-					end()
-					asked = c.asked + c.bank.Refreshes() - before
-					c.bank.SetRateLimit(ganbtest.RateLimit{PerSecond: 20})
-				})
-				served := c.come(10*time.Second, 2*time.Hour)
-				require.Len(t, served, c.users)
-				last := served[len(served)-1] - time.Hour
-				t.Attr("measured", fmt.Sprintf("%d token requests in the hour, the longest answer took %s, the last of %d served %.0f s after its end",
-					asked, c.longest(0, time.Hour-10*time.Second), c.users, last.Seconds()))
-				if name == "maintenance" { // the bank has said when it ends
-					require.Less(t, asked, 10)
-				}
-				require.Less(t, asked, 150)
-				require.Less(t, c.longest(0, time.Hour-10*time.Second), 10*time.Millisecond)
-				require.Less(t, last, time.Duration(c.users)*54*time.Millisecond+70*time.Second)
-				c.requireNobodyLoggedOut()
-				c.requireNothingLeft()
-			})
-		})
-	}
-}
-
-// The bank takes connections and says nothing.
-func TestGuardBankHangs(t *testing.T) {
-	inCrowd(t, crowdSize(300), ganbtest.Options{}, func(t *testing.T, c *crowd) {
-		const live = 100
-		for u := range live {
-			token := c.bank.Token()
-			token.IssuedAt, token.ExpiresAt = token.IssuedAt.Add(-59*time.Minute-30*time.Second), token.ExpiresAt.Add(-59*time.Minute-30*time.Second)
-			require.NoError(t, c.kit.SetToken(t.Context(), fmt.Sprint("live", u), token))
-		}
-		c.lead(hangs)
-		goroutines, most := runtime.NumGoroutine(), 0
-		var waited time.Duration
-		time.AfterFunc(2*time.Second, func() { // no slot is free by now
-			for u := range live {
-				asked := time.Now()
-				_, err := c.kit.Token(t.Context(), fmt.Sprint("live", u))
-				require.NoError(t, err)
-				c.mu.Lock()
-				waited = max(waited, time.Since(asked))
-				c.mu.Unlock()
-			}
-		})
-		for s := range 130 {
-			time.AfterFunc(time.Duration(s)*time.Second+time.Millisecond, func() {
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				most = max(most, runtime.NumGoroutine()-goroutines-1)
-			})
-		}
-		require.Empty(t, c.come(5*time.Second, 130*time.Second))
-		c.mu.Lock()
-		most, locks := most, c.locks.most
-		c.mu.Unlock()
-		t.Attr("measured", fmt.Sprintf("%d goroutines besides one for each request, %d locks held; live tokens served after %s; nobody waits over %s, after the first minute %s",
-			most-c.users, locks, waited, c.longest(0, time.Hour), c.longest(time.Minute, time.Hour)))
-		require.Less(t, most-c.users, 200)
-		require.Less(t, locks, 100)
-		require.Zero(t, waited)
-		require.LessOrEqual(t, c.longest(0, time.Hour), 10*time.Second)
-		require.Zero(t, c.longest(11*time.Second, time.Hour))
-		require.Less(t, c.longest(4*time.Second, 5*time.Second), 7*time.Second, "who waits is told, too")
-		c.requireNobodyLoggedOut()
-		c.requireNothingLeft()
-	})
-}
-
-// Users whose refresh is answered 500 for ever are nobody else's trouble.
-func TestGuardSickUsers(t *testing.T) {
-	for name, n := range map[string]int{"one user": 1, "ten users": 10, "thirty users": 30} {
-		t.Run(name, func(t *testing.T) {
-			inCrowd(t, 100, ganbtest.Options{}, func(t *testing.T, c *crowd) {
-				sick, subjects := map[int]bool{}, map[string]bool{}
-				for i := range n {
-					token := c.bank.Token()
-					sick[3*i], subjects[token.Subject] = true, true
-					token.ExpiresAt = time.Now()
-					require.NoError(t, c.kit.SetToken(t.Context(), fmt.Sprint(3*i), token))
-				}
-				fault := ganbtest.ServerError
-				fault.For = func(r ganbtest.Request) bool { return subjects[r.Subject] }
-				c.bank.Fail(ganbtest.TokenEndpoint, fault, -1)
-				var noticed atomic.Int32
-				var wg sync.WaitGroup
-				for u := range c.users {
-					wg.Go(func() {
-						pause := 7 * time.Minute
-						if sick[u] {
-							pause = time.Second // a page that asks all the time
-						}
-						time.Sleep(time.Duration(u) * time.Minute / 7) // one after another
-						for time.Since(c.begun) < 6*time.Hour {
-							if err := c.ask(u); err != nil && !sick[u] {
-								noticed.Add(1)
-							}
-							time.Sleep(pause)
-						}
-					})
-				}
-				wg.Wait()
-				t.Attr("measured", fmt.Sprintf("6 hours: %d refreshes fail, and %d requests of the %d others",
-					c.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusInternalServerError), noticed.Load(), c.users-n))
-				require.Zero(t, noticed.Load())
-			})
-		})
-	}
-}
-
-// Ten answers are cut in a row: the bank is not away.
-func TestGuardAnswersCut(t *testing.T) {
-	inCrowd(t, 100, ganbtest.Options{}, func(t *testing.T, c *crowd) {
-		c.bank.Fail(ganbtest.TokenEndpoint, ganbtest.AnswerLost, 10)
-		refused := 0
-		for u := range c.users {
-			if c.ask(u) != nil {
-				refused++
-			}
-		}
-		t.Attr("measured", fmt.Sprintf("%d of %d users are refused", refused, c.users))
-		require.Equal(t, 10, refused)
-	})
-}
-
-// A bank that is well is asked for everybody at once.
-func TestGuardBankIsWell(t *testing.T) {
-	inCrowd(t, crowdSize(3000), ganbtest.Options{Latency: 50 * time.Millisecond}, func(t *testing.T, c *crowd) {
-		var wg sync.WaitGroup
-		for u := range c.users {
-			wg.Go(func() { require.NoError(t, c.ask(u)) })
-		}
-		wg.Wait()
-		t.Attr("measured", fmt.Sprintf("%d users at once, a bank of 50 ms: the last one is served after %s", c.users, time.Since(c.begun).Round(10*time.Millisecond)))
-		require.Less(t, time.Since(c.begun), time.Second)
-		c.requireNothingLeft()
-	})
-}
-
-// When the bank is back, there is no wave.
-func TestGuardLetsInSlowly(t *testing.T) {
-	inCrowd(t, 2000, ganbtest.Options{Latency: 50 * time.Millisecond}, func(t *testing.T, c *crowd) {
-		end := c.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Status: http.StatusBadGateway}, -1)
-		time.AfterFunc(10*time.Minute, end)
-		served := c.come(2*time.Second, time.Hour)
-		require.Len(t, served, 2000)
-		within := func(d time.Duration) (n int) {
-			for _, at := range served {
-				if at < served[0]+d {
-					n++
-				}
-			}
-			return n
-		}
-		t.Attr("measured", fmt.Sprintf("served in the first second: %d, in two %d, in four %d, in eight %d of 2000", within(time.Second),
-			within(2*time.Second), within(4*time.Second), within(8*time.Second)))
-		require.Less(t, within(time.Second), 50)
-		require.Less(t, served[1999]-served[0], 15*time.Second)
-	})
-}
-
-// After a bank that fails, hangs and limits the rate, nothing is remembered of those who
-// came, whether they were served or have given up.
-func TestGuardLeavesNothing(t *testing.T) {
-	inCrowd(t, crowdSize(1000), ganbtest.Options{}, func(t *testing.T, c *crowd) {
-		c.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, -1)
-		time.AfterFunc(10*time.Minute, func() { c.lead(hangs) })
-		time.AfterFunc(20*time.Minute, func() {
-			c.lead(nil)
-			c.bank.Heal()
-			c.bank.SetRateLimit(ganbtest.RateLimit{PerSecond: float64(c.users) / 600})
-		})
-		served := len(c.come(10*time.Second, 25*time.Minute))
-		time.Sleep(3 * time.Minute)
-		keys := ganbauth.KeysHeld(c.kit) // the bubble sees to it that no goroutine is left
-		t.Attr("measured", fmt.Sprintf("%d users, %d of them served: %d keys, timers and turns", c.users, served, keys))
-		require.NotZero(t, served)
-		require.Less(t, served, c.users)
-		require.Zero(t, keys)
-	})
-}
-
-// A request whose flight hangs waits, and those who come later do not wait as long again.
-func TestGuardFlightHangs(t *testing.T) {
-	inCrowd(t, 1, ganbtest.Options{}, func(t *testing.T, c *crowd) {
-		c.lead(hangs)
-		for range 3 {
-			require.ErrorIs(t, c.ask(0), ganbauth.ErrUnavailable)
-		}
-		require.Equal(t, 10*time.Second, time.Since(c.begun))
-		time.Sleep(30 * time.Second)
-	})
-}
-
-// While the bank is away no code is sent to it: the callback may come again.
-func TestGuardLoginWhileTheBankIsAway(t *testing.T) {
-	inBubble(t, setup{}, func(t *testing.T, a *app) {
-		var users []*browser
-		for range 3 {
-			b := a.browser()
-			b.login()
-			users = append(users, b)
-		}
-		time.Sleep(61 * time.Minute)
-		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Maintenance, -1)
-		for _, b := range users {
-			require.False(t, b.connected())
-		}
-		b := a.browser()
-		callback := b.callbackURL("/bank/login")
-		before := a.bank.Count(ganbtest.TokenEndpoint)
-		require.Equal(t, http.StatusServiceUnavailable, b.get(callback).StatusCode)
-		require.Equal(t, before, a.bank.Count(ganbtest.TokenEndpoint))
-		a.bank.Heal()
-		time.Sleep(151 * time.Second)
-		require.Equal(t, http.StatusSeeOther, b.get(callback).StatusCode, "it finds out that the bank is back")
-		require.True(t, b.connected())
-		require.True(t, users[0].connected())
-	})
-}
-
-// What a browser sends as a code says nothing about the bank.
-func TestGuardForgedCodesSayNothing(t *testing.T) {
-	inBubble(t, setup{}, func(t *testing.T, a *app) {
-		user := a.browser()
-		user.login()
-		time.Sleep(61 * time.Minute)
-		fault := ganbtest.ServerError
-		fault.For = func(r ganbtest.Request) bool { return r.GrantType == "authorization_code" }
-		a.bank.Fail(ganbtest.TokenEndpoint, fault, -1)
-		for range 30 {
-			b := a.browser()
-			b.get(b.callbackURL("/bank/login"))
-		}
-		require.True(t, user.connected())
-	})
-}
-
 func TestGuardDecisions(t *testing.T) {
-	enter := func(t *testing.T, g ganbauth.Guard, key string) (leave func(error), waited time.Duration) {
+	enter := func(t *testing.T, g ganbauth.Guard, key string) (turn ganbauth.Turn, waited time.Duration) {
 		t.Helper()
 		begun := time.Now()
-		leave, err := g.Enter(t.Context(), key, 'u')
+		turn, err := g.Enter(t.Context(), key, 'u', true)
 		require.NoError(t, err)
-		return leave, time.Since(begun)
+		return turn, time.Since(begun)
 	}
 	failure := &ganbauth.TokenError{StatusCode: 500}
 	tooMany := &ganbauth.TokenError{StatusCode: 429}
@@ -549,9 +32,9 @@ func TestGuardDecisions(t *testing.T) {
 		"a turn that is not used is not lost": func(t *testing.T, _ ganbauth.Guard) {
 			g := ganbauth.NewGuard(1)
 			for range 5 {
-				_, waited := enter(t, g, "a")
+				turn, waited := enter(t, g, "a")
 				require.Zero(t, waited)
-				g.LeaveUnused()
+				turn.Leave()
 			}
 		},
 		"users who failed while others were answered say nothing": func(t *testing.T, g ganbauth.Guard) {
@@ -574,14 +57,14 @@ func TestGuardDecisions(t *testing.T) {
 				g.Send(fmt.Sprint(i), nil, time.Time{})
 			}
 			g.Send("refused", tooMany, time.Time{})
-			_, waited := enter(t, g, "a")
+			turn, waited := enter(t, g, "a")
 			require.Equal(t, time.Second, waited, "the bank is left alone for a moment")
-			g.LeaveUnused()
+			turn.Leave()
 			time.Sleep(61 * time.Second)
 			for range 50 {
-				leave, waited := enter(t, g, "a")
+				turn, waited := enter(t, g, "a")
 				require.Zero(t, waited)
-				leave(nil)
+				turn.Finish(nil, time.Time{})
 			}
 		},
 		"the bank refuses three times in a row": func(t *testing.T, g ganbauth.Guard) {
@@ -623,6 +106,7 @@ func TestGuardSigns(t *testing.T) {
 		"500":                           {refusal(500, ""), 16},
 		"a dead grant, with 503":        {refusal(503, "invalid_grant"), 3},
 		"a wrong secret":                {refusal(401, "invalid_client"), 16},
+		"an answer that stops":          {ganbauth.CutAnswer(500, context.DeadlineExceeded), 16},
 		"a cut connection":              {ganbauth.NoAnswer(io.EOF), 16},
 		"a connection that breaks":      {ganbauth.NoAnswer(&net.OpError{Op: "read", Err: syscall.ECONNRESET}), 16},
 		"no answer of the bank's":       {context.DeadlineExceeded, 16},
@@ -654,7 +138,7 @@ func TestGuardRoom(t *testing.T) {
 	room := func(g ganbauth.Guard, class rune) (n int) {
 		for ; ; n++ {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Nanosecond)
-			_, err := g.Enter(ctx, fmt.Sprint(class, n), class)
+			_, err := g.Enter(ctx, fmt.Sprint(class, n), class, true)
 			cancel()
 			if err != nil {
 				return n
@@ -687,10 +171,17 @@ func TestGuardRoom(t *testing.T) {
 		for i := range 10 {
 			g.Send(fmt.Sprint(i), nil, time.Time{})
 		}
-		time.Sleep(899 * time.Millisecond)
+		time.Sleep(950 * time.Millisecond)
 		require.Equal(t, 74, room(g, 'u'))
 		time.Sleep(200 * time.Millisecond)
 		require.Zero(t, room(g, 'u'), "ten too many are out")
+	})
+	run("an answer counts for one second, not more", func(t *testing.T, g ganbauth.Guard) {
+		for i := range 10 {
+			g.Send(fmt.Sprint(i), nil, time.Time{})
+		}
+		time.Sleep(time.Second)
+		require.Equal(t, 64, room(g, 'u'))
 	})
 	run("not more than there are connections", func(t *testing.T, g ganbauth.Guard) {
 		for i := range 2000 {
@@ -707,26 +198,26 @@ func TestGuardJobs(t *testing.T) {
 		g := ganbauth.NewGuard(0)
 		require.LessOrEqual(t, g.UntilJob(), time.Duration(0))
 		for i := range 3 {
-			leave, err := g.Enter(t.Context(), fmt.Sprint(i), 'j')
+			turn, err := g.Enter(t.Context(), fmt.Sprint(i), 'j', true)
 			require.NoError(t, err)
 			require.Equal(t, time.Duration(i)*time.Second, time.Since(g.Begun))
 			require.Equal(t, time.Second, g.UntilJob())
-			leave(nil)
+			turn.Finish(nil, time.Time{})
 		}
-		_, err := g.Enter(t.Context(), "unused", 'j')
+		unused, err := g.Enter(t.Context(), "unused", 'j', true)
 		require.NoError(t, err)
-		g.LeaveUnused()
+		unused.Leave()
 		require.LessOrEqual(t, g.UntilJob(), time.Duration(0))
-		_, err = g.Enter(t.Context(), "user", 'u')
+		_, err = g.Enter(t.Context(), "user", 'u', true)
 		require.NoError(t, err)
 		require.Equal(t, 3*time.Second, time.Since(g.Begun), "users wait for no job")
 
 		g = ganbauth.NewGuard(4)
 		for i := range 3 {
-			leave, err := g.Enter(t.Context(), fmt.Sprint(i), 'j')
+			turn, err := g.Enter(t.Context(), fmt.Sprint(i), 'j', true)
 			require.NoError(t, err)
 			require.Equal(t, time.Duration(i)*time.Second/4, time.Since(g.Begun))
-			leave(nil)
+			turn.Finish(nil, time.Time{})
 		}
 	})
 }
@@ -751,12 +242,12 @@ func TestGuardProbes(t *testing.T) {
 			time.Sleep(step)
 		}
 		pause = time.Since(begun)
-		leave, err := g.Enter(t.Context(), "probe", 'u')
+		turn, err := g.Enter(t.Context(), "probe", 'u', true)
 		require.NoError(t, err)
 		require.Error(t, g.Away(), "one at a time")
-		_, err = g.Enter(t.Context(), "another", 'u')
+		_, err = g.Enter(t.Context(), "another", 'u', true)
 		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
-		leave(&ganbauth.TokenError{StatusCode: 503})
+		turn.Finish(&ganbauth.TokenError{StatusCode: 503}, time.Time{})
 		return pause
 	}
 	synctest.Test(t, func(t *testing.T) {
@@ -770,9 +261,9 @@ func TestGuardProbes(t *testing.T) {
 		require.Greater(t, time.Since(g.Begun), 10*time.Minute, "the longest pauses have been seen")
 
 		time.Sleep(time.Minute)
-		leave, err := g.Enter(t.Context(), "probe", 'u')
+		turn, err := g.Enter(t.Context(), "probe", 'u', true)
 		require.NoError(t, err)
-		leave(nil)
+		turn.Finish(nil, time.Time{})
 		require.NoError(t, g.Away(), "it is back")
 
 		g = away(50 * time.Second)
@@ -795,7 +286,7 @@ func TestGuardPace(t *testing.T) {
 			g.Send("refused", tooMany(hint), time.Time{})
 			begun := time.Now()
 			for i := range 5 {
-				_, err := g.Enter(t.Context(), fmt.Sprint(i), 'u')
+				_, err := g.Enter(t.Context(), fmt.Sprint(i), 'u', true)
 				require.NoError(t, err)
 				want := pause + time.Duration(i)*time.Second/19 // 95 % of 20 a second
 				require.InDelta(t, want.Seconds(), time.Since(begun).Seconds(), 0.001)
@@ -804,41 +295,474 @@ func TestGuardPace(t *testing.T) {
 	}
 }
 
-// 1,200 callbacks with forged codes, at a bank that takes eight seconds for each, hold up
-// no refresh. A code that does not get its turn is not spent: the callback may come
-// again.
-func TestD6ForgedCodesHoldUpNobody(t *testing.T) {
-	inBubble(t, setup{bank: ganbtest.Options{Latency: 8 * time.Second}}, func(t *testing.T, a *app) {
-		user := a.browser()
-		user.login()
-		time.Sleep(61 * time.Minute)
-		honest := a.browser()
-		callback := honest.callbackURL("/bank/login")
-		var wg sync.WaitGroup
-		for range 1200 {
-			b := a.browser()
-			forged := mustParse(b.callbackURL("/bank/login"))
-			q := forged.Query()
-			q.Set("code", "forged")
-			forged.RawQuery = q.Encode()
-			wg.Go(func() { b.get(forged.String()) })
-		}
-		synctest.Wait()
-		begun, before := time.Now(), a.bank.Count(ganbtest.TokenEndpoint)
-		require.True(t, user.connected())
-		took := time.Since(begun)
-		require.LessOrEqual(t, before, 70)
+// withGuard runs test in a bubble with a new guard.
+func withGuard(t *testing.T, name string, rate float64, test func(t *testing.T, g ganbauth.Guard)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { test(t, ganbauth.NewGuard(rate)) }) })
+}
 
-		resp := honest.get(callback)
-		require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
-		require.NotEmpty(t, resp.Header.Get("Retry-After"))
-		wg.Wait()
-		time.Sleep(time.Minute)
-		resp = honest.get(callback)
-		require.Equal(t, http.StatusSeeOther, resp.StatusCode, body(resp))
-		require.Equal(t, "/home", resp.Header.Get("Location"))
-		t.Attr("measured", fmt.Sprintf("a refresh takes %s meanwhile; a login whose turn does not come is told to come again, and then succeeds", took))
-		require.LessOrEqual(t, took, 8*time.Second)
+// takeAll takes the 64 turns that there are while nothing is known of the bank.
+func takeAll(t *testing.T, g ganbauth.Guard) (turns []ganbauth.Turn) {
+	t.Helper()
+	for i := range ganbauth.MaxRefreshes {
+		turn, err := g.Enter(t.Context(), fmt.Sprint("early", i), 'u', false)
+		require.NoError(t, err)
+		turns = append(turns, turn)
+	}
+	return turns
+}
+
+// waits enters the queue, and sends the outcome when it is known.
+func waits(ctx context.Context, g ganbauth.Guard, key string, class rune) <-chan error {
+	outcome := make(chan error, 1)
+	go func() {
+		_, err := g.Enter(ctx, key, class, true)
+		outcome <- err
+	}()
+	synctest.Wait()
+	return outcome
+}
+
+// still reports whether no outcome is known.
+func still(outcome <-chan error) bool {
+	synctest.Wait()
+	return len(outcome) == 0
+}
+
+func TestGuardQueue(t *testing.T) {
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	withGuard(t, "a turn that comes as its request ends is its request's", 0, func(t *testing.T, g ganbauth.Guard) {
+		for i := range 100 {
+			turn, err := g.Enter(gone, fmt.Sprint(i), 'u', true)
+			require.NoError(t, err)
+			turn.Leave()
+		}
+		require.Zero(t, g.Held())
+	})
+	withGuard(t, "a request that ends leaves the queue", 1, func(t *testing.T, g ganbauth.Guard) {
+		turn, err := g.Enter(t.Context(), "first", 'u', true)
+		require.NoError(t, err)
+		turn.Finish(nil, time.Time{})
+		_, err = g.Enter(gone, "second", 'u', true)
+		require.ErrorIs(t, err, ganbauth.ErrBusy)
+		require.Zero(t, g.Held(), "nothing is to be done for it in a second")
+	})
+	withGuard(t, "without patience a turn comes at once", 0, func(t *testing.T, g ganbauth.Guard) {
+		takeAll(t, g)
+		begun := time.Now()
+		_, err := g.Enter(t.Context(), "late", 'u', false)
+		require.ErrorIs(t, err, ganbauth.ErrBusy)
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.Zero(t, time.Since(begun))
+		require.Equal(t, ganbauth.MaxRefreshes, g.Held(), "it does not wait")
+	})
+	withGuard(t, "who has no patience leaves no timer", 1, func(t *testing.T, g ganbauth.Guard) {
+		turn, err := g.Enter(t.Context(), "first", 'u', true)
+		require.NoError(t, err)
+		turn.Finish(nil, time.Time{})
+		_, err = g.Enter(t.Context(), "second", 'u', false)
+		require.ErrorIs(t, err, ganbauth.ErrBusy)
+		require.Zero(t, g.Held())
+	})
+	withGuard(t, "one that leaves makes room", 0, func(t *testing.T, g ganbauth.Guard) {
+		turns := takeAll(t, g)
+		first, second := waits(t.Context(), g, "first", 'u'), waits(t.Context(), g, "second", 'u')
+		require.True(t, still(first))
+		turns[0].Leave()
+		turns[0].Leave() // again: it has no more to give
+		require.False(t, still(first))
+		require.NoError(t, <-first)
+		require.True(t, still(second))
+		turns[1].Leave()
+		require.NoError(t, <-second)
+	})
+	withGuard(t, "an answer makes room for one more", 0, func(t *testing.T, g ganbauth.Guard) {
+		turns := takeAll(t, g)
+		first, second := waits(t.Context(), g, "first", 'u'), waits(t.Context(), g, "second", 'u')
+		turns[0].Sent()
+		turns[0].Answered(nil, time.Time{})
+		require.False(t, still(first))
+		require.True(t, still(second))
+		turns[0].Leave()
+		require.NoError(t, <-second)
+	})
+	withGuard(t, "those whose turn would come after eight seconds are told at once", 1, func(t *testing.T, g ganbauth.Guard) {
+		_, err := g.Enter(t.Context(), "first", 'u', true)
+		require.NoError(t, err)
+		var queue []<-chan error
+		for i := range 8 {
+			queue = append(queue, waits(t.Context(), g, fmt.Sprint(i), 'u'))
+		}
+		_, err = g.Enter(t.Context(), "late", 'u', true)
+		require.ErrorIs(t, err, ganbauth.ErrBusy)
+		require.Equal(t, 9, g.Held()-1, "beside the timer")
+		for i, outcome := range queue {
+			require.NoError(t, <-outcome)
+			require.Equal(t, time.Duration(i+1)*time.Second, time.Since(g.Begun))
+		}
+	})
+	withGuard(t, "a bank that asks for a longer pause keeps nobody waiting", 0, func(t *testing.T, g ganbauth.Guard) {
+		g.Send("refused", &ganbauth.TokenError{StatusCode: 429, RetryAfter: 20 * time.Second}, time.Time{})
+		job := waits(t.Context(), g, "job", 'j')
+		require.True(t, still(job))
+		_, err := g.Enter(t.Context(), "alone", 'u', true)
+		require.ErrorIs(t, err, ganbauth.ErrBusy)
+		require.Zero(t, time.Since(g.Begun))
+		require.NoError(t, <-job)
+		require.Equal(t, 20*time.Second, time.Since(g.Begun), "jobs have time, but go no sooner")
+	})
+	withGuard(t, "users and jobs do not take each other's time", 0, func(t *testing.T, g ganbauth.Guard) {
+		g.Send("user", nil, time.Time{})
+		require.LessOrEqual(t, g.UntilJob(), time.Duration(0), "a user is no job")
+		turn, err := g.Enter(t.Context(), "job", 'j', true)
+		require.NoError(t, err)
+		turn.Finish(nil, time.Time{})
+		turn, err = g.Enter(t.Context(), "user", 'u', false)
+		require.NoError(t, err)
+		require.Equal(t, time.Second, g.UntilJob())
+		turn.Leave()
+		require.Equal(t, time.Second, g.UntilJob(), "a user's turn, given back, is no job's")
+	})
+	withGuard(t, "it knows whether a request was sent", 0, func(t *testing.T, g ganbauth.Guard) {
+		turn, err := g.Enter(t.Context(), "a", 'u', false)
+		require.NoError(t, err)
+		require.False(t, turn.WasSent())
+		turn.Sent()
+		require.True(t, turn.WasSent())
+	})
+}
+
+// Those who are turned away are told when those who wait have been served, and then one
+// after another.
+func TestGuardSpreadsThoseWhoComeAgain(t *testing.T) {
+	const times = 200
+	// told returns the shortest and the longest time that somebody is told.
+	told := func(g ganbauth.Guard) (shortest, longest time.Duration) {
+		shortest = time.Hour
+		for i := range times {
+			_, err := g.Enter(context.Background(), fmt.Sprint("late", i), 'u', false)
+			shortest, longest = min(shortest, ganbauth.RetryAfter(err)), max(longest, ganbauth.RetryAfter(err))
+		}
+		return shortest, longest
+	}
+	withGuard(t, "at a limit", 2, func(t *testing.T, g ganbauth.Guard) {
+		_, err := g.Enter(t.Context(), "first", 'u', true)
+		require.NoError(t, err)
+		for i := range 8 {
+			waits(t.Context(), g, fmt.Sprint(i), 'u')
+		}
+		_, err = g.Enter(t.Context(), "late", 'u', false)
+		require.GreaterOrEqual(t, ganbauth.RetryAfter(err), 4*time.Second, "eight wait, and two go a second")
+		require.Less(t, ganbauth.RetryAfter(err), 4500*time.Millisecond, "one was turned away")
+		shortest, longest := told(g)
+		require.GreaterOrEqual(t, shortest, 4*time.Second)
+		require.Less(t, longest, 64*time.Second, "a minute at most")
+		require.Greater(t, longest, 30*time.Second, "100 seconds' worth have come")
+		for range 8 {
+			time.Sleep(time.Second)
+		}
+	})
+	withGuard(t, "with no limit, by the answers of the last second", 0, func(t *testing.T, g ganbauth.Guard) {
+		for i := range 20 {
+			g.Send(fmt.Sprint(i), nil, time.Time{})
+		}
+		takeAll(t, g)
+		ctx, cancel := context.WithCancel(t.Context())
+		for i := range 100 {
+			waits(ctx, g, fmt.Sprint("waits", i), 'u')
+		}
+		_, err := g.Enter(t.Context(), "late", 'u', false)
+		require.GreaterOrEqual(t, ganbauth.RetryAfter(err), 4*time.Second, "80 wait, and 20 were answered")
+		require.Less(t, ganbauth.RetryAfter(err), 4050*time.Millisecond)
+		time.Sleep(2 * time.Second)
+		_, err = g.Enter(t.Context(), "late", 'u', false)
+		require.GreaterOrEqual(t, ganbauth.RetryAfter(err), time.Minute, "nobody was answered")
+		cancel()
+	})
+	withGuard(t, "a second at least", 0, func(t *testing.T, g ganbauth.Guard) {
+		takeAll(t, g)
+		_, err := g.Enter(t.Context(), "late", 'u', false)
+		require.Equal(t, time.Second, ganbauth.RetryAfter(err))
+	})
+	withGuard(t, "one a second where nobody is answered", 0, func(t *testing.T, g ganbauth.Guard) {
+		takeAll(t, g)
+		for i := range 5 {
+			waits(t.Context(), g, fmt.Sprint(i), 'u')
+		}
+		_, err := g.Enter(t.Context(), "late", 'u', false)
+		require.GreaterOrEqual(t, ganbauth.RetryAfter(err), 5*time.Second)
+		require.Less(t, ganbauth.RetryAfter(err), 6*time.Second)
+	})
+}
+
+func TestGuardBreaker(t *testing.T) {
+	away := &ganbauth.TokenError{StatusCode: 503}
+	// fail has three users fail, which means that the bank is away.
+	fail := func(g ganbauth.Guard) {
+		for i := range ganbauth.FewAway {
+			g.Send(fmt.Sprint("fails", i), away, time.Time{})
+		}
+	}
+	turn := func(t *testing.T, g ganbauth.Guard, key string, class rune) ganbauth.Turn {
+		t.Helper()
+		turn, err := g.Enter(t.Context(), key, class, false)
+		require.NoError(t, err)
+		return turn
+	}
+	withGuard(t, "a bank that says nothing for ten seconds is away", 0, func(t *testing.T, g ganbauth.Guard) {
+		for i := range ganbauth.FewAway {
+			turn(t, g, fmt.Sprint(i), 'u').Sent()
+		}
+		time.Sleep(ganbauth.MaxWait - 1)
+		require.NoError(t, g.Away())
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		require.ErrorIs(t, g.Away(), context.DeadlineExceeded)
+	})
+	withGuard(t, "an answer that comes late is one", 0, func(t *testing.T, g ganbauth.Guard) {
+		var turns []ganbauth.Turn
+		for i := range ganbauth.FewAway {
+			turns = append(turns, turn(t, g, fmt.Sprint(i), 'u'))
+			turns[i].Sent()
+		}
+		time.Sleep(ganbauth.MaxWait)
+		synctest.Wait()
+		require.Error(t, g.Away())
+		turns[0].Answered(&ganbauth.TokenError{StatusCode: 503, RetryAfter: time.Hour}, time.Time{})
+		require.Less(t, ganbauth.RetryAfter(g.Away()), 5*time.Second, "a failure that comes late is not")
+		turns[1].Leave()
+		turns[1].Answered(nil, time.Time{})
+		require.Error(t, g.Away(), "nor is what comes when the turn has ended")
+		time.Sleep(time.Second)
+		probe := turn(t, g, "probe", 'u')
+		probe.Sent()
+		time.Sleep(ganbauth.MaxWait)
+		synctest.Wait()
+		probe.Answered(nil, time.Time{})
+		require.NoError(t, g.Away())
+	})
+	withGuard(t, "a request that is sent again has its own ten seconds", 0, func(t *testing.T, g ganbauth.Guard) {
+		for i := range ganbauth.FewAway {
+			again := turn(t, g, fmt.Sprint(i), 'u')
+			again.Sent()
+			again.Answered(nil, time.Time{})
+			time.AfterFunc(6*time.Second, again.Sent)
+		}
+		time.Sleep(15 * time.Second)
+		require.NoError(t, g.Away())
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.Error(t, g.Away())
+	})
+	withGuard(t, "all who wait are told that it is away", 0, func(t *testing.T, g ganbauth.Guard) {
+		turns := takeAll(t, g)
+		user, job := waits(t.Context(), g, "user", 'u'), waits(t.Context(), g, "job", 'j')
+		for i, early := range turns[:ganbauth.FewAway] {
+			require.True(t, still(user), "after %d failures", i)
+			early.Sent()
+			early.Answered(away, time.Time{})
+		}
+		for _, outcome := range []<-chan error{user, job} {
+			require.False(t, still(outcome))
+			err := <-outcome
+			require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+			require.ErrorIs(t, err, away)
+		}
+		require.Equal(t, ganbauth.MaxRefreshes, g.Held())
+	})
+	withGuard(t, "one probe at a time, whoever leaves", 0, func(t *testing.T, g ganbauth.Guard) {
+		early := turn(t, g, "early", 'u')
+		require.False(t, early.IsProbe())
+		fail(g)
+		time.Sleep(time.Second)
+		probe := turn(t, g, "probe", 'u')
+		require.True(t, probe.IsProbe())
+		early.Leave()
+		require.Error(t, g.Away())
+		probe.Leave()
+		require.NoError(t, g.Away(), "the next one may go")
+		turn(t, g, "probe", 'u').Leave()
+	})
+	withGuard(t, "a login is a probe, too", 0, func(t *testing.T, g ganbauth.Guard) {
+		fail(g)
+		time.Sleep(time.Second)
+		login := turn(t, g, "login", 'l')
+		require.True(t, login.IsProbe())
+		login.Sent()
+		login.Answered(nil, time.Time{})
+		login.Leave()
+		require.NoError(t, g.Away())
+	})
+	withGuard(t, "another login says nothing", 0, func(t *testing.T, g ganbauth.Guard) {
+		login := turn(t, g, "login", 'l')
+		login.Sent()
+		fail(g)
+		login.Answered(nil, time.Time{})
+		require.Error(t, g.Away())
+	})
+	withGuard(t, "what was sent before it was away does not change the pause", 0, func(t *testing.T, g ganbauth.Guard) {
+		early := turn(t, g, "early", 'u')
+		early.Sent()
+		fail(g)
+		early.Answered(&ganbauth.TokenError{StatusCode: 503, RetryAfter: time.Hour}, time.Time{})
+		time.Sleep(time.Second)
+		require.NoError(t, g.Away())
+	})
+	withGuard(t, "users who begin to fail after an answer count", 0, func(t *testing.T, g ganbauth.Guard) {
+		g.Send("well", nil, time.Time{})
+		fail(g)
+		require.Error(t, g.Away())
+	})
+	withGuard(t, "the longest pause that the bank asks for holds", 0, func(t *testing.T, g ganbauth.Guard) {
+		for i, hint := range []time.Duration{50 * time.Second, 0, 20 * time.Second} {
+			g.Send(fmt.Sprint(i), &ganbauth.TokenError{StatusCode: 503, RetryAfter: hint}, time.Time{})
+		}
+		time.Sleep(50*time.Second - 1)
+		require.Error(t, g.Away())
+		time.Sleep(time.Nanosecond)
+		require.NoError(t, g.Away())
+	})
+	withGuard(t, "requests that are refused together are one refusal", 0, func(t *testing.T, g ganbauth.Guard) {
+		var turns []ganbauth.Turn
+		for i := range 10 {
+			turns = append(turns, turn(t, g, fmt.Sprint(i), 'u'))
+			turns[i].Sent()
+		}
+		for _, refused := range turns {
+			refused.Answered(&ganbauth.TokenError{StatusCode: 429}, time.Time{})
+			refused.Leave()
+		}
+		require.NoError(t, g.Away())
+	})
+	withGuard(t, "everybody comes back slowly, and then quicker", 0, func(t *testing.T, g ganbauth.Guard) {
+		fail(g)
+		time.Sleep(time.Second)
+		turn, err := g.Enter(t.Context(), "probe", 'u', true)
+		require.NoError(t, err)
+		turn.Finish(nil, time.Time{})
+		back := time.Now()
+		for i := range 4 {
+			turn, err := g.Enter(t.Context(), fmt.Sprint(i), 'u', true)
+			require.NoError(t, err)
+			turn.Sent()
+			if i == 1 {
+				turn.Answered(nil, time.Time{})
+			}
+		}
+		require.InDelta(t, 0.2+1./11, time.Since(back).Seconds(), 0.001, "0.1 s apart at first, and less after an answer")
+	})
+}
+
+// Pauses between probes are up to a fifth shorter than the table says, and what users are
+// told up to a quarter longer, so that nobody comes together.
+func TestGuardSpreadsProbes(t *testing.T) {
+	shortest, longest := time.Hour, time.Duration(0)
+	for range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			g := ganbauth.NewGuard(0)
+			for i := range ganbauth.FewAway {
+				g.Send(fmt.Sprint(i), &ganbauth.TokenError{StatusCode: 503}, time.Time{})
+			}
+			for g.Away() != nil {
+				time.Sleep(time.Millisecond)
+			}
+			pause := time.Since(g.Begun)
+			shortest, longest = min(shortest, pause), max(longest, pause)
+		})
+	}
+	require.GreaterOrEqual(t, shortest, 800*time.Millisecond)
+	require.Less(t, shortest, 830*time.Millisecond)
+	require.LessOrEqual(t, longest, time.Second)
+
+	longest = 0
+	withGuard(t, "told", 0, func(t *testing.T, g ganbauth.Guard) {
+		for i := range ganbauth.FewAway {
+			g.Send(fmt.Sprint(i), &ganbauth.TokenError{StatusCode: 503, RetryAfter: 100 * time.Second}, time.Time{})
+		}
+		for range 500 {
+			wait := ganbauth.RetryAfter(g.Away())
+			require.GreaterOrEqual(t, wait, 100*time.Second)
+			longest = max(longest, wait)
+		}
+	})
+	require.Less(t, longest, 125*time.Second)
+	require.Greater(t, longest, 121*time.Second)
+}
+
+// What the guard finds out about the bank is one line, each time that it changes.
+func TestGuardLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lockedBuffer
+		g := ganbauth.NewGuardWithLog(0, textLogger(&log))
+		// said returns what is new in the log.
+		read := 0
+		said := func() (lines string) {
+			synctest.Wait()
+			defer func() { read = len(log.String()) }()
+			return log.String()[read:]
+		}
+		for i := range 20 {
+			g.Send(fmt.Sprint(i), nil, time.Time{})
+		}
+		g.Send("a", &ganbauth.TokenError{StatusCode: 500}, time.Time{})
+		g.Send("a", &ganbauth.TokenError{StatusCode: 429}, time.Time{})
+		require.Empty(t, said())
+		g.Send("b", nil, time.Time{})
+		require.Regexp(t, `^\S+ level=WARN msg="ganbauth: the bank limits the rate of token requests" kit="" per_second=19\n$`, said())
+		g.Send("c", &ganbauth.TokenError{StatusCode: 429}, time.Time{})
+		g.Send("d", nil, time.Time{})
+		require.Empty(t, said(), "the rate is not the first")
+
+		for i := range 2 * ganbauth.FewAway {
+			g.Send(fmt.Sprint(i), &ganbauth.TokenError{StatusCode: 503}, time.Time{})
+		}
+		require.Regexp(t, `^\S+ level=WARN msg="ganbauth: the bank is away; one token request at a time looks for it" kit="" error=".*503.*"\n$`, said())
+		time.Sleep(2 * time.Second)
+		g.Send("probe", &ganbauth.TokenError{StatusCode: 503}, time.Time{})
+		require.Empty(t, said(), "it is still away")
+		for g.Away() != nil {
+			time.Sleep(time.Millisecond)
+		}
+		g.Send("probe", nil, time.Time{})
+		require.Regexp(t, `^\S+ level=INFO msg="ganbauth: the bank is back" kit="" away=\d+\.\d+s\n$`, said())
+		g.Send("e", nil, time.Time{})
+		require.Empty(t, said())
+	})
+}
+
+// A rate is kept while somebody waits because of it.
+func TestGuardKeepsTheRate(t *testing.T) {
+	learnt := func(t *testing.T, g ganbauth.Guard) {
+		for i := range 20 {
+			g.Send(fmt.Sprint(i), nil, time.Time{})
+		}
+		g.Send("refused", &ganbauth.TokenError{StatusCode: 429}, time.Time{})
+		g.Send("a", nil, time.Time{})
+	}
+	// paced reports whether two who come together go one after the other.
+	paced := func(g ganbauth.Guard) bool {
+		begun := time.Now()
+		g.Send("a", nil, time.Time{})
+		g.Send("b", nil, time.Time{})
+		return time.Since(begun) > 0
+	}
+	withGuard(t, "somebody has waited", 0, func(t *testing.T, g ganbauth.Guard) {
+		learnt(t, g)
+		for range 5 {
+			time.Sleep(50 * time.Second)
+			require.True(t, paced(g))
+		}
+		time.Sleep(61 * time.Second)
+		require.False(t, paced(g))
+	})
+	withGuard(t, "jobs wait for one another", 0, func(t *testing.T, g ganbauth.Guard) {
+		learnt(t, g)
+		for i := range 62 {
+			turn, err := g.Enter(t.Context(), fmt.Sprint(i), 'j', true)
+			require.NoError(t, err)
+			turn.Finish(nil, time.Time{})
+		}
+		require.False(t, paced(g))
 	})
 }
 
@@ -851,10 +775,10 @@ func TestGuardOrder(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, class := range "jjllluuuuuuuu" {
 			wg.Go(func() {
-				leave, err := g.Enter(t.Context(), fmt.Sprint(rand.Int()), class)
+				turn, err := g.Enter(t.Context(), fmt.Sprint(rand.Int()), class, true)
 				if err == nil {
 					order += string(class)
-					leave(nil)
+					turn.Finish(nil, time.Time{})
 				}
 			})
 			synctest.Wait()
