@@ -69,8 +69,8 @@ type pagedStore struct {
 func (s pagedStore) next(ctx context.Context, after Expiry, before time.Time) ([]Expiry, error) {
 	return listed(ctx, s.records, func(ctx context.Context) ([]Expiry, error) {
 		page, err := s.pager.ExpiringAfter(ctx, after, before, pageSize)
-		if err != nil || len(page) == 0 || after == (Expiry{}) {
-			return page, err
+		if err != nil || len(page) == 0 {
+			return nil, err
 		}
 		last := page[len(page)-1]
 		if page[0].At.Before(after.At) || last.At.Equal(after.At) && last.Key == after.Key {
@@ -179,13 +179,13 @@ func (en *engine) locked(ctx context.Context, work func() error) error {
 		}
 	}
 	deadline, _ := soon.Deadline()
-	if errors.Is(err, context.DeadlineExceeded) && !time.Now().Before(deadline) && ctx.Err() == nil {
-		err = &unavailableError{errHeld, time.Minute}
+	switch {
+	case err == nil:
+		return work()
+	case errors.Is(err, context.DeadlineExceeded) && !time.Now().Before(deadline):
+		return &unavailableError{errHeld, time.Minute}
 	}
-	if err != nil {
-		return err
-	}
-	return work()
+	return err
 }
 
 // keeping is what one holder of the lock does, and what it has seen.
@@ -233,8 +233,10 @@ func (ke *keeping) forever(ctx context.Context) error {
 	for reach := maxLead; time.Since(ke.begun) < turnOfDuty; {
 		complete, err := ke.pass(ctx, time.Now().Add(reach))
 		if away := (*awayError)(nil); errors.As(err, &away) {
-			err = pause(ctx, away.wait())
-			complete = false
+			if err := pause(ctx, away.wait()); err != nil {
+				return err
+			}
+			continue
 		}
 		if err != nil {
 			return err
@@ -265,7 +267,7 @@ func (ke *keeping) once(ctx context.Context) (n int, err error) {
 	ke.report(ctx)
 	if err == nil && ke.asked > 0 {
 		// The pace holds across runs and across processes.
-		err = pause(ctx, ke.guard.untilJob())
+		_ = pause(ctx, ke.guard.untilJob())
 	}
 	if err == nil && ke.fault != nil {
 		err = fmt.Errorf("ganbauth: not all tokens can be kept alive: %w", ke.fault)
@@ -349,27 +351,29 @@ func (ke *keeping) keep(ctx context.Context, storeKey string) error {
 // refreshed refreshes t in its turn.
 func (ke *keeping) refreshed(ctx context.Context, storeKey string, t *Token, turn *turn) {
 	next, err := ke.ahead(ctx, storeKey, t, func(cur *Token) bool { return ke.due(storeKey, cur) }, turn)
-	if turn.wasSent() {
-		ke.mu.Lock()
-		ke.asked++
-		ke.mu.Unlock()
-	}
 	switch {
-	case ctx.Err() != nil, errors.Is(err, ErrLoginRequired):
-	case err != nil:
-		ke.backOff(storeKey)
-	case next.AccessToken != t.AccessToken:
+	case err == nil:
 		ke.see(next)
-		ke.mu.Lock()
-		defer ke.mu.Unlock()
+	case !errors.Is(err, ErrLoginRequired):
+		ke.backOff(storeKey)
+	}
+	ke.mu.Lock()
+	defer ke.mu.Unlock()
+	if turn.wasSent() {
+		ke.asked++
+	}
+	if err != nil {
+		return
+	}
+	delete(ke.failing, storeKey)
+	if turn.wasSent() { // else another process or a user's request has refreshed it
 		ke.n++
-		delete(ke.failing, storeKey)
-		if next.IssuedAt.Equal(seconds(ke.begun)) && !ke.before.IsZero() {
-			if ke.early == nil {
-				ke.early = map[string]struct{}{}
-			}
-			ke.early[storeKey] = struct{}{}
+	}
+	if next.IssuedAt.Equal(seconds(ke.begun)) {
+		if ke.early == nil {
+			ke.early = map[string]struct{}{}
 		}
+		ke.early[storeKey] = struct{}{}
 	}
 }
 

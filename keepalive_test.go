@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,6 +158,515 @@ func TestRefreshExpiring(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, 1, n)
 		})
+	})
+}
+
+// watchedStore is an indexedStore that notes what it is asked, and takes its time.
+type watchedStore struct {
+	*indexedStore
+	slow  time.Duration // for each Load
+	wrong func(key string) error
+	list  func(after ganbauth.Expiry) ([]ganbauth.Expiry, error) // in place of the index
+
+	mu    sync.Mutex
+	loads []string
+	after []ganbauth.Expiry
+}
+
+func (s *watchedStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	time.Sleep(s.slow)
+	s.mu.Lock()
+	s.loads = append(s.loads, key)
+	s.mu.Unlock()
+	if s.wrong != nil {
+		if err := s.wrong(key); err != nil {
+			return nil, err
+		}
+	}
+	return s.indexedStore.Load(ctx, key)
+}
+
+func (s *watchedStore) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before time.Time, limit int) ([]ganbauth.Expiry, error) {
+	s.mu.Lock()
+	s.after = append(s.after, after)
+	s.mu.Unlock()
+	if s.list != nil {
+		return s.list(after)
+	}
+	return s.indexedStore.ExpiringAfter(ctx, after, before, limit)
+}
+
+// seen returns what the store was asked since it was last asked for that.
+func (s *watchedStore) seen() (loads []string, after []ganbauth.Expiry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	loads, after = s.loads, s.after
+	s.loads, s.after = nil, nil
+	return loads, after
+}
+
+// inWatchedOffice is inKeptOffice with a store that is watched.
+func inWatchedOffice(t *testing.T, name string, bank ganbtest.Options, test func(t *testing.T, o *keptOffice, s *watchedStore)) {
+	t.Run(name, func(t *testing.T) {
+		inKeptOffice(t, bank, func(t *testing.T, o *keptOffice) { test(t, o, &watchedStore{indexedStore: o.store}) })
+	})
+}
+
+func (o *keptOffice) kitOn(s *watchedStore, change ...func(*ganbauth.Options)) *ganbauth.Kit {
+	return o.kit(append(change, func(opts *ganbauth.Options) { opts.Store = s })...)
+}
+
+// How the index is read: from the front, page after page, and only as far as is needed.
+func TestKeepAliveReads(t *testing.T) {
+	inWatchedOffice(t, "an index that fails is an error", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		broken := errors.New("no index")
+		s.list = func(ganbauth.Expiry) ([]ganbauth.Expiry, error) { return nil, broken }
+		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Hour)
+		require.ErrorIs(t, err, broken)
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.ErrorContains(t, err, "list tokens")
+	})
+	inWatchedOffice(t, "a page that begins before its time is an error", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(200, time.Minute)
+		s.list = func(after ganbauth.Expiry) ([]ganbauth.Expiry, error) {
+			i, _ := o.store.find(after)
+			i = max(i-50, 0)
+			return o.store.index[i:min(i+100, 200)], nil
+		}
+		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Minute)
+		require.ErrorContains(t, err, "page")
+	})
+	inWatchedOffice(t, "a key that comes again, later, is not", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(200, time.Minute)
+		for i := range 3 {
+			s.index = append(s.index, ganbauth.Expiry{At: time.Now().Add(time.Hour), Key: fmt.Sprint("z", i)})
+		}
+		s.index[99].Key, s.index[199].Key = "bank/again", "bank/again"
+		s.list = func(after ganbauth.Expiry) ([]ganbauth.Expiry, error) {
+			return o.store.ExpiringAfter(t.Context(), after, time.Now().Add(2*time.Hour), 100)
+		}
+		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Minute)
+		require.NoError(t, err)
+		_, after := s.seen()
+		require.Len(t, after, 3)
+	})
+	inWatchedOffice(t, "a page of one", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(101, 0)
+		n, err := o.kitOn(s, tokenRate(10)).RefreshExpiring(t.Context(), 2*time.Hour)
+		require.NoError(t, err)
+		require.Equal(t, 101, n)
+	})
+	inWatchedOffice(t, "what is not due for long is read once", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(10, 0)
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(time.Minute)
+		loads, _ := s.seen()
+		require.Len(t, loads, 10)
+		time.Sleep(27 * time.Minute)
+		loads, after := s.seen()
+		require.Empty(t, loads)
+		require.Len(t, after, 27, "a look a minute")
+		time.Sleep(5 * time.Minute)
+		require.Equal(t, 10, o.bank.Refreshes())
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "tokens of a minute are looked for every three seconds", ganbtest.Options{Lifetime: time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(29*time.Second + 500*time.Millisecond)
+		_, after := s.seen()
+		require.Len(t, after, 10)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "where there is nothing, once a minute", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(10*time.Minute + time.Second)
+		_, after := s.seen()
+		require.Len(t, after, 11)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "a pass goes on while it is quick", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(250, 0)
+		time.Sleep(45 * time.Minute)
+		end := o.keepAlive(o.kitOn(s, tokenRate(20)))
+		time.Sleep(13 * time.Second)
+		_, after := s.seen()
+		require.Equal(t, 250, o.bank.Refreshes())
+		require.NotContains(t, after[1:], ganbauth.Expiry{})
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "and begins at the front after 30 seconds", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(250, 0)
+		time.Sleep(45 * time.Minute)
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(249 * time.Second)
+		_, after := s.seen()
+		require.Equal(t, make([]ganbauth.Expiry, 3), after)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "where the last of a page is being refreshed, too", ganbtest.Options{Latency: 3 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(150, 0)
+		time.Sleep(45 * time.Minute)
+		s.slow = 400 * time.Millisecond
+		last := s.index[99].Key
+		s.wrong = func(key string) error {
+			if key == last {
+				return nil
+			}
+			return new(ganbauth.Token).UnmarshalBinary([]byte{99})
+		}
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(45 * time.Second)
+		_, after := s.seen()
+		require.Equal(t, make([]ganbauth.Expiry, 2), after)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "a store that is slow is read to its end", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(150, 0)
+		time.Sleep(45 * time.Minute)
+		s.slow = 400 * time.Millisecond
+		first := map[string]bool{}
+		for _, e := range s.index[:100] {
+			first[e.Key] = true
+		}
+		s.wrong = func(key string) error {
+			if first[key] {
+				return new(ganbauth.Token).UnmarshalBinary([]byte{99})
+			}
+			return nil
+		}
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(100 * time.Second)
+		require.Equal(t, 50, o.bank.Refreshes())
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "it stops where its context ends", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(50, 0)
+		s.slow = time.Second
+		s.wrong = func(string) error { return new(ganbauth.Token).UnmarshalBinary([]byte{99}) }
+		ctx, cancel := context.WithTimeout(t.Context(), 4500*time.Millisecond)
+		defer cancel()
+		_, err := o.kitOn(s).RefreshExpiring(ctx, 2*time.Hour)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		time.Sleep(time.Minute)
+		loads, _ := s.seen()
+		require.Less(t, len(loads), 7)
+	})
+}
+
+// A run that has asked the bank for something ends when the next may.
+func TestRefreshExpiringKeepsThePace(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(1, 0)
+		kit := o.kit(tokenRate(0.1))
+		begun := time.Now()
+		n, err := kit.RefreshExpiring(t.Context(), 2*time.Hour)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.Equal(t, 10*time.Second, time.Since(begun))
+
+		time.Sleep(61 * time.Minute)
+		_, err = kit.Token(t.Context(), "0")
+		require.NoError(t, err)
+		begun = time.Now()
+		n, err = kit.RefreshExpiring(t.Context(), time.Second)
+		require.NoError(t, err)
+		require.Zero(t, n)
+		require.Zero(t, time.Since(begun), "one that has asked nothing does not wait")
+	})
+}
+
+// What KeepAlive says, and when.
+func TestKeepAliveLog(t *testing.T) {
+	inWatchedOffice(t, "nothing, where all is well", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		first := o.keepAlive(o.kitOn(s, o.locked))
+		time.Sleep(5 * time.Hour) // a few turns
+		second := o.keepAlive(o.kitOn(s, o.locked))
+		time.Sleep(2 * time.Minute)
+		require.ErrorIs(t, first(), context.Canceled)
+		require.ErrorIs(t, second(), context.Canceled)
+		require.NotContains(t, o.log.String(), "level=ERROR")
+		require.NotContains(t, o.log.String(), "level=WARN")
+	})
+	inWatchedOffice(t, "while a Locker fails, after pauses from a second to a minute", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		broken := errors.New("connection refused")
+		end := o.keepAlive(o.kitOn(s, o.locked))
+		for range 2 {
+			time.Sleep(90 * time.Minute) // it was well, and its turn has ended
+			o.locker.fail(broken)
+			time.Sleep(90 * time.Minute)
+			o.locker.fail(nil)
+		}
+		require.ErrorIs(t, end(), context.Canceled)
+		pauses := regexp.MustCompile(`level=ERROR msg="ganbauth: tokens are not kept alive" .*error="?.*connection refused"? again_in=(\S+)`).FindAllStringSubmatch(o.log.String(), -1)
+		var first []string
+		for _, p := range pauses {
+			first = append(first, p[1])
+		}
+		require.Equal(t, []string{"1s", "2s", "4s", "8s", "16s", "32s", "1m0s", "1m0s"}, first[:8])
+		require.Equal(t, 2, strings.Count(strings.Join(first, " "), "1m0s 1s 2s")+1, "after it was well it begins anew")
+	})
+	inWatchedOffice(t, "while a store fails that was well for longer than a minute", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		var broken atomic.Bool
+		s.list = func(ganbauth.Expiry) ([]ganbauth.Expiry, error) {
+			if broken.Load() {
+				return nil, errUnlistable
+			}
+			return nil, nil
+		}
+		end := o.keepAlive(o.kitOn(s))
+		for range 3 {
+			time.Sleep(10 * time.Minute)
+			broken.Store(true)
+			time.Sleep(100 * time.Second)
+			broken.Store(false)
+		}
+		require.ErrorIs(t, end(), context.Canceled)
+		require.Equal(t, 3, strings.Count(o.log.String(), "again_in=1s"), o.log.String())
+		require.Equal(t, 3, strings.Count(o.log.String(), "again_in=2s"))
+	})
+	inWatchedOffice(t, "while the bank is away, nothing of its own", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(20, 0)
+		time.Sleep(45 * time.Minute)
+		heal := o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Maintenance, -1)
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(10 * time.Minute)
+		require.NotContains(t, o.log.String(), "level=ERROR")
+		require.LessOrEqual(t, o.bank.Refreshes(), 30)
+		heal()
+		before := o.bank.Refreshes()
+		time.Sleep(5 * time.Minute)
+		require.GreaterOrEqual(t, o.bank.Refreshes()-before, 18, "but for those that have just failed")
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "what cannot be kept alive, once an hour", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(150, 0)
+		time.Sleep(45 * time.Minute)
+		s.index = slices.Insert(s.index, 0, ganbauth.Expiry{Key: "bank/nobody"}, ganbauth.Expiry{Key: "bank/sealed"}, ganbauth.Expiry{Key: "bank/wrong"})
+		s.wrong = func(key string) error {
+			switch key {
+			case "bank/sealed":
+				return new(ganbauth.Token).UnmarshalBinary([]byte{99})
+			case "bank/wrong":
+				return errors.New("a bad disk")
+			}
+			return nil
+		}
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(50 * time.Minute)
+		var lines []string
+		for line := range strings.Lines(o.log.String()) {
+			if strings.Contains(line, "level=ERROR") {
+				lines = append(lines, line)
+			}
+		}
+		require.Len(t, lines, 1)
+		require.Regexp(t, ` msg="ganbauth: not every entry of the store can be kept alive" without_token=1 unreadable=1 error=`, lines[0])
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "entries without a token are not wrong", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		s.index = append(s.index, ganbauth.Expiry{Key: "bank/nobody"})
+		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Hour)
+		require.NoError(t, err)
+		require.Regexp(t, `level=INFO msg="ganbauth: not every entry of the store can be kept alive" without_token=1\n`, o.log.String())
+	})
+	inWatchedOffice(t, "RefreshExpiring warns of a rate that is too low", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(300, 0)
+		time.Sleep(61 * time.Minute)
+		_, err := o.kitOn(s, tokenRate(0.01)).RefreshExpiring(t.Context(), time.Hour)
+		require.NoError(t, err)
+		require.Regexp(t, `level=WARN .* tokens=299 expire_within=1h0m0s needed_per_second=0.08 reached_per_second=0.01\n`, o.log.String())
+	})
+}
+
+// A row that fails to load does not say that the store is away. After ten in a row, KeepAlive
+// asks the store for its own record, which is not there.
+func TestKeepAliveAsksWhetherTheStoreIsAway(t *testing.T) {
+	for failing, asked := range map[int]int{9: 0, 10: 1, 19: 1, 20: 2, 25: 2} {
+		inWatchedOffice(t, fmt.Sprint(failing), ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+			o.connect(failing, 0)
+			broken := errors.New("a bad disk")
+			s.wrong = func(key string) error {
+				if key == "bank//keepalive" {
+					return nil
+				}
+				return broken
+			}
+			_, err := o.kitOn(s).RefreshExpiring(t.Context(), 2*time.Hour)
+			require.ErrorIs(t, err, broken)
+			loads, _ := s.seen()
+			require.Len(t, loads, failing+asked)
+		})
+	}
+	inWatchedOffice(t, "not in a row", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(25, time.Minute)
+		well := map[string]bool{s.index[8].Key: true, s.index[17].Key: true}
+		broken := errors.New("a bad disk")
+		s.wrong = func(key string) error {
+			if well[key] {
+				return nil
+			}
+			return broken
+		}
+		_, err := o.kitOn(s).RefreshExpiring(t.Context(), 2*time.Hour)
+		require.ErrorIs(t, err, broken)
+		loads, _ := s.seen()
+		require.NotContains(t, loads, "bank//keepalive")
+	})
+	inWatchedOffice(t, "a key that fails is left alone for a while", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		s.wrong = func(string) error { return errors.New("a bad disk") }
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(59 * time.Minute)
+		loads, after := s.seen()
+		require.GreaterOrEqual(t, len(loads), 5, "after 1, 2, 4, 8, 16 and 32 minutes, or up to a quarter less")
+		require.LessOrEqual(t, len(loads), 7)
+		require.GreaterOrEqual(t, len(after), 59)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
+// Which tokens KeepAlive refreshes.
+func TestKeepAliveRefreshes(t *testing.T) {
+	// due connects one user whose token is half over.
+	due := func(o *keptOffice) {
+		o.connect(1, 0)
+		time.Sleep(31 * time.Minute)
+	}
+	inWatchedOffice(t, "none without a refresh token, whatever the bank does", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(3, 0)
+		token := o.bank.Token()
+		token.RefreshToken = ""
+		require.NoError(t, s.Save(t.Context(), "bank/late", token))
+		s.index = append(s.index, ganbauth.Expiry{At: token.ExpiresAt, Key: "bank/late"})
+		kit := o.kitOn(s)
+		o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Maintenance, 3)
+		_, err := kit.RefreshExpiring(t.Context(), 2*time.Hour)
+		require.NoError(t, err, "three have failed, and the fourth needs no turn")
+	})
+	inWatchedOffice(t, "none that cools down", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		time.Sleep(61 * time.Minute)
+		kit := o.kitOn(s)
+		o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+		_, err := kit.Token(t.Context(), "0")
+		require.Error(t, err)
+		before := o.bank.Refreshes()
+		_, err = kit.RefreshExpiring(t.Context(), time.Hour)
+		require.NoError(t, err)
+		require.Equal(t, before, o.bank.Refreshes())
+	})
+	inWatchedOffice(t, "none that the store has not taken yet", ganbtest.Options{Lifetime: time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		stuck := &unwritable{watchedStore: s}
+		kit := backgroundKit(t, o.bank, stuck, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
+		end := o.keepAlive(kit)
+		time.Sleep(80 * time.Second)
+		require.Equal(t, 1, o.bank.Refreshes())
+		require.NotContains(t, o.log.String(), "Locker", "it is nobody else's record that is there")
+		stuck.heal.Store(true)
+		time.Sleep(time.Minute)
+		require.Greater(t, o.bank.Refreshes(), 1)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "none that another process has refreshed", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		due(o)
+		begun := time.Now()
+		n, err := backgroundKit(t, o.bank, &changingStore{watchedStore: s, newer: o.bank.Token()}, nil).RefreshExpiring(t.Context(), time.Hour)
+		require.NoError(t, err)
+		require.Zero(t, n)
+		require.Zero(t, o.bank.Refreshes())
+		require.Zero(t, time.Since(begun), "nothing was asked")
+	})
+	inWatchedOffice(t, "who connects again after a refusal", ganbtest.Options{Lifetime: time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(31 * time.Second)
+		o.connect(1, 0)
+		time.Sleep(34 * time.Second)
+		require.Equal(t, 2, o.bank.Refreshes())
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "who fails, after pauses that grow", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		due(o)
+		heal := o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, -1)
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(59 * time.Minute)
+		require.GreaterOrEqual(t, o.bank.Refreshes(), 5)
+		require.LessOrEqual(t, o.bank.Refreshes(), 7)
+		heal()
+		time.Sleep(time.Hour)
+		require.Zero(t, s.lapsed())
+		o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
+		time.Sleep(35 * time.Minute)
+		require.Zero(t, s.lapsed(), "the next failure is the first again")
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "tokens whose life is shorter from now on", ganbtest.Options{Lifetime: time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		token := o.bank.Token()
+		token.ExpiresAt = token.IssuedAt.Add(time.Hour)
+		require.NoError(t, s.Save(t.Context(), "bank/u", token))
+		end := o.keepAlive(o.kitOn(s))
+		for range 60 * 60 {
+			time.Sleep(time.Second)
+			require.Zero(t, s.lapsed())
+		}
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "tokens that expire while it runs", ganbtest.Options{Lifetime: time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(150, 0)
+		n, err := o.kitOn(s).RefreshExpiring(t.Context(), 10*time.Minute)
+		require.NoError(t, err)
+		require.Greater(t, n, 150)
+	})
+	inWatchedOffice(t, "many at once, in time and without a warning", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1000, 0)
+		end := o.keepAlive(o.kitOn(s))
+		o.watch(50 * time.Minute)
+		require.Zero(t, o.sum)
+		require.NotContains(t, o.log.String(), "level=WARN")
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
+// unwritable is a store that takes no change of a record until it heals.
+type unwritable struct {
+	*watchedStore
+	heal atomic.Bool
+}
+
+func (s *unwritable) Swap(ctx context.Context, key string, old, new *ganbauth.Token) error {
+	if !s.heal.Load() && old.Fingerprint() != new.Fingerprint() {
+		return errors.New("the disk is full")
+	}
+	return s.watchedStore.Swap(ctx, key, old, new)
+}
+
+// changingStore is a store where another process puts a newer token once one has been read.
+type changingStore struct {
+	*watchedStore
+	newer *ganbauth.Token
+	once  sync.Once
+}
+
+func (s *changingStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	t, err := s.watchedStore.Load(ctx, key)
+	s.once.Do(func() { err = errors.Join(err, s.Save(ctx, key, s.newer)) })
+	return t, err
+}
+
+// A Locker that fails just as its time ends is not another process.
+func TestKeepAliveLockerFailsLate(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		broken := errors.New("connection refused")
+		store := engineStore{o.store, lockerFunc(func(ctx context.Context, _ string) (func(), error) {
+			<-ctx.Done()
+			return nil, broken
+		})}
+		_, err := backgroundKit(t, o.bank, store, nil).RefreshExpiring(t.Context(), time.Hour)
+		require.ErrorIs(t, err, broken)
 	})
 }
 
