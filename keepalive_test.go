@@ -260,7 +260,7 @@ func TestKeepAliveReads(t *testing.T) {
 	inWatchedOffice(t, "what is not due for long is read once", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		o.connect(10, 0)
 		end := o.keepAlive(o.kitOn(s))
-		time.Sleep(time.Minute)
+		time.Sleep(59 * time.Second)
 		loads, _ := s.seen()
 		require.Len(t, loads, 10)
 		time.Sleep(27 * time.Minute)
