@@ -473,6 +473,9 @@ func Replace(k *Kit, ctx context.Context, key, refused string) (*Token, error) {
 	return k.keeper.replace(ctx, key, refused)
 }
 
+// TurnsOut counts the turns at the bank that somebody has or waits for.
+func TurnsOut(k *Kit) int { return k.keeper.guard.held() }
+
 func KindOfRequest(r *http.Request) string {
 	return [...]string{"program", "navigation", "form", "HTMX", "subrequest", "embedded", "prefetch"}[kindOfRequest(r)]
 }

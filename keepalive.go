@@ -233,9 +233,7 @@ func (ke *keeping) forever(ctx context.Context) error {
 	for reach := maxLead; time.Since(ke.begun) < turnOfDuty; {
 		complete, err := ke.pass(ctx, time.Now().Add(reach))
 		if away := (*awayError)(nil); errors.As(err, &away) {
-			if err := pause(ctx, away.wait()); err != nil {
-				return err
-			}
+			_ = pause(ctx, away.wait())
 			continue
 		}
 		if err != nil {

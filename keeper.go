@@ -168,7 +168,7 @@ func (k *keeper) refreshOrJoin(ctx context.Context, key string, t *Token, refuse
 		if err := cmp.Or(k.coolDowns.check(key), k.guard.check()); err != nil {
 			return nil, err
 		}
-		next, err := k.fly(ctx, key, t, needed, forUser, !t.Valid() || t.AccessToken == refused)
+		next, err := k.fly(ctx, key, t, needed, !t.Valid() || t.AccessToken == refused)
 		switch {
 		case err == nil && next.AccessToken != refused:
 			own := *next // the flight's is everybody's
@@ -194,16 +194,16 @@ func (k *keeper) refreshOrJoin(ctx context.Context, key string, t *Token, refuse
 
 // fly joins or begins the flight that refreshes t. Unless it is patient it does not wait
 // for its turn at the bank. No user waits for a probe.
-func (k *keeper) fly(ctx context.Context, key string, t *Token, needed func(*Token) bool, c class, patient bool) (*Token, error) {
+func (k *keeper) fly(ctx context.Context, key string, t *Token, needed func(*Token) bool, patient bool) (*Token, error) {
 	var turn *turn
 	spent := *t // the caller goes on with t, and may change it
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	next, err := k.refreshes.do(ctx, key, func(ctx context.Context) (leave func(), err error) {
-		if turn, err = k.guard.enter(ctx, key, c, patient); err != nil {
+		if turn, err = k.guard.enter(ctx, key, forUser, patient); err != nil {
 			return nil, err
 		}
-		if turn.probe && c == forUser {
+		if turn.probe {
 			stop()
 		}
 		return turn.leave, nil

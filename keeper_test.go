@@ -1059,3 +1059,239 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		require.Zero(t, ganbauth.KeysHeld(kit))
 	})
 }
+
+// What becomes of a token that the bank's API has refused.
+func TestReplace(t *testing.T) {
+	run := func(name string, bank ganbtest.Options, age time.Duration, test func(t *testing.T, s *stepTest)) {
+		t.Run(name, func(t *testing.T) { inSteps(t, bank, age, test) })
+	}
+	stored := func(s *stepTest) *ganbauth.Token {
+		token, err := s.Load(s.t.Context(), "bank/u")
+		require.NoError(s.t, err)
+		return token
+	}
+	run("the store fails", ganbtest.Options{}, 0, func(t *testing.T, s *stepTest) {
+		s.load.set(func(int) error { return errStep })
+		_, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", "refused")
+		require.ErrorIs(t, err, errStep)
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+	})
+	run("it has been replaced, and the other one serves", ganbtest.Options{}, 0, func(t *testing.T, s *stepTest) {
+		got, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", "refused")
+		require.NoError(t, err)
+		require.Equal(t, stored(s), got)
+		require.Zero(t, s.bank.Refreshes())
+	})
+	run("it has been replaced, and the other one is about to expire", ganbtest.Options{}, aboutToExpire, func(t *testing.T, s *stepTest) {
+		got, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", "refused")
+		require.NoError(t, err)
+		require.Equal(t, 1, s.bank.Refreshes())
+		require.Equal(t, stored(s), got)
+	})
+	run("the one that helped expires within the minute", ganbtest.Options{Lifetime: 30 * time.Second}, 0, func(t *testing.T, s *stepTest) {
+		refused := stored(s).AccessToken
+		second, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", refused)
+		require.NoError(t, err)
+		time.Sleep(25 * time.Second)
+		third, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", refused)
+		require.NoError(t, err)
+		require.NotEqual(t, second.AccessToken, third.AccessToken)
+		require.Equal(t, 2, s.bank.Refreshes())
+	})
+	run("another process has one that is about to expire", ganbtest.Options{}, 0, func(t *testing.T, s *stepTest) {
+		refused, other := stored(s).AccessToken, s.bank.Token()
+		other.IssuedAt, other.ExpiresAt = time.Now().Add(-time.Hour), time.Now().Add(5*time.Second)
+		s.before.set(func(n int) error {
+			if n == 1 {
+				s.put(t, other)
+			}
+			return nil
+		})
+		got, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", refused)
+		require.NoError(t, err)
+		require.NotEqual(t, other.AccessToken, got.AccessToken)
+		require.Equal(t, 1, s.bank.Refreshes())
+	})
+	for age, ends := range map[time.Duration]bool{
+		0: false, 59 * time.Second: false, time.Minute: true, -59 * time.Second: false, -time.Minute: true,
+	} {
+		run(fmt.Sprint("there is no refresh token, and it was issued before ", age), ganbtest.Options{}, 0, func(t *testing.T, s *stepTest) {
+			token := stored(s)
+			token.RefreshToken, token.IssuedAt = "", time.Now().Add(-age)
+			s.put(t, token)
+			got, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", token.AccessToken)
+			if !ends {
+				require.NoError(t, err)
+				require.Equal(t, token.AccessToken, got.AccessToken)
+				return
+			}
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+			require.ErrorContains(t, err, "refuses")
+			require.Empty(t, stored(s).AccessToken, "a mark is there")
+		})
+	}
+	run("there is no refresh token, and the store fails when another record is there", ganbtest.Options{}, 10*time.Minute, func(t *testing.T, s *stepTest) {
+		token := stored(s)
+		token.RefreshToken = ""
+		s.put(t, token)
+		s.before.set(func(int) error {
+			s.put(t, s.bank.Token())
+			s.load.set(func(int) error { return errStep })
+			return nil
+		})
+		_, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", token.AccessToken)
+		require.ErrorIs(t, err, errStep)
+		s.up()
+	})
+}
+
+// A token that serves does not wait for the bank's limit; one that the API has refused does.
+func TestPatienceAtALimit(t *testing.T) {
+	prepare := func(t *testing.T) (*ganbtest.Server, *ganbauth.Kit) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+		for _, u := range []string{"u", "v"} {
+			connect(t, bank, store, u)
+		}
+		time.Sleep(aboutToExpire)
+		kit := backgroundKit(t, bank, store, nil, tokenRate(1))
+		_, err := kit.Token(t.Context(), "v")
+		require.NoError(t, err)
+		return bank, kit
+	}
+	synctest.Test(t, func(t *testing.T) {
+		bank, kit := prepare(t)
+		begun := time.Now()
+		token, err := kit.Token(t.Context(), "u")
+		require.NoError(t, err)
+		require.Zero(t, time.Since(begun))
+		require.Equal(t, 1, bank.Refreshes())
+
+		next, err := ganbauth.Replace(kit, t.Context(), "bank/u", token.AccessToken)
+		require.NoError(t, err)
+		require.NotEqual(t, token.AccessToken, next.AccessToken)
+		require.Equal(t, time.Second, time.Since(begun))
+	})
+}
+
+// A refresh reads the record once, and its successor not at all.
+func TestRefreshReadsOnce(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		var loads atomic.Int32
+		s.load.set(func(int) error { loads.Add(1); return nil })
+		_, err := s.token()
+		require.NoError(t, err)
+		require.EqualValues(t, 1, loads.Load())
+	})
+}
+
+// A token that the store has not taken is not spent. It serves until it expires.
+func TestUnsavedIsNotSpent(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{Lifetime: time.Minute}, func(t *testing.T, o *keptOffice) {
+		o.connect(1, 0)
+		store := &unwritable{watchedStore: &watchedStore{indexedStore: o.store}}
+		kit := backgroundKit(t, o.bank, store, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
+		time.Sleep(61 * time.Second)
+		token, err := kit.Token(t.Context(), "0")
+		require.NoError(t, err)
+		time.Sleep(50 * time.Second)
+		again, err := kit.Token(t.Context(), "0")
+		require.NoError(t, err)
+		require.Equal(t, token.AccessToken, again.AccessToken)
+		time.Sleep(20 * time.Second)
+		_, err = kit.Token(t.Context(), "0")
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.ErrorContains(t, err, "not stored yet")
+		require.Equal(t, 1, o.bank.Refreshes())
+		require.NotContains(t, o.log.String(), "another process")
+		store.heal.Store(true)
+		time.Sleep(time.Minute)
+		_, err = kit.Token(t.Context(), "0")
+		require.NoError(t, err)
+	})
+}
+
+// A token that is stored is read from the store, however long its lock takes to be given back.
+func TestStoredIsRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+		connect(t, bank, store, "u")
+		time.Sleep(expired)
+		kit := backgroundKit(t, bank, store, lockerFunc(func(context.Context, string) (func(), error) {
+			return func() { time.Sleep(10 * time.Second) }, nil
+		}))
+		_, err := kit.Token(t.Context(), "u")
+		require.NoError(t, err)
+		other := bank.Token()
+		require.NoError(t, store.Save(t.Context(), "bank/u", other))
+		got, err := kit.Token(t.Context(), "u")
+		require.NoError(t, err)
+		require.Equal(t, other.AccessToken, got.AccessToken)
+		time.Sleep(time.Minute)
+	})
+}
+
+// A user whose request finds out whether the bank is back does not wait for it, and is told
+// what everybody is told.
+func TestProbeHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true, Latency: 3 * time.Second}), ganbauth.NewMemoryStore()
+		for u := range 4 {
+			connect(t, bank, store, fmt.Sprint(u))
+		}
+		time.Sleep(expired)
+		kit := backgroundKit(t, bank, store, nil)
+		hints := []string{"40", "5", "5"}
+		for u, hint := range hints {
+			bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Status: http.StatusServiceUnavailable, Header: http.Header{"Retry-After": {hint}}}, 1)
+			_, err := kit.Token(t.Context(), fmt.Sprint(u))
+			require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+			if u == len(hints)-1 {
+				require.Less(t, ganbauth.RetryAfter(err), 10*time.Second, "what the bank has told this user")
+			}
+		}
+		_, err := kit.Token(t.Context(), "3")
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.Greater(t, ganbauth.RetryAfter(err), 30*time.Second)
+		time.Sleep(40 * time.Second)
+		begun := time.Now()
+		_, err = kit.Token(t.Context(), "3")
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.Less(t, ganbauth.RetryAfter(err), 5*time.Second)
+		require.Zero(t, time.Since(begun))
+		time.Sleep(4 * time.Second)
+		begun = time.Now()
+		_, err = kit.Token(t.Context(), "3")
+		require.NoError(t, err)
+		require.Zero(t, time.Since(begun))
+		time.Sleep(time.Minute)
+		require.Zero(t, ganbauth.TurnsOut(kit))
+	})
+}
+
+// A refresh ahead that meets a user's gives its turn back. One whose caller leaves keeps it
+// until it is over.
+func TestAheadMeetsAUser(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true, Latency: 5 * time.Second}), ganbauth.NewMemoryStore()
+		connect(t, bank, store, "u")
+		time.Sleep(expired)
+		kit := backgroundKit(t, bank, store, nil)
+		go func() { _, _ = kit.Token(t.Context(), "u") }()
+		synctest.Wait()
+		n, err := kit.RefreshExpiring(t.Context(), time.Hour)
+		require.NoError(t, err)
+		require.Zero(t, n, "the user's request has refreshed it")
+		require.Equal(t, 1, bank.Refreshes())
+		synctest.Wait()
+		require.Zero(t, ganbauth.TurnsOut(kit))
+
+		time.Sleep(expired)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err = kit.RefreshExpiring(ctx, time.Hour)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 1, ganbauth.TurnsOut(kit))
+		time.Sleep(time.Minute)
+		require.Zero(t, ganbauth.TurnsOut(kit))
+	})
+}
