@@ -69,11 +69,12 @@ func TestRefreshExpiring(t *testing.T) {
 			require.Equal(t, 8, n)
 			bank.Fail(ganbtest.TokenEndpoint, ganbtest.Maintenance, -1)
 			time.Sleep(45 * time.Minute)
-			before := bank.Refreshes()
+			before, begun := bank.Refreshes(), time.Now()
 			n, err = kit.RefreshExpiring(t.Context(), time.Hour)
 			require.Equal(t, 503, ganbauth.StatusCode(err))
 			require.Zero(t, n)
 			require.Equal(t, 3, bank.Refreshes()-before)
+			require.Equal(t, 2*time.Second, time.Since(begun), "and the error is told at once")
 		})
 	})
 	t.Run("a bank that fails now and then is not away", func(t *testing.T) {
@@ -545,6 +546,23 @@ func TestKeepAliveRefreshes(t *testing.T) {
 		o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Maintenance, 3)
 		_, err := kit.RefreshExpiring(t.Context(), 2*time.Hour)
 		require.NoError(t, err, "three have failed, and the fourth needs no turn")
+	})
+	inWatchedOffice(t, "what ends a run goes before what one entry has", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(5, 0)
+		time.Sleep(45 * time.Minute)
+		corrupt := new(ganbauth.Token).UnmarshalBinary([]byte{99})
+		first := s.index[0].Key
+		s.wrong = func(key string) error {
+			if key == first {
+				return corrupt
+			}
+			return nil
+		}
+		o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Maintenance, -1)
+		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Hour)
+		var refusal *ganbauth.TokenError
+		require.ErrorAs(t, err, &refusal)
+		require.NotErrorIs(t, err, corrupt)
 	})
 	inWatchedOffice(t, "none that cools down", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		o.connect(1, 0)

@@ -3,6 +3,7 @@ package ganbauth_test
 import (
 	"context"
 	"errors"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -186,6 +187,13 @@ func TestLongestNames(t *testing.T) {
 					require.NoError(t, err)
 				}
 				require.Len(t, names, 4, "two of each key's")
+				beside := 0
+				for name := range names {
+					if regexp.MustCompile(`^bank//(write|probe)/[\w-]+$`).MatchString(name) {
+						beside++
+					}
+				}
+				require.Equal(t, 2, beside)
 				for name := range names {
 					require.LessOrEqual(t, len(name), 1024)
 					require.True(t, strings.HasPrefix(name, "bank/"), name)
@@ -193,6 +201,18 @@ func TestLongestNames(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A name of just 1,024 bytes is not shortened.
+func TestNameOfTheGreatestLength(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, names := ganbtest.NewServer(ganbtest.Options{InProcess: true}), map[string]bool{}
+		locker := lockerFunc(func(_ context.Context, name string) (func(), error) { names[name] = true; return func() {}, nil })
+		kit := backgroundKit(t, bank, callStore{ganbauth.NewMemoryStore(), func(string, string) {}}, locker)
+		key := strings.Repeat("k", 1024-len("bank///write"))
+		require.NoError(t, kit.SetToken(t.Context(), key, bank.Token()))
+		require.Equal(t, map[string]bool{"bank/" + key + "//write": true}, names)
+	})
 }
 
 // The look of a store of three methods that fails below the write lock is no other record.
@@ -234,5 +254,155 @@ func TestStoreThatHeedsNoContext(t *testing.T) {
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Equal(t, time.Second, time.Since(begun))
 		time.Sleep(time.Minute)
+	})
+}
+
+// A store of three methods that answers oddly.
+func TestOddStores(t *testing.T) {
+	run := func(name string, test func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				test(t, ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore())
+			})
+		})
+	}
+	run("no token and no error: nobody is connected", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+		kit := backgroundKit(t, bank, loadStore{memory, func() (*ganbauth.Token, error) { return nil, nil }}, nil)
+		_, err := kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+	})
+	run("a token and ErrTokenNotFound: there is none", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+		kit := backgroundKit(t, bank, loadStore{memory, func() (*ganbauth.Token, error) { return bank.Token(), ganbauth.ErrTokenNotFound }}, nil)
+		_, err := kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+		err = kit.SetToken(t.Context(), "u", bank.Token())
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable, "what it has saved is not there")
+		stored, err := memory.Load(t.Context(), "bank/u")
+		require.NoError(t, err)
+		require.Empty(t, stored.AccessToken, "a mark, after a look that found nothing")
+	})
+	run("a look that fails once, after the proof", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+		connect(t, bank, memory, "u")
+		time.Sleep(expired)
+		loads := 0
+		var names []string
+		kit := backgroundKit(t, bank, loadStore{callStore{memory, func(method, key string) { names = append(names, method+" "+key) }}, func() (*ganbauth.Token, error) {
+			if loads++; loads == 2 {
+				return nil, errStep
+			}
+			return memory.Load(t.Context(), "bank/u")
+		}}, nil)
+		_, err := kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, errStep)
+		require.Zero(t, bank.Refreshes())
+		require.Equal(t, []string{"Save bank/u//probe", "Delete bank/u//probe"}, names)
+	})
+	run("one that hangs holds up the next write for five seconds", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+		var hangs atomic.Bool
+		kit := backgroundKit(t, bank, callStore{memory, func(method, _ string) {
+			if method == "Save" && hangs.Load() {
+				time.Sleep(time.Minute)
+			}
+		}}, nil)
+		hangs.Store(true)
+		go func() { _ = kit.SetToken(t.Context(), "u", bank.Token()) }()
+		synctest.Wait()
+		begun := time.Now()
+		err := kit.SetToken(t.Context(), "u", bank.Token())
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.ErrorContains(t, err, "lock")
+		require.Equal(t, 5*time.Second, time.Since(begun))
+		hangs.Store(false)
+		time.Sleep(2 * time.Minute)
+	})
+	run("a Locker without an unlock", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+		connect(t, bank, memory, "u")
+		time.Sleep(expired)
+		var log lockedBuffer
+		kit := backgroundKit(t, bank, memory, lockerFunc(func(context.Context, string) (func(), error) { return nil, nil }),
+			func(o *ganbauth.Options) { o.Logger = textLogger(&log) })
+		_, err := kit.Token(t.Context(), "u")
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		require.NotContains(t, log.String(), "panic")
+	})
+	run("a token that looks like a sealed one, in a kit with keys", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+		kit := backgroundKit(t, bank, memory, nil, func(o *ganbauth.Options) { o.EncryptionKeys = [][]byte{key(1)} })
+		token := bank.Token()
+		token.AccessToken = "sealed." + token.AccessToken
+		require.NoError(t, kit.SetToken(t.Context(), "u", token))
+		got, err := kit.Token(t.Context(), "u")
+		require.NoError(t, err)
+		require.Equal(t, token.AccessToken, got.AccessToken)
+	})
+	run("its calls end with their request's deadline", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+		store := &deadlineStore{TokenStore: memory}
+		kit := backgroundKit(t, bank, store, nil)
+		for request, want := range map[time.Duration]time.Duration{time.Second: time.Second, time.Hour: 5 * time.Second} {
+			ctx, cancel := context.WithTimeout(t.Context(), request)
+			_, err := kit.Token(ctx, "u")
+			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+			require.Equal(t, want, store.left)
+			cancel()
+		}
+	})
+	run("it takes no other process's record for a failure", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+		s := &stepping{TokenStore: memory}
+		s.before.set(func(n int) error {
+			if n == 2 { // the first has put a mark
+				s.put(t, bank.Token())
+			}
+			return nil
+		})
+		err := backgroundKit(t, bank, s, nil).SetToken(t.Context(), "u", bank.Token())
+		require.ErrorContains(t, err, "the user has logged in or out meanwhile")
+		require.NotContains(t, err.Error(), "change token")
+	})
+}
+
+// loadStore is a store whose Load is a function.
+type loadStore struct {
+	ganbauth.TokenStore
+	load func() (*ganbauth.Token, error)
+}
+
+func (s loadStore) Load(context.Context, string) (*ganbauth.Token, error) { return s.load() }
+
+// deadlineStore notes how long its calls have.
+type deadlineStore struct {
+	ganbauth.TokenStore
+	left time.Duration
+}
+
+func (s *deadlineStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	deadline, _ := ctx.Deadline()
+	s.left = time.Until(deadline)
+	return s.TokenStore.Load(ctx, key)
+}
+
+// hangingEngine is a store that is its own Locker, and heeds no context.
+type hangingEngine struct{ *oneEngine }
+
+func (e hangingEngine) LockRecord(context.Context, string) (string, func(), error) {
+	time.Sleep(time.Hour)
+	return "", nil, errStep
+}
+
+// A lock that hangs, and does not heed its context, is an error when the request has waited
+// for ten seconds.
+func TestLockThatHeedsNoContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+		e := hangingEngine{&oneEngine{stepping: &stepping{TokenStore: ganbauth.NewMemoryStore()}}}
+		connect(t, bank, e, "u")
+		time.Sleep(expired)
+		kit := backgroundKit(t, bank, e, nil)
+		begun := time.Now()
+		_, err := kit.Token(t.Context(), "u")
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.Equal(t, 10*time.Second, time.Since(begun))
+		time.Sleep(time.Minute)
+		require.Zero(t, ganbauth.TurnsOut(kit), "the lock is given up after half a minute")
+		time.Sleep(time.Hour)
 	})
 }
