@@ -670,7 +670,7 @@ func TestKeepAliveEachTokenOnce(t *testing.T) {
 func TestKeepAliveEvents(t *testing.T) {
 	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
 		token := o.bank.Token()
-		require.NoError(t, o.store.Save(t.Context(), "bank/a%2Fb/c", token))
+		require.NoError(t, o.store.Save(t.Context(), "bank/a%2Fb%25/c%2F", token))
 		time.Sleep(45 * time.Minute)
 		var mu sync.Mutex
 		var seen []string
@@ -686,7 +686,7 @@ func TestKeepAliveEvents(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 		synctest.Wait()
-		require.Equal(t, []string{"token_refreshed a/b c"}, seen)
+		require.Equal(t, []string{"token_refreshed a/b% c/"}, seen)
 	})
 }
 

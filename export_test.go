@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"net/http"
 	"time"
+
+	"github.com/alexedwards/scs/v2"
 )
 
 // What the tests reach for behind the public names.
@@ -471,6 +473,39 @@ func (g *guard) held() (n int) {
 
 func Replace(k *Kit, ctx context.Context, key, refused string) (*Token, error) {
 	return k.keeper.replace(ctx, key, refused)
+}
+
+// Owners are the owners of a kit named "bank".
+type Owners struct{ o *owners }
+
+func NewOwners(sessions *scs.SessionManager, keyOf, connectionOf func(*http.Request) (string, error)) Owners {
+	return Owners{&owners{"bank", "ganbauth.bank", sessions, keyOf, connectionOf}}
+}
+
+func (o Owners) StoreKey(r *http.Request) (string, error) {
+	who, err := o.o.whose(r)
+	return who.storeKey, err
+}
+
+func (o Owners) LoginKey(r *http.Request, connection string) (storeKey string, isNew bool, err error) {
+	who, isNew, err := o.o.loginOwner(r, connection)
+	return who.storeKey, isNew, err
+}
+
+func (o Owners) Connection(r *http.Request) (string, error)         { return o.o.connection(r) }
+func (o Owners) WithSession(r *http.Request) (*http.Request, error) { return o.o.withSession(r) }
+func (o Owners) Beginner(r *http.Request) (string, error)           { return o.o.beginner(r) }
+func (o Owners) Began(r *http.Request, beginner string) (bool, error) {
+	return o.o.began(r, beginner)
+}
+
+// Attach gives r's session the handle of that key.
+func (o Owners) Attach(w http.ResponseWriter, r *http.Request, key, beginner string) (former string, err error) {
+	return o.o.attach(w, r, owner{key: key}, beginner)
+}
+
+func (o Owners) Detach(w http.ResponseWriter, r *http.Request, connection string) error {
+	return o.o.detach(w, r, connection)
 }
 
 // TurnsOut counts the turns at the bank that somebody has or waits for.

@@ -357,16 +357,16 @@ func (ke *keeping) refreshed(ctx context.Context, storeKey string, t *Token, tur
 	}
 	ke.mu.Lock()
 	defer ke.mu.Unlock()
-	if turn.wasSent() {
+	if turn.wasSent() { // else another process or a user's request has refreshed it
 		ke.asked++
+		if err == nil {
+			ke.n++
+		}
 	}
 	if err != nil {
 		return
 	}
 	delete(ke.failing, storeKey)
-	if turn.wasSent() { // else another process or a user's request has refreshed it
-		ke.n++
-	}
 	if next.IssuedAt.Equal(seconds(ke.begun)) {
 		if ke.early == nil {
 			ke.early = map[string]struct{}{}

@@ -35,15 +35,13 @@ func (o *owners) session(r *http.Request) (session, error) {
 		return session{}, nil
 	}
 	given := r.Context()
-	if reflect.TypeOf(given).Kind() != reflect.Pointer && !reflect.ValueOf(given).Comparable() {
-		given = &struct{ context.Context }{given} // the next comparison would panic
+	if reflect.TypeOf(given).Kind() != reflect.Pointer {
+		given = &struct{ context.Context }{given} // not everything else can be compared
 	}
 	ctx, err := o.sessions.Load(given, "") // returns the context as it is if a session is in it
 	ours := ctx != given
-	if err == nil && ours {
-		if c, cookieErr := r.Cookie(o.sessions.Cookie.Name); cookieErr == nil {
-			ctx, err = o.sessions.Load(r.Context(), c.Value)
-		}
+	if c, cookieErr := r.Cookie(o.sessions.Cookie.Name); ours && cookieErr == nil {
+		ctx, err = o.sessions.Load(r.Context(), c.Value)
 	}
 	if err != nil {
 		return session{}, unavailable("ganbauth: load session: %w", err)
@@ -55,7 +53,7 @@ func (o *owners) session(r *http.Request) (session, error) {
 // session in its context even where no LoadAndSave stands above the kit.
 func (o *owners) withSession(r *http.Request) (*http.Request, error) {
 	s, err := o.session(r)
-	if err != nil || !s.ours {
+	if !s.ours {
 		return r, err
 	}
 	return r.WithContext(s.ctx), nil
@@ -138,7 +136,7 @@ func (o *owners) inSession(held, connection string) (owner, error) {
 	handle, ok := strings.CutPrefix(held, o.kit+"/")
 	switch {
 	case !ok:
-		return owner{connection: connection}, nil
+		return owner{}, nil
 	case connection == "":
 		return owner{handle, "", held}, nil
 	}

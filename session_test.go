@@ -1,12 +1,15 @@
 package ganbauth_test
 
 import (
+	"context"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
 
+	"github.com/alexedwards/scs/v2"
 	"github.com/alexedwards/scs/v2/memstore"
 	"github.com/stretchr/testify/require"
 
@@ -153,4 +156,175 @@ func TestI12StoreKeys(t *testing.T) {
 			require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
 		}
 	}
+}
+
+// whoever is a user who has been connected in a session.
+type whoever struct {
+	ganbauth.Owners
+	sessions *scs.SessionManager
+	engine   *faultyEngine
+	cookie   *http.Cookie
+}
+
+// newWhoever connects the user, under the handle ";A", or connects nobody if that is empty.
+func newWhoever(t *testing.T, handle string, keyOf, connectionOf func(*http.Request) (string, error)) *whoever {
+	engine := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+	sessions := scs.New()
+	sessions.Store = engine
+	u := &whoever{ganbauth.NewOwners(sessions, keyOf, connectionOf), sessions, engine, nil}
+	ctx, err := sessions.Load(t.Context(), "")
+	require.NoError(t, err)
+	sessions.Put(ctx, "cart", "full")
+	if handle != "" {
+		sessions.Put(ctx, "ganbauth.bank", "bank/"+handle)
+	}
+	token, _, err := sessions.Commit(ctx)
+	require.NoError(t, err)
+	u.cookie = &http.Cookie{Name: "session", Value: token}
+	return u
+}
+
+func (u *whoever) request() *http.Request {
+	r := httptest.NewRequest("GET", "/", nil)
+	r.AddCookie(u.cookie)
+	return r
+}
+
+// Where the sessions fail, nothing is known: each question that needs them has their error
+// for an answer.
+func TestSessionsFail(t *testing.T) {
+	text := func(s string, err error) (any, error) { return s, err }
+	key := func(*http.Request) (string, error) { return "u", nil }
+	for name, c := range map[string]struct {
+		handle              string
+		keyOf, connectionOf func(*http.Request) (string, error)
+		calls               int // of the engine
+		ask                 func(u *whoever) (any, error)
+	}{
+		"whose":                        {";A", nil, nil, 1, func(u *whoever) (any, error) { return text(u.StoreKey(u.request())) }},
+		"whose, by Key":                {"", key, nil, 1, func(u *whoever) (any, error) { return text(u.StoreKey(u.request())) }},
+		"whose, by Key and Connection": {"", key, key, 2, func(u *whoever) (any, error) { return text(u.StoreKey(u.request())) }},
+		"which connection":             {";A", nil, key, 1, func(u *whoever) (any, error) { return text(u.Connection(u.request())) }},
+		"whose a login will be": {";A", nil, nil, 1, func(u *whoever) (any, error) {
+			storeKey, isNew, err := u.LoginKey(u.request(), "")
+			return isNew || storeKey != "", err
+		}},
+		"who begins":         {";A", nil, nil, 1, func(u *whoever) (any, error) { return text(u.Beginner(u.request())) }},
+		"who begins, by Key": {"", key, nil, 1, func(u *whoever) (any, error) { return text(u.Beginner(u.request())) }},
+		"who has begun":      {";A", nil, nil, 2, func(u *whoever) (any, error) { return u.Began(u.request(), "another") }},
+		"connect": {";A", nil, nil, 3, func(u *whoever) (any, error) {
+			_, err := u.Attach(httptest.NewRecorder(), u.request(), ";B", "")
+			return false, err
+		}},
+		"connect, with several connections": {";A", nil, key, 3, func(u *whoever) (any, error) {
+			return text(u.Attach(httptest.NewRecorder(), u.request(), ";A", ""))
+		}},
+		"disconnect": {";A", nil, nil, 3, func(u *whoever) (any, error) {
+			return false, u.Detach(httptest.NewRecorder(), u.request(), "")
+		}},
+	} {
+		for n := 1; n <= c.calls+1; n++ {
+			u := newWhoever(t, c.handle, c.keyOf, c.connectionOf)
+			met := u.engine.failNext(n, false)
+			got, err := c.ask(u)
+			call := met()
+			require.Equal(t, n <= c.calls, call != "", "%s: call %d", name, n)
+			if call == "" {
+				require.NoError(t, err, name)
+				continue
+			}
+			require.ErrorIs(t, err, errEngine, "%s: %s is call %d", name, call, n)
+			require.ErrorIs(t, err, ganbauth.ErrUnavailable, "%s: %s", name, call)
+			require.Zero(t, got, "%s: %s", name, call)
+		}
+	}
+}
+
+// What the application's functions say of a request.
+func TestKeyAndConnectionAnswer(t *testing.T) {
+	fault := errors.New("the users' database is away")
+	says := func(s string, err error) func(*http.Request) (string, error) {
+		return func(*http.Request) (string, error) { return s, err }
+	}
+	u := newWhoever(t, "", says("u", nil), says("c", fault))
+	_, err := u.StoreKey(u.request())
+	require.ErrorIs(t, err, fault)
+	require.ErrorContains(t, err, "Connection")
+	connection, err := u.Connection(u.request())
+	require.ErrorIs(t, err, fault)
+	require.Empty(t, connection)
+
+	for length, ok := range map[int]bool{255: true, 256: false} {
+		u = newWhoever(t, "", says("u", nil), says(strings.Repeat("c", length), nil))
+		connection, err = u.Connection(u.request())
+		require.Equal(t, ok, err == nil)
+		require.Equal(t, ok, connection != "")
+	}
+	u = newWhoever(t, "", says("u", fault), nil)
+	storeKey, err := u.StoreKey(u.request())
+	require.ErrorIs(t, err, fault)
+	require.ErrorContains(t, err, "Key")
+	require.Empty(t, storeKey)
+	began, err := u.Began(u.request(), "another")
+	require.ErrorIs(t, err, fault)
+	require.False(t, began)
+	for _, nobody := range []func(*http.Request) (string, error){says("", nil), says("", ganbauth.ErrLoginRequired), says("u", ganbauth.ErrLoginRequired)} {
+		u = newWhoever(t, "", nobody, nil)
+		_, err = u.StoreKey(u.request())
+		require.ErrorIs(t, err, ganbauth.ErrNoUser)
+		began, err = u.Began(u.request(), "another")
+		require.NoError(t, err)
+		require.False(t, began)
+	}
+}
+
+// A session is read once, whatever kind of context carries it, and not at all without a
+// cookie.
+func TestSessionIsReadOnce(t *testing.T) {
+	u := newWhoever(t, ";A", nil, nil)
+	calls := func() int {
+		u.engine.mu.Lock()
+		defer u.engine.mu.Unlock()
+		n := u.engine.calls
+		u.engine.calls = 0
+		return n
+	}
+	calls()
+	storeKey, err := u.StoreKey(httptest.NewRequest("GET", "/", nil))
+	require.NoError(t, err)
+	require.Empty(t, storeKey)
+	require.Zero(t, calls())
+
+	r := u.request()
+	storeKey, err = u.StoreKey(r)
+	require.NoError(t, err)
+	require.Equal(t, "bank/;A", storeKey)
+	require.Equal(t, 1, calls())
+
+	ctx, err := u.sessions.Load(r.Context(), u.cookie.Value)
+	require.NoError(t, err)
+	calls()
+	for _, ctx := range []context.Context{ctx, odd{ctx, nil}, &odd{ctx, nil}} {
+		storeKey, err = u.StoreKey(r.WithContext(ctx))
+		require.NoError(t, err)
+		require.Equal(t, "bank/;A", storeKey)
+		require.Zero(t, calls())
+		same, err := u.WithSession(r.WithContext(ctx))
+		require.NoError(t, err)
+		require.Equal(t, ctx, same.Context())
+	}
+	u.sessions.Put(ctx, "ganbauth.bank", "corp/;A")
+	storeKey, err = u.StoreKey(r.WithContext(ctx))
+	require.NoError(t, err)
+	require.Empty(t, storeKey, "what another kit has written is nobody's")
+
+	r, err = u.WithSession(u.request())
+	require.NoError(t, err)
+	require.Equal(t, "full", u.sessions.GetString(r.Context(), "cart"))
+}
+
+// odd is a context that cannot be compared.
+type odd struct {
+	context.Context
+	_ []int
 }
