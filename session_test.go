@@ -323,6 +323,43 @@ func TestSessionIsReadOnce(t *testing.T) {
 	require.Equal(t, "full", u.sessions.GetString(r.Context(), "cart"))
 }
 
+// Who has begun a login: the session of now, or the one that a login in another tab has
+// renewed since. By Key it is the user, whatever the session says.
+func TestWhoHasBegun(t *testing.T) {
+	ask := func(keyOf func(*http.Request) (string, error), beginner string) bool {
+		u := newWhoever(t, ";A ancestor", keyOf, nil)
+		if beginner == "now" {
+			var err error
+			beginner, err = u.Beginner(u.request())
+			require.NoError(t, err)
+			require.NotEmpty(t, beginner)
+		}
+		began, err := u.Began(u.request(), beginner)
+		require.NoError(t, err)
+		return began
+	}
+	key := func(*http.Request) (string, error) { return "u", nil }
+	for beginner, want := range map[string][2]bool{"now": {true, true}, "ancestor": {true, false}, "another": {false, false}} {
+		require.Equal(t, want[0], ask(nil, beginner), beginner)
+		require.Equal(t, want[1], ask(key, beginner), "%s, by Key", beginner)
+	}
+	u := newWhoever(t, ";A", nil, nil)
+	u.engine.failNext(1, false)
+	began, err := u.Began(u.request(), "")
+	require.NoError(t, err, "anybody in this browser")
+	require.True(t, began)
+}
+
+// A connection whose store key would be too long is refused.
+func TestLoginKeyIsTooLong(t *testing.T) {
+	for _, several := range []func(*http.Request) (string, error){nil, func(*http.Request) (string, error) { return "", nil }} {
+		u := newWhoever(t, ";A", nil, several)
+		storeKey, _, err := u.LoginKey(u.request(), strings.Repeat("c", 1024))
+		require.ErrorContains(t, err, "1024")
+		require.Empty(t, storeKey)
+	}
+}
+
 // odd is a context that cannot be compared.
 type odd struct {
 	context.Context
