@@ -41,6 +41,7 @@ var (
 	ErrOtherSubject   = errOtherSubject
 	ErrBusy           = errBusy
 	ErrAttemptExpired = errAttemptExpired
+	ErrRenewedSince   = errRenewedSince
 )
 
 // CutAnswer is the error of a token request whose answer broke off.
@@ -506,6 +507,13 @@ func (o Owners) Attach(w http.ResponseWriter, r *http.Request, key, beginner str
 
 func (o Owners) Detach(w http.ResponseWriter, r *http.Request, connection string) error {
 	return o.o.detach(w, r, connection)
+}
+
+// RunsHeld counts the calls of KeepAlive and RefreshExpiring that are remembered.
+func RunsHeld(k *Kit) int {
+	k.engine.runs.mu.Lock()
+	defer k.engine.runs.mu.Unlock()
+	return len(k.engine.runs.m)
 }
 
 // TurnsOut counts the turns at the bank that somebody has or waits for.

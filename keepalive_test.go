@@ -390,6 +390,7 @@ func TestKeepAliveLog(t *testing.T) {
 		require.ErrorIs(t, second(), context.Canceled)
 		require.NotContains(t, o.log.String(), "level=ERROR")
 		require.NotContains(t, o.log.String(), "level=WARN")
+		require.NotContains(t, o.log.String(), "not every entry")
 	})
 	inWatchedOffice(t, "while a Locker fails, after pauses from a second to a minute", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		broken := errors.New("connection refused")
@@ -467,6 +468,15 @@ func TestKeepAliveLog(t *testing.T) {
 		require.Regexp(t, ` msg="ganbauth: not every entry of the store can be kept alive" without_token=1 unreadable=1 error=`, lines[0])
 		require.ErrorIs(t, end(), context.Canceled)
 	})
+	inWatchedOffice(t, "one row that cannot be read", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		corrupt := new(ganbauth.Token).UnmarshalBinary([]byte{99})
+		s.wrong = func(string) error { return corrupt }
+		_, err := o.kitOn(s).RefreshExpiring(t.Context(), 2*time.Hour)
+		require.ErrorIs(t, err, corrupt)
+		require.ErrorContains(t, err, "not all tokens can be kept alive")
+		require.Contains(t, o.log.String(), "without_token=0 unreadable=1")
+	})
 	inWatchedOffice(t, "entries without a token are not wrong", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		s.index = append(s.index, ganbauth.Expiry{Key: "bank/nobody"})
 		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Hour)
@@ -479,6 +489,51 @@ func TestKeepAliveLog(t *testing.T) {
 		_, err := o.kitOn(s, tokenRate(0.01)).RefreshExpiring(t.Context(), time.Hour)
 		require.NoError(t, err)
 		require.Regexp(t, `level=WARN .* tokens=299 expire_within=1h0m0s needed_per_second=0.08 reached_per_second=0.01\n`, o.log.String())
+	})
+}
+
+// KeepAlive warns of a rate that is too low when tokens have expired before their turn, and
+// more expire than it refreshes.
+func TestKeepAliveWarnsOfTheRate(t *testing.T) {
+	refresh := func(t *testing.T, o *keptOffice, s *watchedStore, users int) string {
+		o.connect(users, 0)
+		time.Sleep(o.bank.Token().ExpiresAt.Sub(time.Now()) + time.Second)
+		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Second)
+		require.NoError(t, err)
+		return o.log.String()
+	}
+	inWatchedOffice(t, "not in the first minute", ganbtest.Options{Lifetime: 10 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		require.NotContains(t, refresh(t, o, s, 60), "level=WARN")
+	})
+	inWatchedOffice(t, "then", ganbtest.Options{Lifetime: 10 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		require.Regexp(t, `level=WARN .* tokens=60 expire_within=10s needed_per_second=6 reached_per_second=1.02\n`, refresh(t, o, s, 61))
+	})
+	inWatchedOffice(t, "not where it is enough", ganbtest.Options{Lifetime: 2 * time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		require.NotContains(t, refresh(t, o, s, 120), "level=WARN")
+	})
+	inWatchedOffice(t, "not where they cannot be counted", ganbtest.Options{Lifetime: 10 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		pages := 0
+		s.list = func(after ganbauth.Expiry) ([]ganbauth.Expiry, error) {
+			if pages++; pages == 4 {
+				return nil, errUnlistable
+			}
+			return o.store.ExpiringAfter(t.Context(), after, time.Now().Add(time.Second), 100)
+		}
+		o.connect(150, 0)
+		time.Sleep(11 * time.Second)
+		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Second)
+		require.NoError(t, err)
+		require.Equal(t, 4, pages, "two of the run, and two of the count")
+		require.NotContains(t, o.log.String(), "level=WARN")
+	})
+	inWatchedOffice(t, "tokens that live long, by the day, and once an hour", ganbtest.Options{Lifetime: 30 * 24 * time.Hour}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(2000, 0)
+		time.Sleep(31 * 24 * time.Hour)
+		end := o.keepAlive(o.kitOn(s, tokenRate(0.01)))
+		time.Sleep(3 * time.Hour)
+		require.Regexp(t, `level=WARN .* tokens=1900 expire_within=24h0m0s needed_per_second=0.02 reached_per_second=0.01\n`, o.log.String())
+		require.Equal(t, 1, strings.Count(o.log.String(), "level=WARN"))
+		require.ErrorIs(t, end(), context.Canceled)
 	})
 }
 
@@ -674,6 +729,49 @@ func (s *changingStore) Load(ctx context.Context, key string) (*ganbauth.Token, 
 	t, err := s.watchedStore.Load(ctx, key)
 	s.once.Do(func() { err = errors.Join(err, s.Save(ctx, key, s.newer)) })
 	return t, err
+}
+
+// Shutdown ends every run and waits for its end, and none is remembered.
+func TestShutdownEndsRuns(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		kit := o.kit()
+		for range 3 {
+			_, err := kit.RefreshExpiring(t.Context(), time.Hour)
+			require.NoError(t, err)
+		}
+		require.Zero(t, ganbauth.RunsHeld(kit))
+		var ended atomic.Int32
+		for range 2 { // the second waits for the first
+			go func() { _ = kit.KeepAlive(t.Context()); ended.Add(1) }()
+		}
+		synctest.Wait()
+		require.Equal(t, 2, ganbauth.RunsHeld(kit))
+		require.NoError(t, kit.Shutdown(t.Context()))
+		synctest.Wait()
+		require.EqualValues(t, 2, ended.Load())
+		require.Zero(t, ganbauth.RunsHeld(kit))
+	})
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(1, 0)
+		slow := stubbornStore{engineStore{o.store, o.locker}}
+		begun := time.Now()
+		kit := backgroundKit(t, o.bank, slow, nil)
+		go func() { _ = kit.KeepAlive(t.Context()) }()
+		time.Sleep(time.Second)
+		cut, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, kit.Shutdown(cut), context.DeadlineExceeded)
+		require.NoError(t, kit.Shutdown(t.Context()))
+		require.Equal(t, 10*time.Second, time.Since(begun))
+	})
+}
+
+// stubbornStore takes its time, whatever becomes of the context.
+type stubbornStore struct{ engineStore }
+
+func (s stubbornStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	time.Sleep(10 * time.Second)
+	return s.engineStore.Load(ctx, key)
 }
 
 // A Locker that fails just as its time ends is not another process.

@@ -218,7 +218,7 @@ func (o *owners) began(r *http.Request, beginner string) (bool, error) {
 // before, if that is another one.
 func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, beginner string) (former string, err error) {
 	s, err := o.session(r)
-	if err != nil || s.SessionManager == nil || o.keyOf != nil && s.Token(s.ctx) == "" {
+	if s.SessionManager == nil || o.keyOf != nil && s.Token(s.ctx) == "" {
 		return "", err
 	}
 	if o.keyOf == nil && o.connectionOf != nil && o.handle(s).held == "" && o.renewedSince(r) {
@@ -261,7 +261,7 @@ func (o *owners) renewedSince(r *http.Request) bool {
 // session with nothing else in it ends; another gets a new token.
 func (o *owners) detach(w http.ResponseWriter, r *http.Request, connection string) error {
 	s, err := o.session(r)
-	if err != nil || s.SessionManager == nil || !s.Exists(s.ctx, o.handleName) {
+	if s.SessionManager == nil || !s.Exists(s.ctx, o.handleName) {
 		return err
 	}
 	if connection != "" {

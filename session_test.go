@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/alexedwards/scs/v2"
 	"github.com/alexedwards/scs/v2/memstore"
@@ -113,7 +114,11 @@ func TestSessionThatTheKitWrites(t *testing.T) {
 			require.False(t, found, "%s: the session before is worthless", name)
 		}
 
-		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		resp := b.post("/bank/logout")
+		require.Equal(t, 303, resp.StatusCode)
+		for _, c := range resp.Cookies() {
+			require.Equal(t, want == "", c.Value == "", "%s: %s", name, c.Name)
+		}
 		require.Equal(t, want, cart(), name)
 		require.Equal(t, want == "", b.cookie("session") == "", name)
 		require.NotEqual(t, connected, b.cookie("session"), name)
@@ -348,6 +353,88 @@ func TestWhoHasBegun(t *testing.T) {
 	began, err := u.Began(u.request(), "")
 	require.NoError(t, err, "anybody in this browser")
 	require.True(t, began)
+}
+
+// A login gives the session its handle, unless another tab's login has renewed the session
+// since the request came: the connections of that one are worth more.
+func TestAttachMeetsAnotherTab(t *testing.T) {
+	key := func(*http.Request) (string, error) { return "u", nil }
+	for name, c := range map[string]struct {
+		handle              string
+		keyOf, connectionOf func(*http.Request) (string, error)
+		stays, noCookie     bool // the session that the browser sent
+		fails               int  // a call of the engine
+		renewed             bool
+	}{
+		"several connections, in the session":    {connectionOf: key, renewed: true},
+		"it is still there":                      {connectionOf: key, stays: true},
+		"there is one connection":                {},
+		"it has a handle, which stays":           {connectionOf: key, handle: ";A"},
+		"by Key":                                 {connectionOf: key, keyOf: key},
+		"nobody knows, as the engine has failed": {connectionOf: key, fails: 1},
+		"the request has no cookie":              {connectionOf: key, noCookie: true},
+	} {
+		u := newWhoever(t, c.handle, c.keyOf, c.connectionOf)
+		ctx, err := u.sessions.Load(t.Context(), u.cookie.Value)
+		require.NoError(t, err)
+		r := u.request()
+		if c.noCookie {
+			r.Header.Del("Cookie")
+		}
+		if !c.stays {
+			require.NoError(t, u.engine.MemStore.Delete(u.cookie.Value))
+		}
+		u.engine.failNext(c.fails, false)
+		_, err = u.Attach(httptest.NewRecorder(), r.WithContext(ctx), ";B", "")
+		require.Equal(t, c.renewed, errors.Is(err, ganbauth.ErrRenewedSince), name)
+		if c.renewed {
+			continue
+		}
+		require.NoError(t, err, name)
+		want := "bank/;B"
+		if c.keyOf != nil {
+			want = ""
+		}
+		require.Equal(t, want, u.sessions.GetString(ctx, "ganbauth.bank"), name)
+		require.Equal(t, "full", u.sessions.GetString(ctx, "cart"), name)
+	}
+}
+
+// The look for another tab's login ends with the request's deadline.
+func TestAttachIsBounded(t *testing.T) {
+	u := newWhoever(t, "", nil, func(*http.Request) (string, error) { return "", nil })
+	session, err := u.sessions.Load(t.Context(), u.cookie.Value)
+	require.NoError(t, err)
+	var deadlines []time.Time
+	u.sessions.Store = notingEngine{faultyContext{u.engine}, &deadlines}
+	ask := func(ctx context.Context) (asked time.Time) {
+		deadlines = nil
+		_, err = u.Attach(httptest.NewRecorder(), u.request().WithContext(ctx), ";B", "")
+		require.NoError(t, err)
+		require.NotEmpty(t, deadlines)
+		return deadlines[0]
+	}
+	bounded, cancel := context.WithTimeout(session, time.Hour)
+	defer cancel()
+	deadline, _ := bounded.Deadline()
+	require.Equal(t, deadline, ask(bounded))
+	u = newWhoever(t, "", nil, func(*http.Request) (string, error) { return "", nil })
+	session, err = u.sessions.Load(t.Context(), u.cookie.Value)
+	require.NoError(t, err)
+	u.sessions.Store = notingEngine{faultyContext{u.engine}, &deadlines}
+	require.Zero(t, ask(session))
+}
+
+// notingEngine notes until when it may look for a session.
+type notingEngine struct {
+	faultyContext
+	deadlines *[]time.Time
+}
+
+func (e notingEngine) FindCtx(ctx context.Context, name string) ([]byte, bool, error) {
+	deadline, _ := ctx.Deadline()
+	*e.deadlines = append(*e.deadlines, deadline)
+	return e.faultyContext.FindCtx(ctx, name)
 }
 
 // A connection whose store key would be too long is refused.
