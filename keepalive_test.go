@@ -300,8 +300,8 @@ func TestKeepAliveReads(t *testing.T) {
 	inWatchedOffice(t, "and begins at the front after 30 seconds", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		o.connect(250, 0)
 		time.Sleep(45 * time.Minute)
-		end := o.keepAlive(o.kitOn(s))
-		time.Sleep(249 * time.Second)
+		end := o.keepAlive(o.kitOn(s, tokenRate(3.28))) // 100 in 30.2 s
+		time.Sleep(70 * time.Second)
 		_, after := s.seen()
 		require.Equal(t, make([]ganbauth.Expiry, 3), after)
 		require.ErrorIs(t, end(), context.Canceled)
@@ -673,9 +673,17 @@ func TestKeepAliveRefreshes(t *testing.T) {
 		heal()
 		time.Sleep(time.Hour)
 		require.Zero(t, s.lapsed())
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "who was served fails for the first time again", ganbtest.Options{Lifetime: 4 * time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 3) // after 2, 3, 5 minutes
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(10 * time.Minute)
+		require.Equal(t, 4, o.bank.Refreshes())
 		o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 1)
-		o.watch(75 * time.Minute)
-		require.Zero(t, o.sum, "the next failure is the first again")
+		o.watch(10 * time.Minute)
+		require.Zero(t, o.sum)
 		require.ErrorIs(t, end(), context.Canceled)
 	})
 	inWatchedOffice(t, "tokens whose life is shorter from now on", ganbtest.Options{Lifetime: 30 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {

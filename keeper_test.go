@@ -1210,24 +1210,54 @@ func TestUnsavedIsNotSpent(t *testing.T) {
 	})
 }
 
-// A token that is stored is read from the store, however long its lock takes to be given back.
+// A token that the store has taken at last is read from there, however long its lock takes to
+// be given back.
 func TestStoredIsRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
-		connect(t, bank, store, "u")
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(1, 0)
+		store := &unwritable{watchedStore: &watchedStore{indexedStore: o.store}}
 		time.Sleep(expired)
-		kit := backgroundKit(t, bank, store, lockerFunc(func(context.Context, string) (func(), error) {
+		kit := backgroundKit(t, o.bank, store, lockerFunc(func(context.Context, string) (func(), error) {
 			return func() { time.Sleep(10 * time.Second) }, nil
 		}))
-		_, err := kit.Token(t.Context(), "u")
+		served, err := kit.Token(t.Context(), "0")
 		require.NoError(t, err)
-		other := bank.Token()
-		require.NoError(t, store.Save(t.Context(), "bank/u", other))
-		got, err := kit.Token(t.Context(), "u")
+		store.heal.Store(true)
+		time.Sleep(6 * time.Second)
+		stored, err := store.Load(t.Context(), "bank/0")
+		require.NoError(t, err)
+		require.Equal(t, served.AccessToken, stored.AccessToken)
+		other := o.bank.Token()
+		require.NoError(t, store.Save(t.Context(), "bank/0", other))
+		got, err := kit.Token(t.Context(), "0")
 		require.NoError(t, err)
 		require.Equal(t, other.AccessToken, got.AccessToken)
 		time.Sleep(time.Minute)
 	})
+}
+
+// A refresh whose refusal is out of date is not believed: another process has connected the
+// user since.
+func TestRefusalIsOutOfDate(t *testing.T) {
+	for name, left := range map[string]time.Duration{"with a token that serves": time.Hour, "with one that is about to expire": 5 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+				other := s.bank.Token()
+				s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+				other.IssuedAt, other.ExpiresAt = time.Now().Add(-time.Hour), time.Now().Add(left)
+				s.after.set(func(n int) error {
+					if n == 2 { // the mark is there
+						s.put(t, other)
+					}
+					return nil
+				})
+				got, err := s.token()
+				require.NoError(t, err)
+				require.Equal(t, left == time.Hour, got.AccessToken == other.AccessToken)
+				require.True(t, got.Valid())
+			})
+		})
+	}
 }
 
 // A user whose request finds out whether the bank is back does not wait for it, and is told
@@ -1256,7 +1286,8 @@ func TestProbeHoldsUpNobody(t *testing.T) {
 		begun := time.Now()
 		_, err = kit.Token(t.Context(), "3")
 		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
-		require.Less(t, ganbauth.RetryAfter(err), 5*time.Second)
+		var refusal *ganbauth.TokenError
+		require.ErrorAs(t, err, &refusal, "what has put the bank away")
 		require.Zero(t, time.Since(begun))
 		time.Sleep(4 * time.Second)
 		begun = time.Now()

@@ -91,7 +91,7 @@ func (r *records) swap(ctx context.Context, key string, old, new *Token) error {
 		return unlock, err
 	}, release)
 	release(unlock)
-	return unlessSuperseded("change token", err)
+	return notDone("change token", err)
 }
 
 // compareAndWrite is swap for a store of three methods, below the write lock.
@@ -241,12 +241,12 @@ func (r *records) change(ctx context.Context, what string, call func(context.Con
 	_, err := await(ctx, r, r.prompt, callTimeout, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, call(ctx)
 	}, nil)
-	return unlessSuperseded(what, err)
+	return notDone(what, err)
 }
 
-func unlessSuperseded(what string, err error) error {
-	if err == nil || errors.Is(err, ErrSuperseded) {
-		return err
+func notDone(what string, err error) error {
+	if err == nil {
+		return nil
 	}
 	return unavailable("ganbauth: %s: %w", what, err)
 }

@@ -27,9 +27,10 @@ type faultyEngine struct {
 
 	mu    sync.Mutex
 	calls int
-	fails int    // the number of the call that fails; 0: none
-	after bool   // it has its effect all the same
-	met   string // the name of the call that failed
+	names []string // of the calls
+	fails int      // the number of the call that fails; 0: none
+	after bool     // it has its effect all the same
+	met   string   // the name of the call that failed
 }
 
 var errEngine = errors.New("the engine is away")
@@ -37,6 +38,7 @@ var errEngine = errors.New("the engine is away")
 func (e *faultyEngine) call(name string, effect func() error) error {
 	e.mu.Lock()
 	e.calls++
+	e.names = append(e.names, name)
 	fails := e.calls == e.fails
 	if fails {
 		e.met = name
@@ -98,6 +100,29 @@ func (e faultyContext) CommitCtx(_ context.Context, name string, b []byte, expir
 
 func (e faultyContext) DeleteCtx(_ context.Context, name string) error {
 	return e.faultyEngine.Delete(name)
+}
+
+// The default store compares and writes with one look, and its marks end by themselves.
+func TestSCSCalls(t *testing.T) {
+	e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+	s := setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}}
+	s.sessions = func(m *scs.SessionManager) { m.Store = e }
+	inBubble(t, s, func(t *testing.T, a *app) {
+		said := func() []string {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			names := e.names
+			e.names = nil
+			return names
+		}
+		said()
+		require.NoError(t, a.kit.SetToken(t.Context(), "u", a.bank.Token()))
+		require.Equal(t, []string{"Find", "Find", "Commit", "Find", "Commit"}, said())
+		time.Sleep(expired)
+		_, err := a.kit.Token(t.Context(), "u")
+		require.NoError(t, err)
+		require.Equal(t, []string{"Find", "Find", "Commit", "Find", "Find", "Commit"}, said(), "the first write is the proof")
+	})
 }
 
 // I1 I10: every call of the engine that holds the sessions and the tokens fails, one at a
