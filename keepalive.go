@@ -462,7 +462,7 @@ func (ke *keeping) warnOfRate(ctx context.Context) {
 func (ke *keeping) count(ctx context.Context, before time.Time) (n int, err error) {
 	for after := (Expiry{}); ; {
 		page, err := ke.pages.next(ctx, after, before)
-		if n += len(page); err != nil || len(page) < pageSize {
+		if n += len(page); len(page) < pageSize {
 			return n, err
 		}
 		after = page[len(page)-1]

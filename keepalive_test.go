@@ -508,25 +508,37 @@ func TestKeepAliveWarnsOfTheRate(t *testing.T) {
 	inWatchedOffice(t, "then", ganbtest.Options{Lifetime: 10 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		require.Regexp(t, `level=WARN .* tokens=60 expire_within=10s needed_per_second=6 reached_per_second=1.02\n`, refresh(t, o, s, 61))
 	})
-	inWatchedOffice(t, "not where it is enough", ganbtest.Options{Lifetime: 2 * time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
-		require.NotContains(t, refresh(t, o, s, 120), "level=WARN")
+	inWatchedOffice(t, "not where it is just enough", ganbtest.Options{Lifetime: 1000 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		require.NotContains(t, refresh(t, o, s, 1001), "level=WARN")
 	})
 	inWatchedOffice(t, "not where they cannot be counted", ganbtest.Options{Lifetime: 10 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		pages := 0
-		s.list = func(after ganbauth.Expiry) ([]ganbauth.Expiry, error) {
-			if pages++; pages == 4 {
-				return nil, errUnlistable
-			}
-			return o.store.ExpiringAfter(t.Context(), after, time.Now().Add(time.Second), 100)
-		}
 		o.connect(150, 0)
 		time.Sleep(11 * time.Second)
+		before := time.Now()
+		s.list = func(after ganbauth.Expiry) ([]ganbauth.Expiry, error) {
+			switch pages++; pages {
+			case 3:
+				before = time.Now().Add(10 * time.Second)
+			case 4:
+				return nil, errUnlistable
+			}
+			return o.store.ExpiringAfter(t.Context(), after, before, 100)
+		}
 		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Second)
 		require.NoError(t, err)
 		require.Equal(t, 4, pages, "two of the run, and two of the count")
 		require.NotContains(t, o.log.String(), "level=WARN")
 	})
-	inWatchedOffice(t, "tokens that live long, by the day, and once an hour", ganbtest.Options{Lifetime: 30 * 24 * time.Hour}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+	inWatchedOffice(t, "once an hour", ganbtest.Options{Lifetime: 10 * time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(300, 0)
+		time.Sleep(11 * time.Minute)
+		end := o.keepAlive(o.kitOn(s, tokenRate(0.1)))
+		time.Sleep(59 * time.Minute) // three pages
+		require.Equal(t, 1, strings.Count(o.log.String(), "level=WARN"))
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "tokens that live long, by the day", ganbtest.Options{Lifetime: 30 * 24 * time.Hour}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		o.connect(2000, 0)
 		time.Sleep(31 * 24 * time.Hour)
 		end := o.keepAlive(o.kitOn(s, tokenRate(0.01)))
