@@ -464,3 +464,109 @@ func TestI10EngineFailsAtTheSecondDelivery(t *testing.T) {
 		})
 	}
 }
+
+// oddCodec is a jsonCodec whose answers are changed.
+type oddCodec struct {
+	jsonCodec
+	encode func() error
+	decode func(b []byte, values map[string]any, err error) (map[string]any, error)
+}
+
+func (c *oddCodec) Encode(deadline time.Time, values map[string]any) ([]byte, error) {
+	if c.encode != nil {
+		if err := c.encode(); err != nil {
+			return nil, err
+		}
+	}
+	return c.jsonCodec.Encode(deadline, values)
+}
+
+func (c *oddCodec) Decode(b []byte) (time.Time, map[string]any, error) {
+	deadline, values, err := c.jsonCodec.Decode(b)
+	if c.decode != nil {
+		values, err = c.decode(b, values, err)
+	}
+	return deadline, values, err
+}
+
+// A record stands behind the codec's bytes only where the codec has shown that it reads over
+// it. Otherwise it is a value, which every codec can read.
+func TestSCSOddCodecs(t *testing.T) {
+	one := map[string]any{"x": ""}
+	calls := 0
+	for name, codec := range map[string]*oddCodec{
+		"it fails, and says something": {decode: func(_ []byte, values map[string]any, err error) (map[string]any, error) {
+			if err != nil {
+				values = one
+			}
+			return values, err
+		}},
+		"it finds something in what follows": {decode: func(_ []byte, values map[string]any, err error) (map[string]any, error) {
+			if err != nil {
+				values = map[string]any{"x": "", "y": ""}
+			}
+			return values, nil
+		}},
+		"it cannot encode at first": {
+			encode: func() error {
+				if calls++; calls == 1 {
+					return errEngine
+				}
+				return nil
+			},
+			decode: func(_ []byte, values map[string]any, err error) (map[string]any, error) {
+				if err != nil {
+					values = one
+				}
+				return values, nil
+			},
+		},
+	} {
+		sessions := scs.New()
+		sessions.Codec = codec
+		store := ganbauth.NewSCSStore(sessions)
+		require.NoError(t, store.Save(t.Context(), "key", &fullToken))
+		got, err := store.Load(t.Context(), "key")
+		require.NoError(t, err, name)
+		require.Equal(t, fullToken, *got, name)
+		all, err := sessions.Store.(*memstore.MemStore).All()
+		require.NoError(t, err)
+		for _, data := range all {
+			_, values, err := jsonCodec{}.Decode(data)
+			require.NoError(t, err, name)
+			require.Len(t, values, 1, name)
+		}
+	}
+}
+
+// A value that cannot be read to its end is no record, whatever its beginning says.
+func TestSCSBrokenValue(t *testing.T) {
+	for name, spoil := range map[string]func(codec *oddCodec, values map[string]any){
+		"no base64": func(_ *oddCodec, values map[string]any) {
+			for k, v := range values {
+				values[k] = v.(string) + "!"
+			}
+		},
+		"the codec fails": func(codec *oddCodec, _ map[string]any) {
+			codec.decode = func(_ []byte, values map[string]any, _ error) (map[string]any, error) { return values, errEngine }
+		},
+	} {
+		sessions, codec := scs.New(), &oddCodec{}
+		sessions.Codec = codec
+		store := ganbauth.NewSCSStore(sessions)
+		require.NoError(t, store.Save(t.Context(), "key", &fullToken))
+		engine := sessions.Store.(*memstore.MemStore)
+		all, err := engine.All()
+		require.NoError(t, err)
+		for record, data := range all {
+			deadline, values, err := codec.Decode(data)
+			require.NoError(t, err)
+			spoil(codec, values)
+			data, err = codec.Encode(deadline, values)
+			require.NoError(t, err)
+			require.NoError(t, engine.Commit(record, data, time.Now().Add(time.Hour)))
+		}
+		_, err = store.Load(t.Context(), "key")
+		require.ErrorContains(t, err, "cannot be read", name)
+	}
+}

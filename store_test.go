@@ -456,3 +456,8 @@ func TestStoreThatSharesItsTokens(t *testing.T) {
 		require.Empty(t, a.next.last().RefreshToken)
 	})
 }
+
+// The store in memory needs no goroutine of its own, because it keeps nobody waiting.
+func TestMemoryStoreIsPrompt(t *testing.T) {
+	require.True(t, ganbauth.NewMemoryStore().(interface{ EndsWithContext() bool }).EndsWithContext())
+}
