@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -507,6 +508,26 @@ func (o Owners) Attach(w http.ResponseWriter, r *http.Request, key, beginner str
 
 func (o Owners) Detach(w http.ResponseWriter, r *http.Request, connection string) error {
 	return o.o.detach(w, r, connection)
+}
+
+// RemedyFor says what deny does for r, which met err.
+func RemedyFor(k *Kit, r *http.Request, err error, hasPath, straightBack bool) string {
+	remedies := map[remedy]string{noRemedy: "none", askAgain: "ask again", askAgainSoon: "ask again soon", connectFirst: "connect", stopLoop: "stop"}
+	return remedies[k.remedyFor(r, err, kindOfRequest(r), hasPath, straightBack)]
+}
+
+// Marked returns path with the mark of so many reloads.
+func Marked(k *Kit, path string, reloads int) string {
+	return k.marked(path, reloadedMark, strconv.Itoa(reloads))
+}
+
+func TokenIsGone(k *Kit, r *http.Request) bool { return k.tokenIsGone(r) }
+
+func LoginURL(k *Kit, r *http.Request, own string, err error) string { return k.loginURL(r, own, err) }
+
+// ScopesToAsk returns the scopes of a login that mends the lack of one, beside granted ones.
+func ScopesToAsk(k *Kit, granted []string, missing string) []string {
+	return k.scopesToAsk(&scopeError{granted: granted, missing: []string{missing}}, []string{missing})
 }
 
 // RunsHeld counts the calls of KeepAlive and RefreshExpiring that are remembered.

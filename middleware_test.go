@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/alexedwards/scs/v2"
+	"github.com/alexedwards/scs/v2/memstore"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
@@ -583,4 +584,192 @@ func TestContextsThatCannotBeCompared(t *testing.T) {
 		})
 		require.True(t, b.connected())
 	}
+}
+
+// What helps a request that is refused.
+func TestRemedies(t *testing.T) {
+	a := newApp(t, setup{sessions: func(m *scs.SessionManager) { m.Cookie.SameSite = http.SameSiteStrictMode }})
+	b := a.browser()
+	b.login()
+	session := b.cookie("session")
+	htmx := header("HX-Request", "true", "HX-Current-URL", appURL+"/p")
+	form := with(navigate, "Sec-Fetch-Site", "same-origin")
+	away := ganbauth.Unavailable(errors.New("the store"))
+	lacks := fmt.Errorf("%w", ganbauth.ErrInsufficientScope)
+	for _, c := range []struct {
+		name                  string
+		method                string
+		header                http.Header
+		cookie                string // of the session
+		err                   error
+		hasPath, straightBack bool
+		want                  string
+	}{
+		{"a navigation", "GET", navigate, session, ganbauth.ErrLoginRequired, true, false, "connect"},
+		{"HTMX", "GET", htmx, session, ganbauth.ErrLoginRequired, true, false, "connect"},
+		{"scopes are missing", "GET", navigate, session, lacks, true, false, "connect"},
+		{"a program", "GET", program, session, ganbauth.ErrLoginRequired, true, false, "none"},
+		{"a form", "POST", form, session, ganbauth.ErrLoginRequired, true, false, "none"},
+		{"the store is away", "GET", navigate, session, away, true, false, "none"},
+		{"nobody is logged in to the application", "GET", navigate, session, ganbauth.ErrNoUser, true, false, "none"},
+		{"after a login", "GET", navigate, session, ganbauth.ErrLoginRequired, true, true, "stop"},
+		{"HTMX after a login", "GET", htmx, session, ganbauth.ErrLoginRequired, true, true, "stop"},
+		{"a program after a login", "GET", program, session, ganbauth.ErrLoginRequired, true, true, "none"},
+
+		{"the cookie stayed behind", "GET", navigate, "", ganbauth.ErrLoginRequired, true, false, "ask again"},
+		{"the cookie stayed behind, and nobody is logged in", "GET", navigate, "", ganbauth.ErrNoUser, true, false, "ask again"},
+		{"the cookie stayed behind, and scopes are missing", "GET", navigate, "", lacks, true, false, "connect"},
+		{"the cookie stayed behind, and the store is away", "GET", navigate, "", away, true, false, "none"},
+		{"the cookie stayed behind, and there is no path", "GET", navigate, "", ganbauth.ErrLoginRequired, false, false, "connect"},
+		{"the cookie stayed behind, HTMX", "GET", htmx, "", ganbauth.ErrLoginRequired, true, false, "connect"},
+
+		{"the session is gone after a login", "GET", navigate, "gone", ganbauth.ErrLoginRequired, true, true, "ask again soon"},
+		{"the session is gone after a login, and there is no path", "GET", navigate, "gone", ganbauth.ErrLoginRequired, false, true, "stop"},
+		{"the session is gone after a login, HTMX", "GET", htmx, "gone", ganbauth.ErrLoginRequired, true, true, "stop"},
+		{"the session is gone after a login, and scopes are missing", "GET", navigate, "gone", lacks, true, true, "stop"},
+		{"the session is gone", "GET", navigate, "gone", ganbauth.ErrLoginRequired, true, false, "connect"},
+	} {
+		r := httptest.NewRequest(c.method, "/p", nil)
+		r.Header = c.header.Clone()
+		if c.cookie != "" {
+			r.AddCookie(&http.Cookie{Name: "session", Value: c.cookie})
+		}
+		require.Equal(t, c.want, ganbauth.RemedyFor(a.kit, r, c.err, c.hasPath, c.straightBack), c.name)
+		if c.want == "ask again soon" {
+			again := httptest.NewRequest(c.method, ganbauth.Marked(a.kit, "/p", 3), nil)
+			again.Header = r.Header
+			r = again
+			require.Equal(t, "stop", ganbauth.RemedyFor(a.kit, r, c.err, c.hasPath, c.straightBack), "three times at most")
+		}
+	}
+}
+
+// A token is gone if the session names one, and the store says that it is not there.
+func TestTokenIsGone(t *testing.T) {
+	some := func(*http.Request) (string, error) { return "u", nil }
+	for name, c := range map[string]struct {
+		key, connection       func(*http.Request) (string, error)
+		handle, stored, fails bool
+		want                  bool
+	}{
+		"gone":                {handle: true, want: true},
+		"there":               {handle: true, stored: true},
+		"the store fails":     {handle: true, fails: true},
+		"none was there":      {},
+		"by Key":              {key: some},
+		"several connections": {handle: true, connection: some},
+	} {
+		memory := ganbauth.NewMemoryStore()
+		broken := &brokenStore{TokenStore: memory}
+		a := newApp(t, setup{options: ganbauth.Options{Store: broken, Key: c.key, Connection: c.connection}})
+		ctx, err := a.sessions.Load(t.Context(), "")
+		require.NoError(t, err)
+		if c.handle {
+			a.sessions.Put(ctx, "ganbauth.bank", "bank/;A")
+		}
+		if c.stored {
+			require.NoError(t, memory.Save(t.Context(), "bank/;A", a.bank.Token()))
+		}
+		if c.fails {
+			broken.set(errStep, nil, nil)
+		}
+		require.Equal(t, c.want, ganbauth.TokenIsGone(a.kit, httptest.NewRequest("GET", "/p", nil).WithContext(ctx)), name)
+	}
+	e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+	a := newApp(t, setup{sessions: func(m *scs.SessionManager) { m.Store = e }})
+	r := httptest.NewRequest("GET", "/p", nil)
+	r.AddCookie(&http.Cookie{Name: "session", Value: "x"})
+	e.failNext(1, false)
+	require.False(t, ganbauth.TokenIsGone(a.kit, r), "the sessions fail")
+}
+
+// A login asks for what was granted before, too, up to 256 characters.
+func TestScopesToAsk(t *testing.T) {
+	kit := newApp(t, setup{options: ganbauth.Options{Scopes: []string{"openid"}}}).kit
+	most := 256 - len("openid  more")
+	long := strings.Repeat("x", most)
+	require.Equal(t, []string{"openid", long, "more"}, ganbauth.ScopesToAsk(kit, []string{long}, "more"))
+	require.Equal(t, []string{"openid", "more"}, ganbauth.ScopesToAsk(kit, []string{long + "x"}, "more"))
+}
+
+// The login_url of a refusal is the request's own path, for a GET that a login helps.
+func TestLoginURL(t *testing.T) {
+	kit := newApp(t, setup{}).kit
+	ask := func(method, own string, err error) string {
+		return ganbauth.LoginURL(kit, httptest.NewRequest(method, "/p", nil), own, err)
+	}
+	require.True(t, strings.HasPrefix(ask("GET", "/p", ganbauth.ErrLoginRequired), "/p?"))
+	require.True(t, strings.HasPrefix(ask("GET", "/p", fmt.Errorf("%w", ganbauth.ErrInsufficientScope)), "/p?"))
+	require.Empty(t, ask("POST", "/p", ganbauth.ErrLoginRequired))
+	require.Empty(t, ask("GET", "", ganbauth.ErrLoginRequired))
+	require.Empty(t, ask("GET", "/p", ganbauth.ErrNoUser))
+	require.Empty(t, ask("GET", "/p", errStep))
+}
+
+// Where a login cannot be begun, the request is told why that is.
+func TestDenyCannotBegin(t *testing.T) {
+	failed := 0
+	defer func() { require.GreaterOrEqual(t, failed, 2) }()
+	for n := 1; ; n++ {
+		e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+		a := newApp(t, setup{bare: true, sessions: func(m *scs.SessionManager) { m.Store = e }})
+		ctx, err := a.sessions.Load(t.Context(), "")
+		require.NoError(t, err)
+		a.sessions.Put(ctx, "cart", "full")
+		token, _, err := a.sessions.Commit(ctx)
+		require.NoError(t, err)
+		met := e.failNext(n, false)
+		resp := a.browser().do("GET", "/p", with(navigate, "Cookie", "session="+token))
+		if met() == "" {
+			require.Greater(t, n, 2, "it looks for the user, and for who begins")
+			require.Equal(t, 303, resp.StatusCode)
+			return
+		}
+		require.Contains(t, []int{503, 303}, resp.StatusCode, "call %d", n)
+		failed += map[int]int{503: 1}[resp.StatusCode]
+	}
+}
+
+// A route whose scopes no login can ask for says so to those whom a login would help, and
+// whatever else is wrong to the others.
+func TestScopesThatNobodyCanGrant(t *testing.T) {
+	var met []error
+	broken := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+	a := newApp(t, setup{options: ganbauth.Options{
+		Store: broken, Key: func(*http.Request) (string, error) { return "u", nil },
+		OnError: func(w http.ResponseWriter, _ *http.Request, err error) {
+			met = append(met, err)
+			w.WriteHeader(ganbauth.StatusCode(err))
+		},
+	}})
+	a.mux.Handle("/wrong", a.kit.RequireScopes(strings.Repeat("x", 300))(a.next))
+	require.Equal(t, 500, a.browser().get("/wrong").StatusCode)
+	require.ErrorContains(t, met[0], "RequireScopes")
+	broken.set(errStep, nil, nil)
+	require.Equal(t, 503, a.browser().get("/wrong").StatusCode)
+	require.ErrorIs(t, met[1], errStep)
+}
+
+// A request without a session asks the store for nothing.
+func TestAnonymousAsksNoStore(t *testing.T) {
+	var keys []string
+	a := newApp(t, setup{options: ganbauth.Options{Store: callStore{ganbauth.NewMemoryStore(), func(_, key string) { keys = append(keys, key) }}}})
+	require.Equal(t, 401, a.browser().do("GET", "/p", program).StatusCode)
+	require.Empty(t, keys)
+}
+
+// A user who is connected and follows a login_url is led to the page, and the answer is kept
+// nowhere.
+func TestLoginURLOfAConnectedUser(t *testing.T) {
+	a := newApp(t, setup{})
+	b := a.browser()
+	var problem struct {
+		LoginURL string `json:"login_url"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(body(b.do("GET", "/p", with(program, "Referer", appURL+"/p/page")))), &problem))
+	b.login()
+	resp := b.get(problem.LoginURL)
+	require.Equal(t, 303, resp.StatusCode)
+	require.Equal(t, "/p/page", resp.Header.Get("Location"))
+	require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
 }

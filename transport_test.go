@@ -1020,3 +1020,102 @@ func TestI11AnswersAreClosed(t *testing.T) {
 		require.Zero(t, ganbauth.KeysHeld(a.kit))
 	})
 }
+
+// Only a request with a key of its own is changed beyond its token, so that it is sent once.
+func TestClientChangesNoMore(t *testing.T) {
+	client, bank, g := connectedClient(t, ganbtest.Options{})
+	send := func(body io.Reader, pairs ...string) *http.Request {
+		req, err := http.NewRequest("POST", bank.APIBase()+"/accounts", body)
+		require.NoError(t, err)
+		req.Header = header(pairs...)
+		resp, err := client.Do(req)
+		require.NoError(t, err)
+		resp.Body.Close()
+		return g.last()
+	}
+	sent := send(strings.NewReader("x"))
+	require.NotNil(t, sent.GetBody)
+	require.NotContains(t, sent.Header, "idempotency-key")
+	sent = send(http.NoBody, "Idempotency-Key", "k")
+	require.NotContains(t, sent.Header, "Idempotency-Key")
+	require.Equal(t, []string{"k"}, sent.Header["idempotency-key"])
+}
+
+// A body is sent whole each time.
+func TestClientSendsTheBodyAgain(t *testing.T) {
+	client, bank, g := connectedClient(t, ganbtest.Options{})
+	var bodies []string
+	g.hosts["bank.test"] = func(r *http.Request) (*http.Response, error) {
+		if r.Method != "PUT" {
+			return g.bank.RoundTrip(r)
+		}
+		data, err := io.ReadAll(r.Body)
+		bodies = append(bodies, string(data))
+		if len(bodies) == 1 {
+			return response(r, 401, `{"errorCode":"WG_ERR_105"}`, "Content-Type", "application/json"), err
+		}
+		return response(r, 200, "{}"), err
+	}
+	req, err := http.NewRequest("PUT", bank.APIBase()+"/accounts", strings.NewReader("whole"))
+	require.NoError(t, err)
+	resp, err := client.Do(req)
+	require.NoError(t, err)
+	require.Equal(t, 200, resp.StatusCode)
+	require.Equal(t, []string{"whole", "whole"}, bodies)
+}
+
+// What is not the bank's goes where it was sent, without the token, https or not.
+func TestClientForOtherHosts(t *testing.T) {
+	client, _, g := connectedClient(t, ganbtest.Options{})
+	g.hosts["other.test"] = func(r *http.Request) (*http.Response, error) { return response(r, 200, "well"), nil }
+	for _, target := range []string{"http://other.test/", "https://other.test/"} {
+		resp, err := client.Get(target)
+		require.NoError(t, err)
+		require.Equal(t, "well", body(resp))
+		require.Empty(t, g.last().Header.Get("X-Access-Token"))
+	}
+}
+
+// A client that no request's context has made asks no store, and says what is missing.
+func TestClientOfNobody(t *testing.T) {
+	calls := 0
+	bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+	kit := backgroundKit(t, bank, callStore{ganbauth.NewMemoryStore(), func(string, string) { calls++ }}, nil)
+	_, err := kit.Client(t.Context()).Get(bank.APIBase() + "/accounts")
+	require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+	require.ErrorContains(t, err, "RequireToken")
+	require.Zero(t, calls)
+}
+
+// countedContext counts who waits for its end.
+type countedContext struct {
+	foreignContext
+	waiting *atomic.Int32
+}
+
+func (c countedContext) AfterFunc(f func()) (stop func() bool) {
+	c.waiting.Add(1)
+	end := context.AfterFunc(c.Context, f)
+	return func() bool { c.waiting.Add(-1); return end() }
+}
+
+// A client that is used again and again leaves nothing with the context that it was made for.
+func TestClientLeavesNothingWithItsContext(t *testing.T) {
+	a := newApp(t, setup{})
+	var waiting atomic.Int32
+	a.mux.Handle("/many", a.kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		client := a.kit.Client(countedContext{foreignContext{ctx, make(chan struct{})}, &waiting})
+		for range 10 {
+			resp, err := client.Get(a.bank.APIBase() + "/accounts")
+			require.NoError(t, err)
+			require.NotZero(t, waiting.Load())
+			resp.Body.Close()
+			require.Zero(t, waiting.Load())
+		}
+	})))
+	b := a.browser()
+	b.login()
+	require.Equal(t, 200, b.get("/many").StatusCode)
+}
