@@ -532,14 +532,73 @@ func TestH4WhatPagesSay(t *testing.T) {
 	})
 }
 
+// Every page has words in its language, a link to try again where that helps, and one home.
+func TestErrorPageIsWhole(t *testing.T) {
+	faults := map[string]error{
+		"login_required": ganbauth.ErrLoginRequired, "insufficient_scope": ganbauth.ErrInsufficientScope, "no_user": ganbauth.ErrNoUser,
+		"access_denied": &ganbauth.AuthorizationError{Code: "access_denied"}, "login_expired": ganbauth.ErrAttemptExpired,
+		"invalid_state": ganbauth.ErrInvalidState, "refused": ganbauth.Refusal(405), "bank_unavailable": &ganbauth.TokenError{StatusCode: 503},
+		"unavailable": ganbauth.Unavailable(errStep), "bank_error": ganbauth.ErrTokenFormat, "misconfigured": &ganbauth.TokenError{StatusCode: 401, Code: "invalid_client"},
+		"internal": errStep,
+	}
+	for code, err := range faults {
+		texts := map[string]bool{}
+		for _, doing := range []string{"using", "connecting", "reconnecting"} {
+			for language, japanese := range map[string]bool{"ja": true, "en": false} {
+				page := ganbauth.NewErrorPage(err, doing, "/again", false, "/home", japanese)
+				about := fmt.Sprint(code, ", ", doing, ", ", language)
+				require.Equal(t, code, page.Code)
+				require.Equal(t, ganbauth.StatusCode(err), page.Status, about)
+				require.Equal(t, language, page.Language)
+				require.Equal(t, ganbauth.RetryAfter(err), page.RetryAfter, about)
+				for _, words := range []string{page.Title, page.Text} {
+					require.NotEmpty(t, words, about)
+					require.Equal(t, japanese, regexp.MustCompile(`[ぁ-ん]`).MatchString(words), "%s: %s", about, words)
+				}
+				texts[page.Text] = true
+				home := page.Links[len(page.Links)-1]
+				require.Equal(t, "/home", home.URL, about)
+				require.Equal(t, map[bool]string{true: "サイトに戻る", false: "Back to the site"}[japanese], home.Label)
+				if code == "no_user" {
+					require.Len(t, page.Links, 1)
+					continue
+				}
+				require.Len(t, page.Links, 2, about)
+				require.Equal(t, "/again", page.Links[0].URL)
+				require.NotEmpty(t, page.Links[0].Label, about)
+				require.NotEqual(t, home.Label, page.Links[0].Label)
+				require.Equal(t, japanese, regexp.MustCompile(`[ぁ-ん]`).MatchString(page.Links[0].Label), about)
+
+				sent := ganbauth.NewErrorPage(err, doing, "/again", true, "/home", japanese)
+				require.Equal(t, map[bool]string{true: "前のページに戻る", false: "Back to the previous page"}[japanese], sent.Links[0].Label)
+				require.Len(t, ganbauth.NewErrorPage(err, doing, "/home", false, "/home", japanese).Links, 1, "one link, not two")
+				require.Len(t, ganbauth.NewErrorPage(err, doing, "", false, "/home", japanese).Links, 1)
+				require.Empty(t, ganbauth.NewErrorPage(err, doing, "", false, "", japanese).Links)
+			}
+		}
+		own := map[string]int{"bank_unavailable": 6, "bank_error": 6, "misconfigured": 6, "access_denied": 4, "login_expired": 4, "unavailable": 4, "internal": 4}
+		require.Len(t, texts, max(own[code], 2), "%s has words of its own for those who connect, or connect again", code)
+	}
+	page := ganbauth.NewErrorPage(ganbauth.ErrNoUser, "using", "/again", true, "/home", false)
+	require.Len(t, page.Links, 1, "nothing helps but a login to the site")
+}
+
 // The page that reloads has a link and the user's colors.
 func TestE13TheReloadPage(t *testing.T) {
+	english := newApp(t, setup{sessions: func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }}).browser().get("/p")
+	require.Equal(t, 200, english.StatusCode)
+	require.Equal(t, "en", english.Header.Get("Content-Language"))
+	require.Contains(t, body(english), `<main class="soon">`)
+	require.Regexp(t, `(?s)<title>One moment, please</title>.*<h1>One moment, please</h1>\n<p>The page is loading.</p>\n<nav><a href="/p[^"]+">Continue</a></nav>`, body(english))
 	a := newApp(t, setup{sessions: func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }})
 	resp := a.browser().do("GET", "/p?a=1&b=2", with(navigate, "Accept-Language", "ja"))
 	require.Equal(t, 200, resp.StatusCode)
 	require.Contains(t, body(resp), `<meta name="color-scheme" content="light dark">`)
 	require.Contains(t, body(resp), `prefers-color-scheme:dark`)
 	require.Contains(t, body(resp), `<html lang="ja">`)
+	require.Contains(t, body(resp), `少々お待ちください`)
+	require.Contains(t, body(resp), `ページを読み込んでいます。`)
+	require.Equal(t, "ja", resp.Header.Get("Content-Language"))
 	_, target, _ := strings.Cut(resp.Header.Get("Refresh"), "url=")
 	require.Equal(t, map[string]string{"続ける": target}, links(resp))
 	require.Contains(t, resp.Header.Get("Content-Security-Policy"), "default-src 'none'")

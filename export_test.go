@@ -510,6 +510,13 @@ func (o Owners) Detach(w http.ResponseWriter, r *http.Request, connection string
 	return o.o.detach(w, r, connection)
 }
 
+// NewErrorPage makes the page for err, for a user who is doing that: "using", "connecting" or
+// "reconnecting".
+func NewErrorPage(err error, doing, again string, sentFrom bool, home string, japanese bool) *ErrorPage {
+	s := map[string]situation{"using": usingPage, "connecting": connecting, "reconnecting": reconnecting}[doing]
+	return newErrorPage(err, s, exits{again, sentFrom, home}, japanese)
+}
+
 // RemedyFor says what deny does for r, which met err.
 func RemedyFor(k *Kit, r *http.Request, err error, hasPath, straightBack bool) string {
 	remedies := map[remedy]string{noRemedy: "none", askAgain: "ask again", askAgainSoon: "ask again soon", connectFirst: "connect", stopLoop: "stop"}
