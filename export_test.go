@@ -517,6 +517,15 @@ func NewErrorPage(err error, doing, again string, sentFrom bool, home string, ja
 	return newErrorPage(err, s, exits{again, sentFrom, home}, japanese)
 }
 
+// JudgeCallback says whether a callback with this query can finish its user's login.
+func JudgeCallback(k *Kit, raw string) error {
+	q, err := parseCallback(raw)
+	if err != nil {
+		return err
+	}
+	return k.judge(q, true)
+}
+
 // RemedyFor says what deny does for r, which met err.
 func RemedyFor(k *Kit, r *http.Request, err error, hasPath, straightBack bool) string {
 	remedies := map[remedy]string{noRemedy: "none", askAgain: "ask again", askAgainSoon: "ask again soon", connectFirst: "connect", stopLoop: "stop"}

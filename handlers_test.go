@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -1066,4 +1067,121 @@ func TestI12LimitsOfCallbacks(t *testing.T) {
 		resp := b.get("/bank/callback?state=" + state + "&code=" + strings.Repeat("x", length))
 		require.Equal(t, sent, a.bank.Count(ganbtest.TokenEndpoint), "a code of %d bytes: %d", length, resp.StatusCode)
 	}
+}
+
+// What the bank may say in a callback.
+func TestCallbackQueries(t *testing.T) {
+	most := 16<<10 - len("state=s&code=c&x=")
+	issuer := ganbtest.NewServer(ganbtest.Options{InProcess: true}).Config().JWTIssuer
+	with := newApp(t, setup{}).kit
+	without := newApp(t, setup{config: func(c *ganbauth.Config) { c.JWTIssuer = "" }, options: ganbauth.Options{Scopes: []string{"private:account"}}}).kit
+	denied := func(code, description string) error {
+		return &ganbauth.AuthorizationError{Code: code, Description: description}
+	}
+	for _, c := range []struct {
+		raw           string
+		with, without error // of a bank with an issuer, and of one without
+	}{
+		{"state=s&code=c", nil, nil},
+		{"state=s&code=c&iss=" + url.QueryEscape(issuer), nil, nil},
+		{"state=s&code=c&iss=another", ganbauth.ErrInvalidState, nil},
+		{"state=s&code=c&x=" + strings.Repeat("x", most), nil, nil},
+		{"state=s&code=c&x=" + strings.Repeat("x", most+1), ganbauth.ErrInvalidState, ganbauth.ErrInvalidState},
+		{"state=s&error=x&error_description=a&error_description=b", ganbauth.ErrInvalidState, ganbauth.ErrInvalidState},
+		{"state=s&error=access_denied&error_description=no", denied("access_denied", "no"), denied("access_denied", "no")},
+		{"state=s&error=%00", denied("unknown_error", ""), denied("unknown_error", "")},
+		{"state=s&error", denied("unknown_error", ""), denied("unknown_error", "")},
+		{"state=s", ganbauth.ErrInvalidState, ganbauth.ErrInvalidState},
+	} {
+		for kit, want := range map[*ganbauth.Kit]error{with: c.with, without: c.without} {
+			err := ganbauth.JudgeCallback(kit, c.raw)
+			var refusal *ganbauth.AuthorizationError
+			if errors.As(want, &refusal) {
+				require.Equal(t, want, err, c.raw)
+			} else {
+				require.ErrorIs(t, err, want, c.raw)
+			}
+		}
+	}
+}
+
+// The application's Key and Connection fail at each of their calls when a login begins: that
+// is an answer of the 500s, and no login has begun.
+func TestLoginCannotBegin(t *testing.T) {
+	for n := 1; ; n++ {
+		calls := 0
+		fails := func() error {
+			if calls++; calls == n {
+				return errStep
+			}
+			return nil
+		}
+		a := newApp(t, setup{options: ganbauth.Options{
+			Store:      ganbauth.NewMemoryStore(),
+			Key:        func(*http.Request) (string, error) { return "u", fails() },
+			Connection: func(*http.Request) (string, error) { return "c", fails() },
+		}})
+		resp := a.browser().get("/bank/login")
+		if calls < n {
+			require.Greater(t, n, 2)
+			require.Equal(t, 303, resp.StatusCode)
+			return
+		}
+		if resp.StatusCode == 303 {
+			require.Greater(t, n, 2, "what follows is for the event only")
+			continue
+		}
+		require.GreaterOrEqual(t, resp.StatusCode, 500, "call %d", n)
+		require.Empty(t, resp.Header["Set-Cookie"], "call %d", n)
+		require.Empty(t, a.eventTypes(), "call %d", n)
+	}
+}
+
+// A callback that comes again when the user has logged out connects nobody, and the first one
+// does not look for the token that it has just stored.
+func TestCallbackAgainAfterLogout(t *testing.T) {
+	loads := 0
+	store := callStore{ganbauth.NewMemoryStore(), func(method, _ string) {
+		if method == "Load" {
+			loads++
+		}
+	}}
+	a := newApp(t, setup{options: ganbauth.Options{Store: store}})
+	b := a.browser()
+	callback := b.callbackURL("/bank/login")
+	cookie := b.cookies()[0].String()
+	loads = 0
+	require.Equal(t, 303, b.get(callback).StatusCode)
+	require.Equal(t, 3, loads, "to begin, and to compare twice")
+	require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+	again := a.browser()
+	resp := again.do("GET", callback, with(navigate, "Cookie", cookie))
+	require.NotEqual(t, 303, resp.StatusCode)
+	require.Empty(t, again.cookie("session"))
+}
+
+// A first login that fails leaves nothing in the store.
+func TestFailedLoginLeavesNothing(t *testing.T) {
+	store := newIndexedStore()
+	a := newApp(t, setup{options: ganbauth.Options{Store: store}})
+	a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
+	b := a.browser()
+	require.GreaterOrEqual(t, b.get(b.callbackURL("/bank/login")).StatusCode, 400)
+	store.mu.Lock()
+	defer store.mu.Unlock()
+	require.Empty(t, store.tokens)
+}
+
+// A token of the login before that cannot be deleted is an operator's business, not the user's.
+func TestFormerTokenStays(t *testing.T) {
+	store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+	inBubble(t, setup{options: ganbauth.Options{Store: store}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		store.set(nil, nil, errStep)
+		b.login()
+		require.True(t, b.connected())
+		time.Sleep(time.Minute)
+		require.Contains(t, a.log.String(), `level=ERROR msg="ganbauth: the token of the login before could not be deleted"`)
+	})
 }
