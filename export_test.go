@@ -526,6 +526,20 @@ func JudgeCallback(k *Kit, raw string) error {
 	return k.judge(q, true)
 }
 
+// What a kit finds out about a request.
+func CheckOrigin(k *Kit, r *http.Request) error       { return k.checkOrigin(r) }
+func CookieStayedBehind(k *Kit, r *http.Request) bool { return k.cookieStayedBehind(r) }
+func SessionIsGone(k *Kit, r *http.Request) bool      { return k.sessionIsGone(r) }
+func SentBy(k *Kit, r *http.Request) string           { return k.sentBy(r) }
+func AtAnotherHost(k *Kit, r *http.Request) bool      { return k.atAnotherHost(r) }
+func IsCallback(k *Kit, r *http.Request) bool         { return k.isCallback(r) }
+func ReturnPath(k *Kit, r *http.Request) string       { return k.returnPath(r, k.ownPath(r)) }
+func PrefersJapanese(h http.Header) bool              { return prefersJapanese(h) }
+
+func PagesOf(k *Kit, r *http.Request) (again, back string) {
+	return k.pagesOf(r, kindOfRequest(r), k.ownPath(r))
+}
+
 // RemedyFor says what deny does for r, which met err.
 func RemedyFor(k *Kit, r *http.Request, err error, hasPath, straightBack bool) string {
 	remedies := map[remedy]string{noRemedy: "none", askAgain: "ask again", askAgainSoon: "ask again soon", connectFirst: "connect", stopLoop: "stop"}

@@ -411,15 +411,14 @@ func (k *Kit) cutMarks(rawQuery string) (rest string, m marks) {
 		case k.markName(reloadedMark):
 			count, foreign := strings.CutSuffix(value, foreignSuffix)
 			m.foreign = m.foreign || foreign
-			n, err := strconv.Atoi(count)
-			if err != nil || n < 1 {
+			n, _ := strconv.Atoi(count)
+			if n < 1 {
 				n = maxReloads
 			}
 			m.reloads = max(m.reloads, n)
 		case k.markName(returnMark):
-			if value, err := url.QueryUnescape(value); err == nil {
-				m.returnTo, _ = localPath(value)
-			}
+			path, _ := url.QueryUnescape(value) // "" is no path
+			m.returnTo, _ = localPath(path)
 		default:
 			kept = append(kept, part)
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/alexedwards/scs/v2"
+	"github.com/alexedwards/scs/v2/memstore"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
@@ -50,6 +51,9 @@ func TestKindOfRequest(t *testing.T) {
 		r.Header = row.header()
 		require.Equal(t, row.Kind, ganbauth.KindOfRequest(r), "%s: %v", row.name(), row.Headers)
 	}
+	r := httptest.NewRequest("GET", "/p", nil)
+	r.Header = header("Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "document", "Accept", "text/html")
+	require.Equal(t, "subrequest", ganbauth.KindOfRequest(r), "no browser sends this")
 }
 
 // What each kind is answered: by a protected page, by the login and by the callback.
@@ -332,4 +336,212 @@ func TestRequestWithoutRequestURI(t *testing.T) {
 	cookie, _, _ := strings.Cut(w.Header().Get("Set-Cookie"), ";")
 	resp := a.browser().do("GET", a.bank.Approve(w.Header().Get("Location")), with(navigate, "Cookie", cookie))
 	require.Equal(t, "/p?a=1", resp.Header.Get("Location"))
+}
+
+// What the headers of a request say about where it comes from.
+func TestWhatRequestsSay(t *testing.T) {
+	strict := func(m *scs.SessionManager) { m.Cookie.SameSite = http.SameSiteStrictMode }
+	kit := newApp(t, setup{sessions: strict}).kit
+	plain := newApp(t, setup{options: ganbauth.Options{RedirectURI: "http://localhost:8080/bank/callback"}}).kit
+	keyed := backgroundKit(t, ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore(), nil)
+	request := func(target string, pairs ...string) *http.Request {
+		r := httptest.NewRequest("POST", target, nil)
+		r.Host, r.Header = "app.test", header(pairs...)
+		return r
+	}
+	reloaded := func(n int) string { return ganbauth.Marked(kit, "/p", n) }
+
+	t.Run("another origin", func(t *testing.T) {
+		for _, c := range []struct {
+			kit   *ganbauth.Kit
+			pairs []string
+			ok    bool
+		}{
+			{kit, nil, true},
+			{kit, []string{"Origin", "https://app.test"}, true},
+			{kit, []string{"Origin", "http://app.test"}, false},
+			{kit, []string{"Origin", "http://app.test", "Sec-Fetch-Site", "same-origin"}, true},
+			{kit, []string{"Origin", "https://app.test", "Sec-Fetch-Site", "cross-site"}, false},
+			{kit, []string{"Sec-Fetch-Site", "same-site"}, false},
+			{kit, []string{"Origin", "https://evil.test"}, false},
+			{plain, []string{"Origin", "http://app.test"}, true},
+			{plain, []string{"Origin", "http://evil.test"}, false},
+		} {
+			err := ganbauth.CheckOrigin(c.kit, request("/p", c.pairs...))
+			require.Equal(t, c.ok, err == nil, "%v: %v", c.pairs, err)
+			if err != nil {
+				require.Equal(t, 403, ganbauth.StatusCode(err))
+			}
+		}
+	})
+	t.Run("a cookie that stayed behind", func(t *testing.T) {
+		for _, c := range []struct {
+			kit          *ganbauth.Kit
+			reloads      int
+			site, cookie string
+			want         bool
+		}{
+			{kit, 0, "", "", true},
+			{kit, 0, "same-origin", "", true},
+			{kit, 0, "", "session=x", false},
+			{kit, 1, "", "", false},
+			{kit, 1, "same-origin", "", false},
+			{kit, 1, "cross-site", "", true},
+			{kit, 2, "none", "", true},
+			{kit, 3, "cross-site", "", false},
+			{plain, 0, "", "", false},
+			{keyed, 0, "", "", false},
+		} {
+			target := "/p"
+			if c.reloads > 0 {
+				target = reloaded(c.reloads)
+			}
+			var pairs []string
+			if c.site != "" {
+				pairs = append(pairs, "Sec-Fetch-Site", c.site)
+			}
+			if c.cookie != "" {
+				pairs = append(pairs, "Cookie", c.cookie)
+			}
+			require.Equal(t, c.want, ganbauth.CookieStayedBehind(c.kit, request(target, pairs...)), c)
+		}
+	})
+	t.Run("a session that is gone", func(t *testing.T) {
+		e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+		a := newApp(t, setup{sessions: func(m *scs.SessionManager) { m.Store = e }})
+		ctx, err := a.sessions.Load(t.Context(), "")
+		require.NoError(t, err)
+		a.sessions.Put(ctx, "cart", "full")
+		token, _, err := a.sessions.Commit(ctx)
+		require.NoError(t, err)
+		require.False(t, ganbauth.SessionIsGone(a.kit, request("/p", "Cookie", "session="+token)))
+		require.True(t, ganbauth.SessionIsGone(a.kit, request("/p", "Cookie", "session=gone")))
+		require.False(t, ganbauth.SessionIsGone(a.kit, request("/p")))
+		require.False(t, ganbauth.SessionIsGone(keyed, request("/p", "Cookie", "session=gone")))
+		e.failNext(1, false)
+		require.False(t, ganbauth.SessionIsGone(a.kit, request("/p", "Cookie", "session=gone")), "nobody knows")
+	})
+	t.Run("who led here", func(t *testing.T) {
+		for _, c := range []struct {
+			target string
+			pairs  []string
+			want   string
+		}{
+			{"/p", nil, ""},
+			{"/p", []string{"Sec-Fetch-Site", "none"}, "none"},
+			{"/p", []string{"Referer", "https://app.test/x"}, "same-origin"},
+			{"/p", []string{"Referer", "https://evil.test/x"}, ""},
+			{"/p", []string{"Referer", "https://app.test/x", "Sec-Fetch-Site", "cross-site"}, "cross-site"},
+			{reloaded(1), []string{"Sec-Fetch-Site", "same-origin"}, "same-origin"},
+			{reloaded(1) + "x", []string{"Sec-Fetch-Site", "same-origin"}, "cross-site"},
+		} {
+			require.Equal(t, c.want, ganbauth.SentBy(kit, request(c.target, c.pairs...)), c)
+		}
+	})
+	t.Run("another host", func(t *testing.T) {
+		own := mustParse(appURL).Host
+		for host, want := range map[string]bool{own: false, own + ":443": false, own + ":8443": true, "www." + own: true} {
+			r := request("/p")
+			r.Host = host
+			require.Equal(t, want, ganbauth.AtAnotherHost(kit, r), host)
+			r.Header.Set("X-Forwarded-Host", own)
+			require.False(t, ganbauth.AtAnotherHost(kit, r), host)
+		}
+	})
+	t.Run("a callback", func(t *testing.T) {
+		for target, want := range map[string]bool{
+			"/bank/callback?state=s&code=c": true, "/bank/callback": false, "/bank/callback?code=c": false, "/p?state=s": false,
+			"https://app.test/bank/callback?state=s": true,
+		} {
+			require.Equal(t, want, ganbauth.IsCallback(kit, request(target)), target)
+		}
+		stripped := request("/bank/callback?state=s")
+		stripped.URL.Path = "/callback"
+		require.True(t, ganbauth.IsCallback(kit, stripped))
+		mounted := request("/app/bank/callback?state=s")
+		mounted.URL.Path = "/bank/callback"
+		require.True(t, ganbauth.IsCallback(kit, mounted))
+	})
+	t.Run("where to return to", func(t *testing.T) {
+		for query, want := range map[string]string{
+			"": "/home", "return_to=/x": "/x", "return_to=/x%3Fa=1": "/x?a=1", "return_to=/x&return_to=/y": "/home", "return_to=": "/home",
+			"return_to=https://evil.test": "/home", "return_to=/bank/callback": "/home", "return_to=/bank/callback%3Fx": "/home",
+			"return_to=/bank/login": "/home", "return_to=/bank/login%3Fx": "/home", "return_to=/%25zz": "/home",
+		} {
+			require.Equal(t, want, ganbauth.ReturnPath(kit, request("/bank/login?"+query)), query)
+		}
+	})
+}
+
+// The pages that a refusal links to, and that a login returns to.
+func TestPagesOfRequests(t *testing.T) {
+	kit := newApp(t, setup{}).kit
+	for _, c := range []struct {
+		method, target string
+		pairs          []string
+		again, back    string
+	}{
+		{"GET", "/p?a=1", nil, "/p?a=1", "/p?a=1"},
+		{"POST", "/p", nil, "", "/home"},
+		{"POST", "/p", []string{"Referer", appURL + "/form"}, "/form", "/form"},
+		{"POST", "/p", []string{"Referer", "https://evil.test/form"}, "", "/home"},
+		{"POST", "/p", []string{"Referer", "http://app.test/form"}, "", "/home"},
+		{"POST", "/p", []string{"Referer", appURL + "/bank/callback?code=c"}, "", "/home"},
+		{"POST", "/p", []string{"Referer", "https://%zz/"}, "", "/home"},
+		{"POST", "/p", []string{"Referer", "https://other.test/form", "X-Host", "other.test"}, "/form", "/form"},
+		{"GET", "/bank/callback?state=s", nil, "", "/home"},
+		{"GET", "/p", []string{"Hx-Request", "true", "Hx-Current-Url", appURL + "/page"}, "/page", "/page"},
+		{"GET", "/p", []string{"Hx-Request", "true", "Hx-Current-Url", "https://evil.test/", "Referer", appURL + "/page"}, "/page", "/page"},
+		{"GET", "/p", []string{"Hx-Request", "true"}, "", "/home"},
+		{"GET", "/p", []string{"Hx-Request", "true", "Hx-Boosted", "true", "Hx-Current-Url", appURL + "/page"}, "/p", "/p"},
+		{"POST", "/p", []string{"Hx-Request", "true", "Hx-Boosted", "true", "Hx-Current-Url", appURL + "/page"}, "/page", "/page"},
+	} {
+		r := httptest.NewRequest(c.method, c.target, nil)
+		r.Header = header(c.pairs...)
+		if host := r.Header.Get("X-Host"); host != "" {
+			r.Host = host
+		}
+		again, back := ganbauth.PagesOf(kit, r)
+		require.Equal(t, []string{c.again, c.back}, []string{again, back}, c)
+	}
+	mark := "ganb.bank.return_to=%2Fx"
+	again, back := ganbauth.PagesOf(kit, httptest.NewRequest("GET", "/p?"+mark, nil))
+	require.Equal(t, []string{"/p?" + mark, "/x"}, []string{again, back})
+	again, back = ganbauth.PagesOf(kit, httptest.NewRequest("POST", "/p?"+mark, nil))
+	require.Equal(t, []string{"", "/home"}, []string{again, back}, "there is nowhere to try again")
+
+	for _, target := range []string{"http://[::1", "*"} { // nothing that net/http serves
+		r := httptest.NewRequest("GET", "/p", nil)
+		r.RequestURI = target
+		again, back = ganbauth.PagesOf(kit, r)
+		require.Equal(t, []string{"", "/home"}, []string{again, back})
+	}
+}
+
+// What the kit's marks say, in whatever order they come.
+func TestMarksThatComeTwice(t *testing.T) {
+	kit := newApp(t, setup{}).kit
+	for query, foreign := range map[string]bool{"ganb.bank.reloaded=1x&ganb.bank.reloaded=2": true, "ganb.bank.reloaded=1&ganb.bank.reloaded=2x": true, "ganb.bank.reloaded=1": false} {
+		require.Equal(t, foreign, ganbauth.SentBy(kit, httptest.NewRequest("GET", "/p?"+query, nil)) == "cross-site", query)
+	}
+	for count, want := range map[string]int{"1": 1, "2": 2, "0": 3, "-1": 3, "x": 3, "": 3, "1&ganb.bank.reloaded=2": 2, "2&ganb.bank.reloaded=1": 2} {
+		_, reloads, _ := ganbauth.CutMarks("bank", "ganb.bank.reloaded="+count)
+		require.Equal(t, want, reloads, count)
+	}
+}
+
+// Of Japanese and English the one that is preferred, the first one of equals, and English if
+// neither is.
+func TestPrefersJapanese(t *testing.T) {
+	for accept, want := range map[string]bool{
+		"": false, "ja": true, "JA": true, "ja-JP": true, "ja_JP": true, "en": false, "fr": false, "jav": false,
+		"ja,en": true, "en,ja": false, "ja;q=0.9,en;q=0.9,ja-JP;q=0.9": true, "en;q=0.9,ja;q=0.9,en-US;q=0.9": false,
+		"ja;q=0.5,en;q=0.9": false, "en;q=0.5,ja;q=0.9": true, "en;q=0.5, ja;x=0.1": true, "ja ; q = 0.4 , en ; q=0.5": false,
+		"ja;q=0": false, "ja;q=0,en;q=0": false, "ja;q=x,en;q=0.1": false, "ja;q=2,en;q=0.1": false, "ja;q=-1": false, "ja;q=NaN": false,
+		"*": false, "*,en;q=0.5": true, "*;q=0.5,ja": true, "en,*;q=0.5": false, "fr,*;q=0.1,ja;q=0": false,
+	} {
+		require.Equal(t, want, ganbauth.PrefersJapanese(header("Accept-Language", accept)), accept)
+	}
+	require.True(t, ganbauth.PrefersJapanese(http.Header{"Accept-Language": {"fr", "ja"}}))
+	require.True(t, ganbauth.PrefersJapanese(http.Header{"Accept-Language": {"ja", "en"}}))
 }
