@@ -579,8 +579,10 @@ func TestErrorPageIsWhole(t *testing.T) {
 		own := map[string]int{"bank_unavailable": 6, "bank_error": 6, "misconfigured": 6, "access_denied": 4, "login_expired": 4, "unavailable": 4, "internal": 4}
 		require.Len(t, texts, max(own[code], 2), "%s has words of its own for those who connect, or connect again", code)
 	}
-	page := ganbauth.NewErrorPage(ganbauth.ErrNoUser, "using", "/again", true, "/home", false)
-	require.Len(t, page.Links, 1, "nothing helps but a login to the site")
+	for _, again := range []string{"/again", "/home"} {
+		page := ganbauth.NewErrorPage(ganbauth.ErrNoUser, "using", again, true, "/home", false)
+		require.Len(t, page.Links, 1, "nothing helps but a login to the site")
+	}
 }
 
 // The page that reloads has a link and the user's colors.

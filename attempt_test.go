@@ -611,6 +611,8 @@ func TestLoginHandlerScopes(t *testing.T) {
 			h := a.kit.LoginHandler(c.scopes...)
 			require.Equal(t, 1, strings.Count(a.log.String(), "level=ERROR"))
 			require.Contains(t, a.log.String(), c.want)
+			require.Contains(t, a.log.String(), "ganbauth: this LoginHandler can begin no login")
+			require.Equal(t, name != "openid without issuer", strings.Contains(a.log.String(), "LoginHandler: scopes"))
 			a.mux.Handle("/bank/more", h)
 			for range 2 {
 				resp := a.browser().get("/bank/more")

@@ -40,7 +40,7 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 		}
 		again := k.ownPath(r)
 		returnTo := k.returnPath(r, again)
-		if again != "" && pathOf(returnTo) == pathOf(again) {
+		if pathOf(returnTo) == pathOf(again) {
 			return errReturnsToLogin // each login would begin another
 		}
 		target, err := k.begin(w, r, k.attempts.read(r, ""), returnTo, withoutReturn(again), wanted)
@@ -235,8 +235,8 @@ func (k *Kit) reloadCallback(w http.ResponseWriter, r *http.Request, pause time.
 
 // loginFailed adds to err where to begin again, and whether the user is connected.
 func (k *Kit) loginFailed(r *http.Request, c callback, err error) error {
-	t, peekErr := k.peek(r, c.attempt.connection)
-	return &loginError{err, c.attempt.retry(), c.attempt.connection, peekErr == nil && t != nil}
+	t, _ := k.peek(r, c.attempt.connection)
+	return &loginError{err, c.attempt.retry(), c.attempt.connection, t != nil}
 }
 
 // LogoutHandler forgets the user's token and the logins that this browser has begun, and
@@ -328,7 +328,7 @@ func (k *Kit) Status(r *http.Request) (Status, error) {
 		return none, err
 	}
 	t, err := k.peek(r, connection)
-	if err != nil || t == nil {
+	if t == nil {
 		return none, err
 	}
 	return Status{true, strings.Fields(t.Scope), t.ExpiresAt}, nil

@@ -1185,3 +1185,179 @@ func TestFormerTokenStays(t *testing.T) {
 		require.Contains(t, a.log.String(), `level=ERROR msg="ganbauth: the token of the login before could not be deleted"`)
 	})
 }
+
+// Where a Strict cookie may have stayed behind, a login that knows no user is asked again. Any
+// other error is told.
+func TestLoginWithoutItsCookie(t *testing.T) {
+	var keyErr error
+	a := newApp(t, setup{
+		sessions: func(m *scs.SessionManager) { m.Cookie.SameSite = http.SameSiteStrictMode },
+		options:  ganbauth.Options{Store: ganbauth.NewMemoryStore(), Key: func(*http.Request) (string, error) { return "", keyErr }},
+	})
+	resp := a.browser().get("/bank/login")
+	require.Equal(t, 200, resp.StatusCode)
+	require.NotEmpty(t, resp.Header.Get("Refresh"))
+	resp = a.browser().get("/bank/login?" + strings.Repeat("x", 10_000))
+	require.Empty(t, resp.Header.Get("Refresh"), "there is no path to ask again for")
+	require.GreaterOrEqual(t, resp.StatusCode, 400)
+	keyErr = errStep
+	resp = a.browser().get("/bank/login")
+	require.Equal(t, 500, resp.StatusCode)
+	require.Empty(t, resp.Header.Get("Refresh"))
+}
+
+// A callback whose session is gone is asked again, three times at most: another tab's login
+// may have renewed the session.
+func TestCallbackWhoseSessionIsGone(t *testing.T) {
+	a := newApp(t, setup{})
+	ctx, err := a.sessions.Load(t.Context(), "")
+	require.NoError(t, err)
+	a.sessions.Put(ctx, "cart", "full")
+	token, _, err := a.sessions.Commit(ctx)
+	require.NoError(t, err)
+	b := a.browser()
+	b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{{Name: "session", Value: token, Secure: true}})
+	callback := b.callbackURL("/bank/login")
+	cookies := without(b.cookies(), "session") + "; session=gone"
+	for reloads, again := range map[int]bool{0: true, 2: true, 3: false} {
+		target := callback
+		if reloads > 0 {
+			target += fmt.Sprint("&ganb.bank.reloaded=", reloads)
+		}
+		resp := a.browser().do("GET", target, with(navigate, "Cookie", cookies))
+		require.Equal(t, again, resp.Header.Get("Refresh") != "", reloads)
+		require.Equal(t, again, resp.StatusCode == 200, reloads)
+	}
+}
+
+// A callback that is over, at a store that fails, is not said to be over.
+func TestCallbackAgainWhileTheStoreFails(t *testing.T) {
+	store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: func(*http.Request) (string, error) { return "u", nil }}})
+	b := a.browser()
+	callback := b.callbackURL("/bank/login")
+	require.Equal(t, 303, b.get(callback).StatusCode)
+	store.set(errStep, nil, nil)
+	require.Equal(t, 503, b.get(callback).StatusCode)
+	store.set(nil, nil, nil)
+	require.Equal(t, 303, b.get(callback).StatusCode)
+}
+
+// The event of a login that fails says which connection it was for, if that is known.
+func TestFailedLoginNamesItsConnection(t *testing.T) {
+	var mu sync.Mutex
+	var seen []string
+	a := newApp(t, setup{options: ganbauth.Options{
+		Store:      ganbauth.NewMemoryStore(),
+		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Connection: func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil },
+		Observe: func(ctx context.Context, e ganbauth.Event) {
+			key, connection, _ := ganbauth.KeyFromContext(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, fmt.Sprint(e.Type, " ", key, " ", connection))
+		},
+	}})
+	b := a.browser()
+	b.get(a.bank.Deny(b.authorizationURL("/bank/login?c=firm")))
+	b.get("/bank/callback?state=s&code=c")
+	mu.Lock()
+	defer mu.Unlock()
+	require.Equal(t, []string{"login_started u firm", "login_failed u firm", "login_failed u "}, seen)
+}
+
+// The application's Key and Connection fail at each of their calls: nobody knows then whether
+// the user is connected, and nobody is disconnected.
+func TestStatusAndForgetCannotTell(t *testing.T) {
+	for name, ask := range map[string]func(a *app) error{
+		"Status": func(a *app) error {
+			status, err := a.kit.Status(httptest.NewRequest("GET", "/", nil))
+			require.Equal(t, err == nil, status.Connected)
+			require.NotNil(t, status.Scopes)
+			return err
+		},
+		"Forget": func(a *app) error { return a.kit.Forget(httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil)) },
+	} {
+		for n := 1; ; n++ {
+			calls, armed := 0, false
+			fails := func() error {
+				if !armed {
+					return nil
+				}
+				if calls++; calls == n {
+					return errStep
+				}
+				return nil
+			}
+			a := newApp(t, setup{options: ganbauth.Options{
+				Store:      ganbauth.NewMemoryStore(),
+				Key:        func(*http.Request) (string, error) { return "u", fails() },
+				Connection: func(*http.Request) (string, error) { return "c", fails() },
+			}})
+			require.NoError(t, a.kit.SetToken(t.Context(), "u", a.bank.Token(), "c"))
+			armed = true
+			err := ask(a)
+			if calls < n {
+				require.NoError(t, err)
+				require.Greater(t, n, 2, name)
+				break
+			}
+			require.ErrorIs(t, err, errStep, "%s: call %d", name, n)
+			require.Equal(t, 500, ganbauth.StatusCode(err))
+			_, err = a.kit.Token(t.Context(), "u", "c")
+			require.NoError(t, err, "%s: call %d", name, n)
+		}
+	}
+}
+
+// Who is connected is whose token is live or can be refreshed. The store is not asked about a
+// session that has no token.
+func TestStatusOfTokens(t *testing.T) {
+	memory, calls := ganbauth.NewMemoryStore(), 0
+	a := newApp(t, setup{options: ganbauth.Options{Store: callStore{memory, func(string, string) { calls++ }}}})
+	r := httptest.NewRequest("GET", "/", nil)
+	status, err := a.kit.Status(r)
+	require.NoError(t, err)
+	require.False(t, status.Connected)
+	require.NoError(t, a.kit.Forget(httptest.NewRecorder(), r))
+	require.Zero(t, calls)
+	require.Empty(t, a.eventTypes())
+
+	ctx, err := a.sessions.Load(t.Context(), "")
+	require.NoError(t, err)
+	a.sessions.Put(ctx, "ganbauth.bank", "bank/;A")
+	for _, c := range []struct{ live, refreshable, want bool }{{true, true, true}, {true, false, true}, {false, true, true}, {false, false, false}} {
+		token := a.bank.Token()
+		if !c.live {
+			token.ExpiresAt = time.Now().Add(-time.Minute)
+		}
+		if !c.refreshable {
+			token.RefreshToken = ""
+		}
+		require.NoError(t, memory.Save(t.Context(), "bank/;A", token))
+		status, err := a.kit.Status(r.WithContext(ctx))
+		require.NoError(t, err)
+		require.Equal(t, c.want, status.Connected, c)
+		w := httptest.NewRecorder()
+		a.kit.StatusHandler().ServeHTTP(w, r.WithContext(ctx))
+		require.Equal(t, "application/json; charset=utf-8", w.Header().Get("Content-Type"))
+		require.Equal(t, c.want, strings.Contains(w.Body.String(), `"connected":true`))
+	}
+}
+
+// The log tells of what an operator can mend, and of nobody who is not connected or has left.
+func TestWhatRefusalsAreLogged(t *testing.T) {
+	store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: func(*http.Request) (string, error) { return "u", nil }}})
+	require.Equal(t, 401, a.browser().do("GET", "/p", program).StatusCode)
+	require.NotContains(t, a.log.String(), "refused")
+	store.set(errStep, nil, nil)
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	for range 2 {
+		a.handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/p", nil).WithContext(gone))
+	}
+	require.NotContains(t, a.log.String(), "refused")
+	require.Equal(t, 503, a.browser().do("GET", "/p", program).StatusCode)
+	require.Regexp(t, `level=WARN msg="ganbauth: refused" method=GET path=/p status=503 error=`, a.log.String())
+}

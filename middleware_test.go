@@ -357,6 +357,7 @@ func TestZeroKit(t *testing.T) {
 					r.Header = hdr
 					h.ServeHTTP(w, r)
 					require.Equal(t, 500, w.Code)
+					require.NotContains(t, w.Body.String(), "login_url")
 				}
 			}
 			_, err := kit.Check(httptest.NewRequest("GET", "/", nil))
