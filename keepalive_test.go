@@ -497,7 +497,7 @@ func TestKeepAliveLog(t *testing.T) {
 func TestKeepAliveWarnsOfTheRate(t *testing.T) {
 	refresh := func(t *testing.T, o *keptOffice, s *watchedStore, users int) string {
 		o.connect(users, 0)
-		time.Sleep(o.bank.Token().ExpiresAt.Sub(time.Now()) + time.Second)
+		time.Sleep(time.Until(o.bank.Token().ExpiresAt) + time.Second)
 		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Second)
 		require.NoError(t, err)
 		return o.log.String()

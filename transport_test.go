@@ -1035,10 +1035,11 @@ func TestClientChangesNoMore(t *testing.T) {
 	}
 	sent := send(strings.NewReader("x"))
 	require.NotNil(t, sent.GetBody)
-	require.NotContains(t, sent.Header, "idempotency-key")
+	require.NotContains(t, sent.Header, strings.ToLower("Idempotency-Key"))
 	sent = send(http.NoBody, "Idempotency-Key", "k")
 	require.NotContains(t, sent.Header, "Idempotency-Key")
-	require.Equal(t, []string{"k"}, sent.Header["idempotency-key"])
+	lower := strings.ToLower("Idempotency-Key")
+	require.Equal(t, []string{"k"}, sent.Header[lower])
 }
 
 // A body is sent whole each time.
