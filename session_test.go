@@ -165,20 +165,20 @@ func TestI12StoreKeys(t *testing.T) {
 	}
 }
 
-// whoever is a user who has been connected in a session.
-type whoever struct {
+// sessionUser is a user with a session.
+type sessionUser struct {
 	ganbauth.Owners
 	sessions *scs.SessionManager
 	engine   *faultyEngine
 	cookie   *http.Cookie
 }
 
-// newWhoever connects the user, under the handle ";A", or connects nobody if that is empty.
-func newWhoever(t *testing.T, handle string, keyOf, connectionOf func(*http.Request) (string, error)) *whoever {
+// newSessionUser connects the user, under the handle ";A", or connects nobody if that is empty.
+func newSessionUser(t *testing.T, handle string, keyOf, connectionOf func(*http.Request) (string, error)) *sessionUser {
 	engine := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
 	sessions := scs.New()
 	sessions.Store = engine
-	u := &whoever{ganbauth.NewOwners(sessions, keyOf, connectionOf), sessions, engine, nil}
+	u := &sessionUser{ganbauth.NewOwners(sessions, keyOf, connectionOf), sessions, engine, nil}
 	ctx, err := sessions.Load(t.Context(), "")
 	require.NoError(t, err)
 	sessions.Put(ctx, "cart", "full")
@@ -191,7 +191,7 @@ func newWhoever(t *testing.T, handle string, keyOf, connectionOf func(*http.Requ
 	return u
 }
 
-func (u *whoever) request() *http.Request {
+func (u *sessionUser) request() *http.Request {
 	r := httptest.NewRequest("GET", "/", nil)
 	r.AddCookie(u.cookie)
 	return r
@@ -206,30 +206,30 @@ func TestSessionsFail(t *testing.T) {
 		handle              string
 		keyOf, connectionOf func(*http.Request) (string, error)
 		calls               int // of the engine
-		ask                 func(u *whoever) (any, error)
+		ask                 func(u *sessionUser) (any, error)
 	}{
-		"whose":                        {";A", nil, nil, 1, func(u *whoever) (any, error) { return text(u.StoreKey(u.request())) }},
-		"whose, by Key":                {"", key, nil, 1, func(u *whoever) (any, error) { return text(u.StoreKey(u.request())) }},
-		"whose, by Key and Connection": {"", key, key, 2, func(u *whoever) (any, error) { return text(u.StoreKey(u.request())) }},
-		"which connection":             {";A", nil, key, 1, func(u *whoever) (any, error) { return text(u.Connection(u.request())) }},
-		"whose a login will be": {";A", nil, nil, 1, func(u *whoever) (any, error) {
+		"whose":                        {";A", nil, nil, 1, func(u *sessionUser) (any, error) { return text(u.StoreKey(u.request())) }},
+		"whose, by Key":                {"", key, nil, 1, func(u *sessionUser) (any, error) { return text(u.StoreKey(u.request())) }},
+		"whose, by Key and Connection": {"", key, key, 2, func(u *sessionUser) (any, error) { return text(u.StoreKey(u.request())) }},
+		"which connection":             {";A", nil, key, 1, func(u *sessionUser) (any, error) { return text(u.Connection(u.request())) }},
+		"whose a login will be": {";A", nil, nil, 1, func(u *sessionUser) (any, error) {
 			storeKey, isNew, err := u.LoginKey(u.request(), "")
 			return isNew || storeKey != "", err
 		}},
-		"who begins":         {";A", nil, nil, 1, func(u *whoever) (any, error) { return text(u.Beginner(u.request())) }},
-		"who begins, by Key": {"", key, nil, 1, func(u *whoever) (any, error) { return text(u.Beginner(u.request())) }},
-		"who has begun":      {";A", nil, nil, 2, func(u *whoever) (any, error) { return u.Began(u.request(), "another") }},
-		"connect": {";A", nil, nil, 3, func(u *whoever) (any, error) {
+		"who begins":         {";A", nil, nil, 1, func(u *sessionUser) (any, error) { return text(u.Beginner(u.request())) }},
+		"who begins, by Key": {"", key, nil, 1, func(u *sessionUser) (any, error) { return text(u.Beginner(u.request())) }},
+		"who has begun":      {";A", nil, nil, 2, func(u *sessionUser) (any, error) { return u.Began(u.request(), "another") }},
+		"connect": {";A", nil, nil, 3, func(u *sessionUser) (any, error) {
 			_, err := u.Attach(httptest.NewRecorder(), u.request(), ";B", "")
 			return false, err
 		}},
-		"connect, with several connections": {";A", nil, key, 3, func(u *whoever) (any, error) {
+		"connect, with several connections": {";A", nil, key, 3, func(u *sessionUser) (any, error) {
 			return text(u.Attach(httptest.NewRecorder(), u.request(), ";A", ""))
 		}},
-		"disconnect": {";A", nil, nil, 3, func(u *whoever) (any, error) {
+		"disconnect": {";A", nil, nil, 3, func(u *sessionUser) (any, error) {
 			return false, u.Detach(httptest.NewRecorder(), u.request(), "")
 		}},
-		"disconnect, with nothing else in the session": {";A", nil, nil, 2, func(u *whoever) (any, error) {
+		"disconnect, with nothing else in the session": {";A", nil, nil, 2, func(u *sessionUser) (any, error) {
 			r, err := u.WithSession(u.request())
 			if err != nil {
 				return false, err
@@ -239,7 +239,7 @@ func TestSessionsFail(t *testing.T) {
 		}},
 	} {
 		for n := 1; n <= c.calls+1; n++ {
-			u := newWhoever(t, c.handle, c.keyOf, c.connectionOf)
+			u := newSessionUser(t, c.handle, c.keyOf, c.connectionOf)
 			met := u.engine.failNext(n, false)
 			got, err := c.ask(u)
 			call := met()
@@ -261,7 +261,7 @@ func TestKeyAndConnectionAnswer(t *testing.T) {
 	says := func(s string, err error) func(*http.Request) (string, error) {
 		return func(*http.Request) (string, error) { return s, err }
 	}
-	u := newWhoever(t, "", says("u", nil), says("c", fault))
+	u := newSessionUser(t, "", says("u", nil), says("c", fault))
 	_, err := u.StoreKey(u.request())
 	require.ErrorIs(t, err, fault)
 	require.ErrorContains(t, err, "Connection")
@@ -270,12 +270,12 @@ func TestKeyAndConnectionAnswer(t *testing.T) {
 	require.Empty(t, connection)
 
 	for length, ok := range map[int]bool{255: true, 256: false} {
-		u = newWhoever(t, "", says("u", nil), says(strings.Repeat("c", length), nil))
+		u = newSessionUser(t, "", says("u", nil), says(strings.Repeat("c", length), nil))
 		connection, err = u.Connection(u.request())
 		require.Equal(t, ok, err == nil)
 		require.Equal(t, ok, connection != "")
 	}
-	u = newWhoever(t, "", says("u", fault), nil)
+	u = newSessionUser(t, "", says("u", fault), nil)
 	storeKey, err := u.StoreKey(u.request())
 	require.ErrorIs(t, err, fault)
 	require.ErrorContains(t, err, "Key")
@@ -284,7 +284,7 @@ func TestKeyAndConnectionAnswer(t *testing.T) {
 	require.ErrorIs(t, err, fault)
 	require.False(t, began)
 	for _, nobody := range []func(*http.Request) (string, error){says("", nil), says("", ganbauth.ErrLoginRequired), says("u", ganbauth.ErrLoginRequired)} {
-		u = newWhoever(t, "", nobody, nil)
+		u = newSessionUser(t, "", nobody, nil)
 		_, err = u.StoreKey(u.request())
 		require.ErrorIs(t, err, ganbauth.ErrNoUser)
 		began, err = u.Began(u.request(), "another")
@@ -296,7 +296,7 @@ func TestKeyAndConnectionAnswer(t *testing.T) {
 // A session is read once, whatever kind of context carries it, and not at all without a
 // cookie.
 func TestSessionIsReadOnce(t *testing.T) {
-	u := newWhoever(t, ";A", nil, nil)
+	u := newSessionUser(t, ";A", nil, nil)
 	calls := func() int {
 		u.engine.mu.Lock()
 		defer u.engine.mu.Unlock()
@@ -342,7 +342,7 @@ func TestSessionIsReadOnce(t *testing.T) {
 // renewed since. By Key it is the user, whatever the session says.
 func TestWhoHasBegun(t *testing.T) {
 	ask := func(keyOf func(*http.Request) (string, error), beginner string) bool {
-		u := newWhoever(t, ";A ancestor", keyOf, nil)
+		u := newSessionUser(t, ";A ancestor", keyOf, nil)
 		if beginner == "now" {
 			var err error
 			beginner, err = u.Beginner(u.request())
@@ -358,7 +358,7 @@ func TestWhoHasBegun(t *testing.T) {
 		require.Equal(t, want[0], ask(nil, beginner), beginner)
 		require.Equal(t, want[1], ask(key, beginner), "%s, by Key", beginner)
 	}
-	u := newWhoever(t, ";A", nil, nil)
+	u := newSessionUser(t, ";A", nil, nil)
 	u.engine.failNext(1, false)
 	began, err := u.Began(u.request(), "")
 	require.NoError(t, err, "anybody in this browser")
@@ -384,7 +384,7 @@ func TestAttachMeetsAnotherTab(t *testing.T) {
 		"nobody knows, as the engine has failed": {connectionOf: key, fails: 1},
 		"the request has no cookie":              {connectionOf: key, noCookie: true},
 	} {
-		u := newWhoever(t, c.handle, c.keyOf, c.connectionOf)
+		u := newSessionUser(t, c.handle, c.keyOf, c.connectionOf)
 		ctx, err := u.sessions.Load(t.Context(), u.cookie.Value)
 		require.NoError(t, err)
 		r := u.request()
@@ -413,7 +413,7 @@ func TestAttachMeetsAnotherTab(t *testing.T) {
 
 // The look for another tab's login ends with the request's deadline.
 func TestAttachIsBounded(t *testing.T) {
-	u := newWhoever(t, "", nil, func(*http.Request) (string, error) { return "", nil })
+	u := newSessionUser(t, "", nil, func(*http.Request) (string, error) { return "", nil })
 	session, err := u.sessions.Load(t.Context(), u.cookie.Value)
 	require.NoError(t, err)
 	var deadlines []any
@@ -429,7 +429,7 @@ func TestAttachIsBounded(t *testing.T) {
 	defer cancel()
 	deadline, _ := bounded.Deadline()
 	require.Equal(t, deadline, ask(bounded))
-	u = newWhoever(t, "", nil, func(*http.Request) (string, error) { return "", nil })
+	u = newSessionUser(t, "", nil, func(*http.Request) (string, error) { return "", nil })
 	session, err = u.sessions.Load(t.Context(), u.cookie.Value)
 	require.NoError(t, err)
 	u.sessions.Store = notingEngine{faultyContext{u.engine}, &deadlines}
@@ -454,7 +454,7 @@ func (e notingEngine) FindCtx(ctx context.Context, name string) ([]byte, bool, e
 // A connection whose store key would be too long is refused.
 func TestLoginKeyIsTooLong(t *testing.T) {
 	for _, several := range []func(*http.Request) (string, error){nil, func(*http.Request) (string, error) { return "", nil }} {
-		u := newWhoever(t, ";A", nil, several)
+		u := newSessionUser(t, ";A", nil, several)
 		storeKey, _, err := u.LoginKey(u.request(), strings.Repeat("c", 1024))
 		require.ErrorContains(t, err, "1024")
 		require.Empty(t, storeKey)
