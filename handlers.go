@@ -198,7 +198,7 @@ func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mi
 		err = k.attach(w, r, connected, c.attempt)
 	}
 	if errors.Is(err, errRenewedSince) && k.marksOf(r).reloads < maxReloads {
-		k.reloadCallback(w, r, time.Second) // the new cookie is on its way
+		k.reloadCallback(w, r, soon()) // the new cookie is on its way
 		return nil
 	}
 	if errors.As(err, new(*resumableError)) {
@@ -221,7 +221,7 @@ func (k *Kit) sessionMayCome(r *http.Request) (pause time.Duration, ok bool) {
 	case reloads == 0 && k.keyOf != nil: // the application's own cookie may be a Strict one
 		return 0, true
 	case reloads < maxReloads && k.sessionIsGone(r):
-		return time.Second, true
+		return soon(), true
 	}
 	return 0, false
 }

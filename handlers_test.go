@@ -1219,6 +1219,12 @@ func TestCallbackWhoseSessionIsGone(t *testing.T) {
 	b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{{Name: "session", Value: token, Secure: true}})
 	callback := b.callbackURL("/bank/login")
 	cookies := without(b.cookies(), "session") + "; session=gone"
+	pauses := map[string]bool{}
+	for range 100 {
+		pause, _, _ := strings.Cut(a.browser().do("GET", callback, with(navigate, "Cookie", cookies)).Header.Get("Refresh"), ";")
+		pauses[pause] = true
+	}
+	require.Equal(t, map[string]bool{"1": true, "2": true, "3": true}, pauses, "tabs that ask together do not ask together again")
 	for reloads, again := range map[int]bool{0: true, 2: true, 3: false} {
 		target := callback
 		if reloads > 0 {

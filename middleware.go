@@ -220,7 +220,7 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 		k.reload(w, r, again, 0)
 		return
 	case askAgainSoon:
-		k.reload(w, r, again, time.Second)
+		k.reload(w, r, again, soon())
 		return
 	case connectFirst:
 		target, beginErr := k.begin(w, r, j, back, "", asked)

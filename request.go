@@ -2,6 +2,7 @@ package ganbauth
 
 import (
 	"cmp"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -427,6 +428,11 @@ func (k *Kit) cutMarks(rawQuery string) (rest string, m marks) {
 }
 
 func (k *Kit) markName(mark string) string { return markPrefix + k.owners.kit + "." + mark }
+
+// soon returns the pause after which another tab's cookie will have come, of one to three
+// seconds. Tabs that have asked together must not ask together again: each time the first
+// of them renews the session, and the others have waited for nothing.
+func soon() time.Duration { return time.Duration(1+rand.IntN(3)) * time.Second }
 
 // reload makes the browser request path from this site, and counts that in the URL.
 func (k *Kit) reload(w http.ResponseWriter, r *http.Request, path string, pause time.Duration) {

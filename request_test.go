@@ -248,7 +248,7 @@ func TestE12TabsAtOnce(t *testing.T) {
 		renewed := b.cookie("session")
 		b.get(callbacks[1])
 		resp := a.browser().do("GET", "/p?tab=1", withCookie(b, renewed))
-		require.Equal(t, "1; url=/p?tab=1&ganb.corp.reloaded=1x", resp.Header.Get("Refresh"))
+		require.Regexp(t, `^[123]; url=/p\?tab=1&ganb\.corp\.reloaded=1x$`, resp.Header.Get("Refresh"))
 		require.Equal(t, 200, b.follow(resp).StatusCode, "the other answer has arrived by now")
 
 		target, reloads := "/p?tab=1", 0
@@ -275,7 +275,7 @@ func TestE12TabsAtOnce(t *testing.T) {
 			a.kit.RequireToken(http.NotFoundHandler()).ServeHTTP(w, r)
 		})
 		resp := a.browser().do("GET", "/late", withCookie(b, renewed))
-		require.Equal(t, "1; url=/late?ganb.corp.reloaded=1x", resp.Header.Get("Refresh"))
+		require.Regexp(t, `^[123]; url=/late\?ganb\.corp\.reloaded=1x$`, resp.Header.Get("Refresh"))
 		require.Equal(t, 404, b.follow(resp).StatusCode, "the page itself")
 	})
 	t.Run("a session that is gone for another reason is not waited for", func(t *testing.T) {
@@ -288,7 +288,7 @@ func TestE12TabsAtOnce(t *testing.T) {
 		renewed := b.cookie("session")
 		b.get(callbacks[1])
 		resp := a.browser().do("GET", callbacks[0], withCookie(b, renewed))
-		require.Contains(t, resp.Header.Get("Refresh"), "1; url=/bank/callback?")
+		require.Regexp(t, `^[123]; url=/bank/callback\?`, resp.Header.Get("Refresh"))
 		require.Equal(t, "/home", b.follow(resp).Header.Get("Location"))
 	})
 	t.Run("a callback", func(t *testing.T) {
@@ -296,7 +296,7 @@ func TestE12TabsAtOnce(t *testing.T) {
 		before := b.cookie("session")
 		b.get(callbacks[0])
 		resp := a.browser().do("GET", callbacks[1], withCookie(b, before))
-		require.Contains(t, resp.Header.Get("Refresh"), "1; url=/bank/callback?")
+		require.Regexp(t, `^[123]; url=/bank/callback\?`, resp.Header.Get("Refresh"))
 		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint), "the code is not spent")
 		resp = b.follow(resp)
 		require.Equal(t, "/p?tab=2", resp.Header.Get("Location"))

@@ -35,13 +35,15 @@ func (o *owners) session(r *http.Request) (session, error) {
 		return session{}, nil
 	}
 	given := r.Context()
-	if reflect.TypeOf(given).Kind() != reflect.Pointer {
-		given = &struct{ context.Context }{given} // not everything else can be compared
+	if reflect.TypeOf(given).Kind() != reflect.Pointer && !reflect.ValueOf(given).Comparable() {
+		given = &struct{ context.Context }{given} // the next comparison would panic
 	}
 	ctx, err := o.sessions.Load(given, "") // returns the context as it is if a session is in it
 	ours := ctx != given
-	if c, cookieErr := r.Cookie(o.sessions.Cookie.Name); ours && cookieErr == nil {
-		ctx, err = o.sessions.Load(r.Context(), c.Value)
+	if ours {
+		if c, cookieErr := r.Cookie(o.sessions.Cookie.Name); cookieErr == nil {
+			ctx, err = o.sessions.Load(r.Context(), c.Value)
+		}
 	}
 	if err != nil {
 		return session{}, unavailable("ganbauth: load session: %w", err)
