@@ -568,7 +568,7 @@ func TestKeepAlivePagesDoNotGoOn(t *testing.T) {
 			inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
 				o.connect(150, 0)
 				store := &pagingStore{indexedStore: o.store, page: func(after ganbauth.Expiry, limit int) []ganbauth.Expiry { return page(o, after, limit) }}
-				kit := backgroundKit(t, o.bank, store, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
+				kit := o.kitOn(store)
 				_, err := kit.RefreshExpiring(t.Context(), time.Minute)
 				require.ErrorContains(t, err, "page")
 				end := o.keepAlive(kit)

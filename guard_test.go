@@ -77,9 +77,7 @@ func TestGuardDecisions(t *testing.T) {
 			require.NoError(t, g.Away())
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { test(t, ganbauth.NewGuard(0)) })
-		})
+		withGuard(t, name, 0, test)
 	}
 }
 
@@ -148,9 +146,7 @@ func TestGuardRoom(t *testing.T) {
 			}
 		}
 	}
-	run := func(name string, test func(t *testing.T, g ganbauth.Guard)) {
-		t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { test(t, ganbauth.NewGuard(0)) }) })
-	}
+	run := func(name string, test func(t *testing.T, g ganbauth.Guard)) { withGuard(t, name, 0, test) }
 	run("nothing is known of the bank", func(t *testing.T, g ganbauth.Guard) {
 		require.Equal(t, 64, room(g, 'u'))
 		require.Equal(t, 64, room(g, 'l'), "logins have their own")

@@ -1109,20 +1109,10 @@ func TestCallbackQueries(t *testing.T) {
 // is an answer of the 500s, and no login has begun.
 func TestLoginCannotBegin(t *testing.T) {
 	for n := 1; ; n++ {
-		calls := 0
-		fails := func() error {
-			if calls++; calls == n {
-				return errStep
-			}
-			return nil
-		}
-		a := newApp(t, setup{options: ganbauth.Options{
-			Store:      ganbauth.NewMemoryStore(),
-			Key:        func(*http.Request) (string, error) { return "u", fails() },
-			Connection: func(*http.Request) (string, error) { return "c", fails() },
-		}})
+		a, arm, met := newForgetfulApp(t, n, errStep)
+		arm()
 		resp := a.browser().get("/bank/login")
-		if calls < n {
+		if !met() {
 			require.Greater(t, n, 2)
 			require.Equal(t, 303, resp.StatusCode)
 			return
@@ -1210,11 +1200,7 @@ func TestLoginWithoutItsCookie(t *testing.T) {
 // may have renewed the session.
 func TestCallbackWhoseSessionIsGone(t *testing.T) {
 	a := newApp(t, setup{})
-	ctx, err := a.sessions.Load(t.Context(), "")
-	require.NoError(t, err)
-	a.sessions.Put(ctx, "cart", "full")
-	token, _, err := a.sessions.Commit(ctx)
-	require.NoError(t, err)
+	token := storeSession(t, a.sessions, "cart", "full")
 	b := a.browser()
 	b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{{Name: "session", Value: token, Secure: true}})
 	callback := b.callbackURL("/bank/login")
@@ -1285,25 +1271,11 @@ func TestStatusAndForgetCannotTell(t *testing.T) {
 		"Forget": func(a *app) error { return a.kit.Forget(httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil)) },
 	} {
 		for n := 1; ; n++ {
-			calls, armed := 0, false
-			fails := func() error {
-				if !armed {
-					return nil
-				}
-				if calls++; calls == n {
-					return errStep
-				}
-				return nil
-			}
-			a := newApp(t, setup{options: ganbauth.Options{
-				Store:      ganbauth.NewMemoryStore(),
-				Key:        func(*http.Request) (string, error) { return "u", fails() },
-				Connection: func(*http.Request) (string, error) { return "c", fails() },
-			}})
+			a, arm, met := newForgetfulApp(t, n, errStep)
 			require.NoError(t, a.kit.SetToken(t.Context(), "u", a.bank.Token(), "c"))
-			armed = true
+			arm()
 			err := ask(a)
-			if calls < n {
+			if !met() {
 				require.NoError(t, err)
 				require.Greater(t, n, 2, name)
 				break

@@ -213,7 +213,7 @@ func inWatchedOffice(t *testing.T, name string, bank ganbtest.Options, test func
 	})
 }
 
-func (o *keptOffice) kitOn(s *watchedStore, change ...func(*ganbauth.Options)) *ganbauth.Kit {
+func (o *keptOffice) kitOn(s ganbauth.TokenStore, change ...func(*ganbauth.Options)) *ganbauth.Kit {
 	return o.kit(append(change, func(opts *ganbauth.Options) { opts.Store = s })...)
 }
 
@@ -646,7 +646,7 @@ func TestKeepAliveRefreshes(t *testing.T) {
 	inWatchedOffice(t, "none that the store has not taken yet", ganbtest.Options{Lifetime: time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		o.connect(1, 0)
 		stuck := &unwritable{watchedStore: s}
-		kit := backgroundKit(t, o.bank, stuck, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
+		kit := o.kitOn(stuck)
 		end := o.keepAlive(kit)
 		time.Sleep(80 * time.Second)
 		require.Equal(t, 1, o.bank.Refreshes())

@@ -1147,7 +1147,7 @@ func TestReplace(t *testing.T) {
 
 // A token that serves does not wait for the bank's limit; one that the API has refused does.
 func TestPatienceAtALimit(t *testing.T) {
-	prepare := func(t *testing.T) (*ganbtest.Server, *ganbauth.Kit) {
+	synctest.Test(t, func(t *testing.T) {
 		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
 		for _, u := range []string{"u", "v"} {
 			connect(t, bank, store, u)
@@ -1156,10 +1156,6 @@ func TestPatienceAtALimit(t *testing.T) {
 		kit := backgroundKit(t, bank, store, nil, tokenRate(1))
 		_, err := kit.Token(t.Context(), "v")
 		require.NoError(t, err)
-		return bank, kit
-	}
-	synctest.Test(t, func(t *testing.T) {
-		bank, kit := prepare(t)
 		begun := time.Now()
 		token, err := kit.Token(t.Context(), "u")
 		require.NoError(t, err)
@@ -1189,7 +1185,7 @@ func TestUnsavedIsNotSpent(t *testing.T) {
 	inKeptOffice(t, ganbtest.Options{Lifetime: time.Minute}, func(t *testing.T, o *keptOffice) {
 		o.connect(1, 0)
 		store := &unwritable{watchedStore: &watchedStore{indexedStore: o.store}}
-		kit := backgroundKit(t, o.bank, store, nil, func(opts *ganbauth.Options) { opts.Logger = textLogger(&o.log) })
+		kit := o.kitOn(store)
 		time.Sleep(61 * time.Second)
 		token, err := kit.Token(t.Context(), "0")
 		require.NoError(t, err)

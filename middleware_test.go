@@ -714,11 +714,7 @@ func TestDenyCannotBegin(t *testing.T) {
 	for n := 1; ; n++ {
 		e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
 		a := newApp(t, setup{bare: true, sessions: func(m *scs.SessionManager) { m.Store = e }})
-		ctx, err := a.sessions.Load(t.Context(), "")
-		require.NoError(t, err)
-		a.sessions.Put(ctx, "cart", "full")
-		token, _, err := a.sessions.Commit(ctx)
-		require.NoError(t, err)
+		token := storeSession(t, a.sessions, "cart", "full")
 		met := e.failNext(n, false)
 		resp := a.browser().do("GET", "/p", with(navigate, "Cookie", "session="+token))
 		if met() == "" {

@@ -409,11 +409,7 @@ func TestWhatRequestsSay(t *testing.T) {
 	t.Run("a session that is gone", func(t *testing.T) {
 		e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
 		a := newApp(t, setup{sessions: func(m *scs.SessionManager) { m.Store = e }})
-		ctx, err := a.sessions.Load(t.Context(), "")
-		require.NoError(t, err)
-		a.sessions.Put(ctx, "cart", "full")
-		token, _, err := a.sessions.Commit(ctx)
-		require.NoError(t, err)
+		token := storeSession(t, a.sessions, "cart", "full")
 		require.False(t, ganbauth.SessionIsGone(a.kit, request("/p", "Cookie", "session="+token)))
 		require.True(t, ganbauth.SessionIsGone(a.kit, request("/p", "Cookie", "session=gone")))
 		require.False(t, ganbauth.SessionIsGone(a.kit, request("/p")))

@@ -67,6 +67,14 @@ func (e *faultyEngine) failNext(n int, after bool) (met func() string) {
 	}
 }
 
+// said returns the names of the calls since it was last asked.
+func (e *faultyEngine) said() (names []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	names, e.names = e.names, nil
+	return names
+}
+
 func (e *faultyEngine) Find(name string) (b []byte, found bool, err error) {
 	err = e.call("Find", func() (err error) { b, found, err = e.MemStore.Find(name); return err })
 	if err != nil {
@@ -108,20 +116,13 @@ func TestSCSCalls(t *testing.T) {
 	s := setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}}
 	s.sessions = func(m *scs.SessionManager) { m.Store = e }
 	inBubble(t, s, func(t *testing.T, a *app) {
-		said := func() []string {
-			e.mu.Lock()
-			defer e.mu.Unlock()
-			names := e.names
-			e.names = nil
-			return names
-		}
-		said()
+		e.said()
 		require.NoError(t, a.kit.SetToken(t.Context(), "u", a.bank.Token()))
-		require.Equal(t, []string{"Find", "Find", "Commit", "Find", "Commit"}, said())
+		require.Equal(t, []string{"Find", "Find", "Commit", "Find", "Commit"}, e.said())
 		time.Sleep(expired)
 		_, err := a.kit.Token(t.Context(), "u")
 		require.NoError(t, err)
-		require.Equal(t, []string{"Find", "Find", "Commit", "Find", "Find", "Commit"}, said(), "the first write is the proof")
+		require.Equal(t, []string{"Find", "Find", "Commit", "Find", "Find", "Commit"}, e.said(), "the first write is the proof")
 	})
 }
 

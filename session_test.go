@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,39 +24,49 @@ import (
 // sent once.
 func TestKeyFailsAtEachCallOfACallback(t *testing.T) {
 	fault := errors.New("the users' database is away")
-	for n := int32(1); ; n++ {
-		var calls atomic.Int32
-		var armed atomic.Bool
-		fails := func() error {
-			if armed.Load() && calls.Add(1) == n {
-				return fault
-			}
-			return nil
-		}
-		s := setup{options: ganbauth.Options{
-			Store:      ganbauth.NewMemoryStore(),
-			Key:        func(*http.Request) (string, error) { return "u", fails() },
-			Connection: func(*http.Request) (string, error) { return "c", fails() },
-		}}
-		a := newApp(t, s)
+	for n := 1; ; n++ {
+		a, arm, met := newForgetfulApp(t, n, fault)
 		b := a.browser()
 		callback := b.callbackURL("/bank/login")
-		armed.Store(true)
+		arm()
 		resp := b.get(callback)
-		met := calls.Load() >= n
-		armed.Store(false)
+		failed := met()
 		if resp.StatusCode != 303 {
-			require.True(t, met, "call %d", n)
+			require.True(t, failed, "call %d", n)
 			require.GreaterOrEqual(t, resp.StatusCode, 500, "call %d", n)
 			require.NotContains(t, body(resp), "database")
 			require.Equal(t, 303, b.get(callback).StatusCode, "call %d", n)
 		}
 		require.True(t, b.connected(), "call %d", n)
 		require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint), "call %d", n)
-		if !met {
-			require.Greater(t, n, int32(2))
+		if !failed {
+			require.Greater(t, n, 2)
 			return
 		}
+	}
+}
+
+// newForgetfulApp makes an app of the user "u" with the connection "c", whose Key and
+// Connection fail at their n-th call from arm on. After met, which says whether there was
+// one, they are well.
+func newForgetfulApp(t *testing.T, n int, fault error) (a *app, arm func(), met func() bool) {
+	t.Helper()
+	var calls atomic.Int32
+	var armed atomic.Bool
+	fails := func() error {
+		if armed.Load() && int(calls.Add(1)) == n {
+			return fault
+		}
+		return nil
+	}
+	a = newApp(t, setup{options: ganbauth.Options{
+		Store:      ganbauth.NewMemoryStore(),
+		Key:        func(*http.Request) (string, error) { return "u", fails() },
+		Connection: func(*http.Request) (string, error) { return "c", fails() },
+	}})
+	return a, func() { armed.Store(true) }, func() bool {
+		armed.Store(false)
+		return int(calls.Load()) >= n
 	}
 }
 
@@ -87,11 +98,7 @@ func TestSessionThatTheKitWrites(t *testing.T) {
 		a := newApp(t, setup{bare: true})
 		b := a.browser()
 		if name == "something else in it" {
-			ctx, err := a.sessions.Load(t.Context(), "")
-			require.NoError(t, err)
-			a.sessions.Put(ctx, "cart", "full")
-			token, _, err := a.sessions.Commit(ctx)
-			require.NoError(t, err)
+			token := storeSession(t, a.sessions, "cart", "full")
 			b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{{Name: "session", Value: token, Secure: true}})
 		}
 		cart := func() string {
@@ -178,17 +185,25 @@ func newSessionUser(t *testing.T, handle string, keyOf, connectionOf func(*http.
 	engine := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
 	sessions := scs.New()
 	sessions.Store = engine
-	u := &sessionUser{ganbauth.NewOwners(sessions, keyOf, connectionOf), sessions, engine, nil}
+	values := []string{"cart", "full"}
+	if handle != "" {
+		values = append(values, "ganbauth.bank", "bank/"+handle)
+	}
+	cookie := &http.Cookie{Name: "session", Value: storeSession(t, sessions, values...)}
+	return &sessionUser{ganbauth.NewOwners(sessions, keyOf, connectionOf), sessions, engine, cookie}
+}
+
+// storeSession stores a new session with names and values in turn, and returns its token.
+func storeSession(t *testing.T, sessions *scs.SessionManager, pairs ...string) (token string) {
+	t.Helper()
 	ctx, err := sessions.Load(t.Context(), "")
 	require.NoError(t, err)
-	sessions.Put(ctx, "cart", "full")
-	if handle != "" {
-		sessions.Put(ctx, "ganbauth.bank", "bank/"+handle)
+	for pair := range slices.Chunk(pairs, 2) {
+		sessions.Put(ctx, pair[0], pair[1])
 	}
-	token, _, err := sessions.Commit(ctx)
+	token, _, err = sessions.Commit(ctx)
 	require.NoError(t, err)
-	u.cookie = &http.Cookie{Name: "session", Value: token}
-	return u
+	return token
 }
 
 func (u *sessionUser) request() *http.Request {
@@ -297,33 +312,26 @@ func TestKeyAndConnectionAnswer(t *testing.T) {
 // cookie.
 func TestSessionIsReadOnce(t *testing.T) {
 	u := newSessionUser(t, ";A", nil, nil)
-	calls := func() int {
-		u.engine.mu.Lock()
-		defer u.engine.mu.Unlock()
-		n := u.engine.calls
-		u.engine.calls = 0
-		return n
-	}
-	calls()
+	u.engine.said()
 	storeKey, err := u.StoreKey(httptest.NewRequest("GET", "/", nil))
 	require.NoError(t, err)
 	require.Empty(t, storeKey)
-	require.Zero(t, calls())
+	require.Empty(t, u.engine.said())
 
 	r := u.request()
 	storeKey, err = u.StoreKey(r)
 	require.NoError(t, err)
 	require.Equal(t, "bank/;A", storeKey)
-	require.Equal(t, 1, calls())
+	require.Equal(t, []string{"Find"}, u.engine.said())
 
 	ctx, err := u.sessions.Load(r.Context(), u.cookie.Value)
 	require.NoError(t, err)
-	calls()
+	u.engine.said()
 	for _, ctx := range []context.Context{ctx, odd{ctx, nil}, &odd{ctx, nil}} {
 		storeKey, err = u.StoreKey(r.WithContext(ctx))
 		require.NoError(t, err)
 		require.Equal(t, "bank/;A", storeKey)
-		require.Zero(t, calls())
+		require.Empty(t, u.engine.said())
 		same, err := u.WithSession(r.WithContext(ctx))
 		require.NoError(t, err)
 		require.Equal(t, ctx, same.Context())

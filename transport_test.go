@@ -1033,12 +1033,12 @@ func TestClientChangesNoMore(t *testing.T) {
 		resp.Body.Close()
 		return g.last()
 	}
+	lower := strings.ToLower("Idempotency-Key")
 	sent := send(strings.NewReader("x"))
 	require.NotNil(t, sent.GetBody)
-	require.NotContains(t, sent.Header, strings.ToLower("Idempotency-Key"))
+	require.NotContains(t, sent.Header, lower)
 	sent = send(http.NoBody, "Idempotency-Key", "k")
 	require.NotContains(t, sent.Header, "Idempotency-Key")
-	lower := strings.ToLower("Idempotency-Key")
 	require.Equal(t, []string{"k"}, sent.Header[lower])
 }
 
