@@ -244,6 +244,8 @@ func (r *records) change(ctx context.Context, what string, call func(context.Con
 	return notDone(what, err)
 }
 
+// notDone names the call whose error it is. Nobody knows whether the call had its effect, but
+// for an ErrSuperseded.
 func notDone(what string, err error) error {
 	if err == nil {
 		return nil
