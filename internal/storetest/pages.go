@@ -33,8 +33,8 @@ func readStats(t *testing.T, info string) (s redisStats) {
 }
 
 // RedisPages tests that pages of many tokens keep nobody else waiting for Redis: what Redis
-// answers for one does not grow with the number of tokens. TOKENS sets that number, and then
-// the time is tested, too. The function info returns the answer to INFO all.
+// answers for one does not grow with the number of tokens, which TOKENS sets. The function
+// info returns the answer to INFO all.
 func RedisPages(t *testing.T, s Store, info func() string) {
 	tokens := 20_000
 	if n, err := strconv.Atoi(os.Getenv("TOKENS")); err == nil {
@@ -74,7 +74,4 @@ func RedisPages(t *testing.T, s Store, info func() string) {
 	const together = 16 // scripts in a round trip
 	busy := math.Ceil(together * float64(now.microseconds-before.microseconds) / float64(now.calls-before.calls))
 	t.Attr("measured", fmt.Sprintf("%d tokens, %d pages: Redis is busy with one for %.0f µs at a time", tokens, pages, busy))
-	if os.Getenv("TOKENS") != "" {
-		require.Less(t, busy, 1000.0)
-	}
 }
