@@ -119,6 +119,7 @@ func KeepAlive(t *testing.T, engine func() (*testenv.Process, string), newStore 
 		_ = in.keeperOf(t, newStore(in.Engine), slog.New(slog.DiscardHandler)).KeepAlive(context.Background())
 		return
 	}
+	t.Parallel()
 	server, addr := engine()
 	strict := ganbtest.Options{RevokeOnReuse: true, Latency: 50 * time.Millisecond}
 

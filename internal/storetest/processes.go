@@ -239,6 +239,7 @@ func Processes(t *testing.T, engine func() (*testenv.Process, string), newStore 
 	if os.Getenv(serveVariable) != "" {
 		serve(t, newStore)
 	}
+	t.Parallel()
 	server, addr := engine()
 	const latency = 50 * time.Millisecond
 	// The bank ends the grant when a refresh token is used twice.
