@@ -240,7 +240,8 @@ func TestGuardRateLimit(t *testing.T) {
 	for name, limit := range limits {
 		for again, pause := range map[string]time.Duration{"every 10 s": 10 * time.Second, "every 60 s": time.Minute, "when told": 0} {
 			t.Run(name+"/"+again, func(t *testing.T) {
-				inCrowd(t, crowdSize(1000), ganbtest.Options{Latency: 50 * time.Millisecond, RateLimit: limit}, func(t *testing.T, c *crowd) {
+				users := crowdSize(500 + 20*int(pause.Seconds())) // more come in a second than the bank takes
+				inCrowd(t, users, ganbtest.Options{Latency: 50 * time.Millisecond, RateLimit: limit}, func(t *testing.T, c *crowd) {
 					served := c.come(pause, time.Hour)
 					refused := c.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusTooManyRequests)
 					require.Len(t, served, c.users)
@@ -290,7 +291,7 @@ func TestGuardBankAway(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inCrowd(t, crowdSize(300), ganbtest.Options{}, func(t *testing.T, c *crowd) {
+			inCrowd(t, crowdSize(100), ganbtest.Options{}, func(t *testing.T, c *crowd) {
 				end := away(c)
 				before := c.bank.Refreshes()
 				var asked int
@@ -365,6 +366,7 @@ func TestGuardBankHangs(t *testing.T) {
 
 // Users whose refresh is answered 500 for ever are nobody else's trouble.
 func TestGuardSickUsers(t *testing.T) {
+	const hours = 2
 	for name, n := range map[string]int{"one user": 1, "ten users": 10, "thirty users": 30} {
 		t.Run(name, func(t *testing.T) {
 			inCrowd(t, 100, ganbtest.Options{}, func(t *testing.T, c *crowd) {
@@ -387,7 +389,7 @@ func TestGuardSickUsers(t *testing.T) {
 							pause = time.Second // a page that asks all the time
 						}
 						time.Sleep(time.Duration(u) * time.Minute / 7) // one after another
-						for time.Since(c.begun) < 6*time.Hour {
+						for time.Since(c.begun) < hours*time.Hour {
 							if err := c.ask(u); err != nil && !sick[u] {
 								noticed.Add(1)
 							}
@@ -396,8 +398,8 @@ func TestGuardSickUsers(t *testing.T) {
 					})
 				}
 				wg.Wait()
-				t.Attr("measured", fmt.Sprintf("6 hours: %d refreshes fail, and %d requests of the %d others",
-					c.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusInternalServerError), noticed.Load(), c.users-n))
+				t.Attr("measured", fmt.Sprintf("%d hours: %d refreshes fail, and %d requests of the %d others",
+					hours, c.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusInternalServerError), noticed.Load(), c.users-n))
 				require.Zero(t, noticed.Load())
 			})
 		})
@@ -438,7 +440,7 @@ func TestGuardLetsInSlowly(t *testing.T) {
 	inCrowd(t, 2000, ganbtest.Options{Latency: 50 * time.Millisecond}, func(t *testing.T, c *crowd) {
 		end := c.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Status: http.StatusBadGateway}, -1)
 		time.AfterFunc(10*time.Minute, end)
-		served := c.come(2*time.Second, time.Hour)
+		served := c.come(10*time.Second, time.Hour)
 		require.Len(t, served, 2000)
 		within := func(d time.Duration) (n int) {
 			for _, at := range served {

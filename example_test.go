@@ -311,7 +311,7 @@ func ExampleKit_KeepAlive() {
 	defer box.Close()
 	defer app.Close()
 	token := box.Token("offline_access")
-	token.ExpiresAt = time.Now().Add(time.Minute)
+	token.ExpiresAt = time.Now()
 	if err := bank.SetToken(context.Background(), "alice", token); err != nil {
 		panic(err)
 	}
