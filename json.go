@@ -29,14 +29,14 @@ func parseObject(data []byte) (object, error) {
 // error it also returns the members before the fault.
 func readObject(data []byte, mayRepeat func(name string) bool) (object, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+	if t, _ := dec.Token(); t != json.Delim('{') { // nil if it fails
 		return nil, errors.New("not a JSON object")
 	}
 	o := object{}
 	for dec.More() {
-		t, err := dec.Token()
-		name, ok := t.(string)
-		if err != nil || !ok {
+		t, _ := dec.Token()
+		name, ok := t.(string) // nil if it fails
+		if !ok {
 			return o, errors.New("malformed JSON")
 		}
 		if _, ok := o[name]; ok && !mayRepeat(name) {
@@ -61,11 +61,9 @@ func readObject(data []byte, mayRepeat func(name string) bool) (object, error) {
 // is an error.
 func member[T any](o object, name string) (value T, ok bool, err error) {
 	raw, there := o[name]
-	if !there || string(raw) == "null" {
-		return value, false, nil
+	ok = there && string(raw) != "null"
+	if ok && json.Unmarshal(raw, &value) != nil {
+		err = fmt.Errorf("%s has the wrong type", name)
 	}
-	if err := json.Unmarshal(raw, &value); err != nil {
-		return value, false, fmt.Errorf("%s has the wrong type", name)
-	}
-	return value, true, nil
+	return value, ok, err
 }
