@@ -766,25 +766,46 @@ func TestSetToken(t *testing.T) {
 		require.Equal(t, live.AccessToken, token.AccessToken)
 		require.Equal(t, 1, a.bank.Refreshes())
 
-		for name, token := range map[string]*ganbauth.Token{
-			"none":            nil,
-			"no access token": {RefreshToken: "r"},
-			"a line break":    {AccessToken: "a\n", RefreshToken: "r"},
-			"a space":         {AccessToken: "a", RefreshToken: "r r"},
-			"too long":        {AccessToken: strings.Repeat("a", 4097), RefreshToken: "r"},
-			"scope":           {AccessToken: "a", RefreshToken: "r", Scope: "\x00"},
-			"subject":         {AccessToken: "a", RefreshToken: "r", Subject: strings.Repeat("s", 256)},
-			"no ID token":     {AccessToken: "a", RefreshToken: "r", IDToken: "a.b.c"},
-			"long ID token":   {AccessToken: "a", RefreshToken: "r", IDToken: strings.Repeat("a", 16385)},
-			"C9 no end":       {AccessToken: "a"},
+		for _, c := range []struct {
+			token *ganbauth.Token
+			says  string
+		}{
+			{nil, "access_token is missing"},
+			{&ganbauth.Token{RefreshToken: "r"}, "access_token is missing"},
+			{&ganbauth.Token{AccessToken: "a\n", RefreshToken: "r"}, "access_token"},
+			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r r"}, "refresh_token"},
+			{&ganbauth.Token{AccessToken: strings.Repeat("a", 4097), RefreshToken: "r"}, "access_token"},
+			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Scope: "\x00"}, "scope"},
+			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Subject: strings.Repeat("s", 256)}, "subject"},
+			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: "a.b.c"}, "id_token"},
+			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: strings.Repeat("a", 16385)}, "id_token"},
+			{&ganbauth.Token{AccessToken: "a"}, "RefreshToken or an ExpiresAt"}, // C9
 		} {
-			require.ErrorIs(t, a.kit.SetToken(ctx, "alice", token), ganbauth.ErrTokenFormat, name)
+			err := a.kit.SetToken(ctx, "alice", c.token)
+			require.ErrorIs(t, err, ganbauth.ErrTokenFormat)
+			require.ErrorContains(t, err, c.says)
 		}
 		require.Error(t, a.kit.SetToken(ctx, "", live))
 		require.Error(t, a.kit.SetToken(ctx, strings.Repeat("k", 1025), live))
 		token, err = a.kit.Token(ctx, "alice")
 		require.NoError(t, err)
 		require.Equal(t, live.AccessToken, token.AccessToken, "what is refused changes nothing")
+	})
+}
+
+// The stores compare tokens, so one from elsewhere is brought into the form of a login's.
+func TestSetTokenIsStoredLikeALogins(t *testing.T) {
+	store := ganbauth.NewMemoryStore()
+	inBubble(t, setup{options: ganbauth.Options{Store: store}}, func(t *testing.T, a *app) {
+		now := time.Now().In(time.FixedZone("JST", 9*60*60))
+		subject := strings.Repeat("s", 255)
+		require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{AccessToken: "a", TokenType: "bearer", Subject: subject,
+			IssuedAt: now.Add(time.Millisecond), ExpiresAt: now.Add(time.Hour + time.Nanosecond), Judged: "elsewhere"}))
+		got, err := store.Load(t.Context(), "bank/u")
+		require.NoError(t, err)
+		got.Epoch = ""
+		require.Equal(t, &ganbauth.Token{AccessToken: "a", TokenType: "Bearer", Subject: subject,
+			IssuedAt: now.UTC(), ExpiresAt: now.UTC().Add(time.Hour)}, got)
 	})
 }
 
