@@ -208,8 +208,12 @@ func (cfg Config) MarshalText() ([]byte, error) {
 // hostPort spells out the port, so that equal hosts compare equal.
 func hostPort(u *url.URL) string {
 	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	switch {
+	case port != "":
+	case u.Scheme == "http":
+		port = "80"
+	case u.Scheme == "https":
+		port = "443"
 	}
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
 }

@@ -55,6 +55,7 @@ type Connector struct {
 	method                AuthMethod
 	issuer                string
 	authURL               *url.URL
+	authorize             string // authURL with the parameters that are always the same
 	tokenURL, userInfoURL string
 	http                  *http.Client
 	timeout               time.Duration
@@ -89,6 +90,7 @@ func NewConnector(clientID, clientSecret string, method AuthMethod, cfg Config) 
 		method:       method,
 		issuer:       cfg.JWTIssuer,
 		authURL:      authURL,
+		authorize:    withQuery(*authURL, url.Values{"response_type": {"code"}, "client_id": {clientID}}),
 		tokenURL:     tokenURL.String(),
 		userInfoURL:  userInfoURL.String(),
 		timeout:      exchangeTimeout,
@@ -153,7 +155,10 @@ func (c *Connector) deriveKey(purpose string) ([]byte, error) {
 // It fails if sessionID is empty, or if scope or redirectURI does not have 1 to 256
 // bytes.
 func (c *Connector) OAuthAuthorization(sessionID, scope, redirectURI string) (string, error) {
-	return c.authorizationURL(sessionID, scope, redirectURI, nil)
+	if sessionID == "" {
+		return "", errNoSessionID
+	}
+	return c.authorizationURL(c.state(sessionID), scope, redirectURI)
 }
 
 // OpenIDAuthorization is [Connector.OAuthAuthorization] for OpenID Connect (Core section
@@ -164,15 +169,21 @@ func (c *Connector) OpenIDAuthorization(sessionID, scope, redirectURI string) (a
 	if c.issuer == "" {
 		return "", "", errNoIssuer
 	}
+	if sessionID == "" {
+		return "", "", errNoSessionID
+	}
 	nonce = rand.Text()
-	authURL, err = c.authorizationURL(sessionID, scope, redirectURI, url.Values{"nonce": {nonce}})
+	authURL, err = c.authorizationURL(c.state(sessionID), scope, redirectURI, "nonce", nonce)
 	if err != nil {
 		return "", "", err
 	}
 	return authURL, nonce, nil
 }
 
-var errNoIssuer = errors.New("ganbauth: config: OpenID Connect needs JWTIssuer")
+var (
+	errNoIssuer    = errors.New("ganbauth: config: OpenID Connect needs JWTIssuer")
+	errNoSessionID = errors.New("ganbauth: authorization: the session id is empty")
+)
 
 // state returns the state that the bank's SDKs send for sessionID.
 func (c *Connector) state(sessionID string) string {
@@ -180,32 +191,32 @@ func (c *Connector) state(sessionID string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// authorizationURL returns the URL of the consent page, with more parameters. A query in
-// AuthPath is kept.
-func (c *Connector) authorizationURL(sessionID, scope, redirectURI string, more url.Values) (string, error) {
-	if sessionID == "" {
-		return "", errors.New("ganbauth: authorization: the session id is empty")
-	}
+// authorizationURL returns the URL of the consent page, with more parameters, given as
+// names and values in turn. A query in AuthPath is kept.
+func (c *Connector) authorizationURL(state, scope, redirectURI string, more ...string) (string, error) {
 	err := errors.Join(checkLength("scope", scope, maxScope), checkLength("redirect_uri", redirectURI, maxRedirectURI))
 	if err != nil {
 		return "", err
 	}
-	q := url.Values{
-		"response_type": {"code"},
-		"client_id":     {c.clientID},
-		"scope":         {scope},
-		"state":         {c.state(sessionID)},
-		"redirect_uri":  {redirectURI},
+	u := make([]byte, 0, 1<<10)
+	u = append(u, c.authorize...)
+	params := append([]string{"scope", scope, "state", state, "redirect_uri", redirectURI}, more...)
+	for i := 0; i < len(params); i += 2 { // url.Values takes several times as long
+		u = append(u, '&')
+		u = append(u, params[i]...)
+		u = append(u, '=')
+		u = append(u, url.QueryEscape(params[i+1])...)
 	}
-	for name, values := range more {
-		q[name] = values
-	}
-	u := *c.authURL
+	return string(u), nil
+}
+
+// withQuery returns u with more parameters.
+func withQuery(u url.URL, more url.Values) string {
 	if u.RawQuery != "" {
 		u.RawQuery += "&"
 	}
-	u.RawQuery += q.Encode()
-	return u.String(), nil
+	u.RawQuery += more.Encode()
+	return u.String()
 }
 
 func checkLength(what, s string, limit int) error {

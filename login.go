@@ -57,22 +57,23 @@ func (k *Kit) begin(w http.ResponseWriter, r *http.Request, j *jar, returnTo, lo
 		a.foreign = true
 		a.shorten(maxOtherPath)
 	}
-	more := url.Values{}
+	var more []string
 	if a.openID {
-		more.Set("nonce", a.nonce())
+		more = append(more, "nonce", a.nonce())
 	}
 	if a.pkce {
 		sum := sha256.Sum256([]byte(a.verifier()))
-		more.Set("code_challenge", base64.RawURLEncoding.EncodeToString(sum[:]))
-		more.Set("code_challenge_method", "S256")
+		more = append(more, "code_challenge", base64.RawURLEncoding.EncodeToString(sum[:]), "code_challenge_method", "S256")
 	}
-	sessionID := rand.Text()
-	authURL, err := k.connector.authorizationURL(sessionID, a.scope, k.redirectURI, more)
+	state := k.connector.state(rand.Text())
+	authURL, err := k.connector.authorizationURL(state, a.scope, k.redirectURI, more...)
 	if err != nil {
 		return "", err
 	}
-	j.put(w, j.cookieName(k.connector.state(sessionID)), a, len(authURL))
-	k.event(k.aboutRequest(r, connection), EventLoginStarted, time.Since(a.begun), nil)
+	j.put(w, j.cookieName(state), a, len(authURL))
+	if k.hasListener() {
+		k.event(k.aboutRequest(r, connection), EventLoginStarted, time.Since(a.begun), nil)
+	}
 	return authURL, nil
 }
 
