@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -17,11 +19,19 @@ import (
 func setHeaders(w http.ResponseWriter) {
 	h := w.Header()
 	for _, name := range []string{"Content-Length", "Etag", "Last-Modified"} {
-		h.Del(name)
+		delete(h, name)
 	}
-	h.Set("Cache-Control", "no-store")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("X-Content-Type-Options", "nosniff")
+	set(h, "Cache-Control", "no-store", "Referrer-Policy", "no-referrer", "X-Content-Type-Options", "nosniff")
+}
+
+// set sets headers, given as names in canonical form and values in turn. One slice has
+// all the values, where Header.Set makes one for each.
+func set(h http.Header, pairs ...string) {
+	values := make([]string, len(pairs)/2)
+	for i := range values {
+		values[i] = pairs[2*i+1]
+		h[pairs[2*i]] = values[i : i+1 : i+1]
+	}
 }
 
 // redirect sends the browser to target, with HTMX's own header if htmx is set. It does
@@ -48,38 +58,49 @@ func setErrorHeaders(w http.ResponseWriter, err error) {
 	status := StatusCode(err)
 	var lacks *scopeError
 	switch {
-	case status == http.StatusUnauthorized: // in canonical form, which spares an allocation
-		h.Set("Www-Authenticate", `Bearer realm="bank"`)
+	case status == http.StatusUnauthorized:
+		set(h, "Www-Authenticate", `Bearer realm="bank"`)
 	case errors.As(err, &lacks):
-		h.Set("Www-Authenticate",
+		set(h, "Www-Authenticate",
 			fmt.Sprintf(`Bearer realm="bank", error="insufficient_scope", scope=%q`, strings.Join(lacks.missing, " ")))
 	}
 	if wait := retryAfter(err); wait > 0 {
-		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+		set(h, "Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 	}
 }
 
-// problem is the answer to a program (RFC 9457). [Kit.Refuse] documents its members.
+// problem is the answer to a program (RFC 9457), but for login_url. [Kit.Refuse] documents
+// its members.
 type problem struct {
-	Type     string `json:"type"`
-	Title    string `json:"title"`
-	Status   int    `json:"status"`
-	Detail   string `json:"detail"`
-	Code     string `json:"code"`
-	LoginURL string `json:"login_url,omitempty"`
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	Code   string `json:"code"`
+}
+
+// problems has the JSON of each problem that has been met, a []byte. There are as many as
+// there are messages.
+var problems sync.Map
+
+// json returns p as JSON. Nobody may change it.
+func (p problem) json() []byte {
+	if ready, ok := problems.Load(p); ok {
+		return ready.([]byte)
+	}
+	made, _ := json.Marshal(p) // never fails
+	problems.Store(p, made)
+	return made
 }
 
 // writeProblem tells a program what page would tell a person. loginURL may be empty.
 func writeProblem(w http.ResponseWriter, page *ErrorPage, loginURL string) {
-	w.Header().Set("Content-Type", "application/problem+json; charset=utf-8")
-	w.Header().Set("Content-Language", page.Language)
+	body := problem{"about:blank", http.StatusText(page.Status), page.Status, page.Text, page.Code}.json()
+	if loginURL != "" {
+		quoted, _ := json.Marshal(loginURL) // never fails
+		body = slices.Concat(body[:len(body)-len("}")], []byte(`,"login_url":`), quoted, []byte("}"))
+	}
+	set(w.Header(), "Content-Type", "application/problem+json; charset=utf-8", "Content-Language", page.Language)
 	w.WriteHeader(page.Status)
-	_ = json.NewEncoder(w).Encode(problem{
-		Type:     "about:blank",
-		Title:    http.StatusText(page.Status),
-		Status:   page.Status,
-		Detail:   page.Text,
-		Code:     page.Code,
-		LoginURL: loginURL,
-	})
+	_, _ = w.Write(body)
 }

@@ -157,9 +157,9 @@ func TestAllocations(t *testing.T) {
 		budget float64
 	}{
 		{"a request with a live token, beside the session", count(visitOf("/protected", cookies)) - count(visitOf("/open", cookies)), 7},
-		{"a refused program's request", count(program) - open, 21},
-		{"a refused browser's request", count(visitOf("/protected", "")) - open, 60},
-		{"a login", testing.AllocsPerRun(100, func() { login(t, server) }), 540},
+		{"a refused program's request", count(program) - open, 18},
+		{"a refused browser's request", count(visitOf("/protected", "")) - open, 40},
+		{"a login", testing.AllocsPerRun(100, func() { login(t, server) }), 515},
 	} {
 		require.LessOrEqual(t, c.of, c.budget, "%s makes %.0f allocations, and has a budget of %.0f. "+
 			"Each costs some 30 ns, and the garbage collector's time later. If it buys something, raise the budget here.",

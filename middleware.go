@@ -204,6 +204,12 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 		return
 	}
 	own := k.ownPath(r)
+	switch kind {
+	case navigation, formPost, htmxRequest:
+	default: // it gets no page, and cannot begin a login
+		k.refuse(w, r, kind, err, exits{}, k.loginURL(r, own, err))
+		return
+	}
 	again, back := k.pagesOf(r, kind, own)
 	to := exits{again: again, sentFrom: kind == formPost, home: k.defaultReturn}
 	var asked []string

@@ -16,6 +16,9 @@ const maxReturnPath = 2048
 // reads as a path and another as a host: backslashes, control characters, empty segments
 // and dot segments.
 func localPath(s string) (string, bool) {
+	if isPlain(s) {
+		return s, true
+	}
 	ambiguous := func(c rune) bool { return c == '\\' || unicode.IsControl(c) }
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(s, "/") || !strings.HasPrefix(u.Path, "/") ||
@@ -38,6 +41,23 @@ func localPath(s string) (string, bool) {
 		return "", false
 	}
 	return path, true
+}
+
+// isPlain reports whether s is a path of letters, digits, hyphens, underscores and single
+// slashes, in which there is nothing to judge. Most are, and this is the quicker way.
+func isPlain(s string) bool {
+	if !strings.HasPrefix(s, "/") || len(s) > maxReturnPath {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
+		case c == '/' && (i == 0 || s[i-1] != '/'):
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // escapeRest percent-encodes what may not stand in a header or a URL.

@@ -43,11 +43,11 @@ func kindOfRequest(r *http.Request) requestKind {
 	switch {
 	case isPrefetch(h):
 		return prefetch
-	case h.Get("Hx-Request") == "true" && h.Get("Hx-History-Restore-Request") != "true":
+	case first(h, "Hx-Request") == "true" && first(h, "Hx-History-Restore-Request") != "true":
 		// HTMX ignores HX-Redirect when it restores a page of its history from the
 		// server.
 		return htmxRequest
-	case h.Get("X-Turbo-Request-Id") != "":
+	case first(h, "X-Turbo-Request-Id") != "":
 		// Turbo fetches the pages that the user navigates to. If the answer to a link is
 		// not HTML, Turbo lets the browser load the link. If the answer to a form is not
 		// HTML, it shows nothing.
@@ -65,9 +65,9 @@ func kindOfRequest(r *http.Request) requestKind {
 
 // kindByHeaders judges a request by its headers alone, as if its method were GET.
 func kindByHeaders(h http.Header) requestKind {
-	mode, dest := h.Get("Sec-Fetch-Mode"), h.Get("Sec-Fetch-Dest")
+	mode, dest := first(h, "Sec-Fetch-Mode"), first(h, "Sec-Fetch-Dest")
 	switch {
-	case h.Get("Upgrade") != "":
+	case first(h, "Upgrade") != "":
 		return subrequest
 	case mode == "" && dest == "":
 		return kindWithoutMetadata(h)
@@ -80,7 +80,7 @@ func kindByHeaders(h http.Header) requestKind {
 			return navigation
 		}
 		return subrequest
-	case mode == "same-origin" && h.Get("Upgrade-Insecure-Requests") == "1":
+	case mode == "same-origin" && first(h, "Upgrade-Insecure-Requests") == "1":
 		// A service worker in Firefox passed a navigation on. A fetch by a script does
 		// not send Upgrade-Insecure-Requests.
 		return navigation
@@ -96,7 +96,7 @@ func kindByHeaders(h http.Header) requestKind {
 // script.
 func kindWithoutMetadata(h http.Header) requestKind {
 	switch {
-	case h.Get("X-Requested-With") == "XMLHttpRequest":
+	case first(h, "X-Requested-With") == "XMLHttpRequest":
 		return subrequest
 	case acceptsHTML(h):
 		return navigation
@@ -108,12 +108,20 @@ func kindWithoutMetadata(h http.Header) requestKind {
 // preload extension.
 func isPrefetch(h http.Header) bool {
 	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Purpose", "X-Sec-Purpose", "X-Moz"} {
-		v := strings.ToLower(h.Get(name))
+		v := strings.ToLower(first(h, name))
 		if strings.Contains(v, "prefetch") || strings.Contains(v, "preview") || strings.Contains(v, "prerender") {
 			return true
 		}
 	}
-	return h.Get("Hx-Preloaded") == "true"
+	return first(h, "Hx-Preloaded") == "true"
+}
+
+// first is h.Get(name) for a name in canonical form, which need not be made canonical.
+func first(h http.Header, name string) string {
+	if values := h[name]; len(values) > 0 {
+		return values[0]
+	}
+	return ""
 }
 
 // acceptsHTML reports whether Accept names HTML but not JSON. No browser asks for JSON
