@@ -164,8 +164,71 @@ func TestKeyFromContext(t *testing.T) {
 	require.Equal(t, []string{
 		"login_started u a", "login_succeeded u a", "handler with a token u a", "error u b", "error nobody ", "token_lost u a",
 	}, heard)
-	_, _, ok := ganbauth.KeyFromContext(t.Context())
+	key, connection, ok := ganbauth.KeyFromContext(t.Context())
 	require.False(t, ok)
+	require.Empty(t, key+connection)
+}
+
+// Where it is not known whose connection a request is about, OnError hears the error all
+// the same, and a client for nobody fails.
+func TestKeyFromContextOfNobody(t *testing.T) {
+	fails := errors.New("the tenant is not known")
+	for name, options := range map[string]ganbauth.Options{
+		"no session":       {},
+		"no user":          {Key: func(*http.Request) (string, error) { return "", nil }},
+		"Key fails":        {Key: func(*http.Request) (string, error) { return "u", fails }},
+		"Connection fails": {Connection: func(*http.Request) (string, error) { return "c", fails }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			heard := 0
+			var a *app
+			options.OnError = func(w http.ResponseWriter, r *http.Request, err error) {
+				heard++
+				require.Equal(t, "/p", r.URL.Path)
+				_, _, ok := ganbauth.KeyFromContext(r.Context())
+				require.False(t, ok)
+				_, clientErr := a.kit.Client(r.Context()).Get(a.bank.APIBase() + "/accounts")
+				require.ErrorIs(t, clientErr, ganbauth.ErrLoginRequired)
+				w.WriteHeader(ganbauth.StatusCode(err))
+			}
+			a = newApp(t, setup{options: options})
+			a.browser().do("GET", "/p", program)
+			require.Equal(t, 1, heard)
+		})
+	}
+	t.Run("a user without a token", func(t *testing.T) {
+		var a *app
+		a = newApp(t, setup{options: ganbauth.Options{
+			Key: func(*http.Request) (string, error) { return "u", nil },
+			OnError: func(w http.ResponseWriter, r *http.Request, err error) {
+				key, _, ok := ganbauth.KeyFromContext(r.Context())
+				require.Equal(t, "u", key)
+				require.True(t, ok)
+				_, clientErr := a.kit.Client(r.Context()).Get(a.bank.APIBase() + "/accounts")
+				require.ErrorIs(t, clientErr, ganbauth.ErrLoginRequired)
+				w.WriteHeader(ganbauth.StatusCode(err))
+			},
+		}})
+		require.Equal(t, 401, a.browser().do("GET", "/p", program).StatusCode)
+	})
+}
+
+// A handler that cannot tell any more which connection its request names gets no token.
+func TestConnectionThatFailsBehindTheMiddleware(t *testing.T) {
+	var fails error
+	a := newApp(t, setup{options: ganbauth.Options{
+		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Connection: func(*http.Request) (string, error) { return "c", fails },
+	}})
+	require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}, "c"))
+	a.next.serve = func(_ http.ResponseWriter, r *http.Request) {
+		_, ok := ganbauth.TokenFromContext(r.Context())
+		require.True(t, ok)
+		fails = errors.New("the tenant is not known")
+		_, ok = ganbauth.TokenFromContext(r.Context())
+		require.False(t, ok)
+	}
+	require.Equal(t, 200, a.browser().do("GET", "/p", program).StatusCode)
 }
 
 // H3: Observe hears whose connection is lost, whatever has found that out.

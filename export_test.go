@@ -280,7 +280,7 @@ func SCSAgain(store TokenStore, data []byte) ([]byte, error) {
 
 // Seal is what New makes of a Store and EncryptionKeys.
 func Seal(store TokenStore, keys ...[]byte) TokenStore {
-	s, err := newSealer("token", keys...)
+	s, err := newSealer(tokenPurpose, keys...)
 	if err != nil {
 		panic(err)
 	}
@@ -289,6 +289,9 @@ func Seal(store TokenStore, keys ...[]byte) TokenStore {
 	}
 	return newSealedStore(store, sealedCodec{s})
 }
+
+// ForgetFailedLogin is told of a login that has ended with err.
+func ForgetFailedLogin(k *Kit, err error) { k.forgetLogin(nil, err) }
 
 // room counts the keys of m, and an empty map as one: a map does not shrink.
 func room[K comparable, V any](m map[K]V) int {

@@ -961,7 +961,7 @@ func TestStoreFails(t *testing.T) {
 			time.Sleep(61 * time.Minute)
 			_, err := kit.Token(t.Context(), "u")
 			require.NoError(t, err)
-			require.Contains(t, log.String(), "Observe or the Logger panicked")
+			require.Regexp(t, `"ganbauth: Observe or the Logger panicked" panic=hook stack=".*keeper_test.go`, log.String())
 		})
 	})
 	for name, token := range map[string]*ganbauth.Token{

@@ -134,16 +134,17 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 // ClientFor is [Kit.Client] outside a request, for the user whose token is stored under
 // key. It asks the store for each request, so it may be kept: it follows a new
 // connection, and fails with [ErrLoginRequired] while there is none. A request that finds
-// out that the bank has ended the connection gets the API's 401. See [Kit.Token].
+// out that the bank has ended the connection gets the API's 401. With an empty key, or more
+// than one connection, every request fails. See [Kit.Token].
 func (k *Kit) ClientFor(key string, connection ...string) *http.Client {
 	if k.usable() != nil {
 		return (&transport{ctx: context.Background(), fault: errNotMade}).client()
 	}
-	t := &transport{api: k.api, ctx: context.Background(), job: true}
-	if who, err := k.job(key, connection); err == nil {
-		t.key, t.ctx = who.storeKey, k.about(t.ctx, who)
+	who, err := k.job(key, connection)
+	if err != nil {
+		return (&transport{ctx: context.Background(), fault: err}).client()
 	}
-	return t.client()
+	return (&transport{api: k.api, ctx: k.about(context.Background(), who), key: who.storeKey, job: true}).client()
 }
 
 // job returns the owner that a job names.

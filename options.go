@@ -215,7 +215,7 @@ func (s *settings) checkName() error {
 func (s *settings) checkRedirectURI() error {
 	u, err := url.Parse(s.RedirectURI)
 	switch {
-	case err != nil || u.Host == "" || u.Fragment != "" || strings.Contains(s.RedirectURI, "#"):
+	case err != nil || u.Host == "" || strings.Contains(s.RedirectURI, "#"):
 		return fault("RedirectURI must be an absolute URL without a fragment")
 	case u.User != nil:
 		return fault("RedirectURI must not contain userinfo")
@@ -230,7 +230,7 @@ func (s *settings) checkRedirectURI() error {
 }
 
 func (s *settings) checkDefaultReturn() error {
-	if p, ok := localPath(s.DefaultReturn); !ok || p != s.DefaultReturn {
+	if p, _ := localPath(s.DefaultReturn); p != s.DefaultReturn {
 		return fault("DefaultReturn must be a path of this site, percent-encoded")
 	}
 	return nil
@@ -277,7 +277,7 @@ func isSame(a, b Locker) bool {
 
 // checkStore finds out what the store can do, and seals it if there are keys.
 func (s *settings) checkStore(sessions *scs.SessionManager) error {
-	seal, err := newSealer("token", s.EncryptionKeys...)
+	seal, err := newSealer(tokenPurpose, s.EncryptionKeys...)
 	switch {
 	case sessions == nil && (s.Store == nil || s.Key == nil):
 		return errors.Join(err, fault("without sessions, Store and Key are needed"))

@@ -1,6 +1,7 @@
 package ganbauth_test
 
 import (
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -29,6 +30,7 @@ func TestNewRefuses(t *testing.T) {
 		"empty fragment":            {func(o *ganbauth.Options) { o.RedirectURI += "#" }, "fragment"},
 		"relative":                  {func(o *ganbauth.Options) { o.RedirectURI = "/cb" }, "absolute"},
 		"257 characters":            {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example/" + strings.Repeat("x", 237) }, "longer than 256"},
+		"no URL":                    {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example/%zz" }, "RedirectURI must be an absolute URL"},
 		"userinfo":                  {func(o *ganbauth.Options) { o.RedirectURI = "https://a:b@app.example/" }, "userinfo"},
 		"no scopes":                 {func(o *ganbauth.Options) { o.Scopes = nil }, "Scopes must have 1 to 256"},
 		"scopes of 257":             {func(o *ganbauth.Options) { o.Scopes = []string{strings.Repeat("s", 257)} }, "1 to 256"},
@@ -38,6 +40,11 @@ func TestNewRefuses(t *testing.T) {
 		"E DefaultReturn elsewhere": {func(o *ganbauth.Options) { o.DefaultReturn = "//evil.example" }, "DefaultReturn"},
 		"DefaultReturn not encoded": {func(o *ganbauth.Options) { o.DefaultReturn = "/日本" }, "DefaultReturn"},
 		"negative leeway":           {func(o *ganbauth.Options) { o.RefreshLeeway = -1 }, "negative"},
+		"negative rate":             {func(o *ganbauth.Options) { o.TokenRate = -0.1 }, "TokenRate"},
+		"a rate without bound":      {func(o *ganbauth.Options) { o.TokenRate = math.Inf(1) }, "TokenRate"},
+		"no rate":                   {func(o *ganbauth.Options) { o.TokenRate = math.NaN() }, "TokenRate"},
+		"APIHosts: no host":         {func(o *ganbauth.Options) { o.APIHosts = []string{"[::1"} }, "is not a host"},
+		"APIHosts with a port only": {func(o *ganbauth.Options) { o.APIHosts = []string{":443"} }, "is not a host"},
 		"APIHosts with a path":      {func(o *ganbauth.Options) { o.APIHosts = []string{"a/b"} }, "is not a host"},
 		"APIHosts with a scheme":    {func(o *ganbauth.Options) { o.APIHosts = []string{"https://a"} }, "is not a host"},
 		"APIHosts with userinfo":    {func(o *ganbauth.Options) { o.APIHosts = []string{"a@b"} }, "is not a host"},
@@ -51,6 +58,12 @@ func TestNewRefuses(t *testing.T) {
 			require.ErrorContains(t, err, test.want)
 		})
 	}
+	t.Run("256 characters", func(t *testing.T) {
+		o := good
+		o.RedirectURI = "https://app.example/" + strings.Repeat("x", 236)
+		_, err := ganbauth.New(connector, scs.New(), o)
+		require.NoError(t, err)
+	})
 	t.Run("all at once", func(t *testing.T) {
 		_, err := ganbauth.New(connector, nil, ganbauth.Options{Name: "/", DefaultReturn: "x", EncryptionKeys: [][]byte{{1}}})
 		for _, want := range []string{"RedirectURI", "Scopes", "Name", "DefaultReturn", "encryption key", "Store and Key"} {
@@ -64,9 +77,15 @@ func TestNewRefuses(t *testing.T) {
 		}
 		_, err := ganbauth.New(withoutIssuer, scs.New(), good)
 		require.ErrorContains(t, err, "JWTIssuer")
-		_, err = ganbauth.New(connector, &scs.SessionManager{}, good)
-		require.ErrorContains(t, err, "scs.New")
+		for _, sessions := range []*scs.SessionManager{{}, {Store: scs.New().Store}, {Codec: scs.GobCodec{}}} {
+			_, err = ganbauth.New(connector, sessions, good)
+			require.ErrorContains(t, err, "scs.New")
+		}
 		o := good
+		o.Key = func(*http.Request) (string, error) { return "", nil }
+		_, err = ganbauth.New(connector, nil, o)
+		require.ErrorContains(t, err, "Store and Key")
+		o = good
 		o.Store = ganbauth.NewMemoryStore()
 		_, err = ganbauth.New(connector, nil, o)
 		require.ErrorContains(t, err, "Store and Key")
@@ -99,7 +118,8 @@ func TestNewWarns(t *testing.T) {
 		"SameSite=None":                  {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteNoneMode }, "SameSite"},
 		"Domain":                         {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.Domain = "app.example" }, "Domain"},
 		"not HttpOnly":                   {clientSecret, ownSalt, func(s *scs.SessionManager) { s.Cookie.HttpOnly = false }, "HttpOnly"},
-		"a short secret":                 {"short", ownSalt, nil, "shorter than the 32 bytes"},
+		"a secret of 31 bytes":           {clientSecret[:31], ownSalt, nil, "shorter than the 32 bytes"},
+		"a secret of 32 bytes":           {clientSecret[:32], ownSalt, nil, ""},
 		"the SDKs' placeholder":          {clientSecret, "PleaseDefineYourself", nil, "placeholder"},
 		"H8 a salt of one character":     {clientSecret, "s", nil, "Salt is shorter than 16 bytes"},
 		"H8 a salt of 15 bytes":          {clientSecret, ownSalt[:15], nil, "Salt is shorter than 16 bytes"},
@@ -183,6 +203,21 @@ func TestE7Warns(t *testing.T) {
 		})
 		require.Contains(t, log.String(), "no longer than a session lives")
 		require.Contains(t, log.String(), "lifetime=24h0m0s")
+	})
+	t.Run("a Path", func(t *testing.T) {
+		for path, want := range map[string]int{"/bank": 0, "/bank/": 0, "/ban": 1, "/bank/callback/": 1} {
+			_, log := newKit(func(s *scs.SessionManager, _ *ganbauth.Options) { s.Cookie.Path = path })
+			require.Equal(t, want, strings.Count(log.String(), "does not reach"), path)
+		}
+	})
+	t.Run("a short secret without ID tokens", func(t *testing.T) {
+		c, err := ganbauth.NewConnector(clientID, "short", ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: "i", Salt: ownSalt})
+		require.NoError(t, err)
+		sessions, log := scs.New(), &lockedBuffer{}
+		sessions.Cookie.Secure = true
+		_, err = ganbauth.New(c, sessions, ganbauth.Options{RedirectURI: appURL + "/bank/callback", Scopes: []string{"a"}, Logger: textLogger(log)})
+		require.NoError(t, err)
+		require.Empty(t, log.String(), "nothing is signed with it")
 	})
 	t.Run("a Secure cookie and http", func(t *testing.T) {
 		for secure, want := range map[bool]int{true: 1, false: 0} {

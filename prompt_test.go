@@ -76,3 +76,51 @@ func TestPromptStoreNeedsNoGoroutine(t *testing.T) {
 		}
 	}
 }
+
+// listLocker is a Locker that Go cannot compare with another.
+type listLocker []*promptStore
+
+func (l listLocker) Lock(ctx context.Context, key string) (func(), error) {
+	return promptLocker{l[0]}.Lock(ctx, key)
+}
+
+// listStore is a Store and a Locker that Go cannot compare with another.
+type listStore struct {
+	*promptStore
+	listLocker
+}
+
+// Options.Locker goes before the Store's own lock. Where it is the Store, that is said by
+// comparing the two, which must not panic.
+func TestLockerIsTheOneThatIsGiven(t *testing.T) {
+	newStore := func() *promptStore { return &promptStore{ganbauth.NewMemoryStore(), true, map[string]string{}} }
+	store, other := newStore(), newStore()
+	own := promptLocker{store}
+	for name, c := range map[string]struct {
+		store  ganbauth.TokenStore
+		locker ganbauth.Locker
+		locks  *promptStore
+		waits  bool // for the lock by a goroutine of its own
+	}{
+		"the Store's own":             {own, nil, store, false},
+		"the Store":                   {own, own, store, false},
+		"another one":                 {own, promptLocker{other}, other, true},
+		"one that is not comparable":  {own, listLocker{other}, other, true},
+		"neither is":                  {listStore{store, listLocker{store}}, listLocker{other}, other, true},
+		"a Store that is not":         {listStore{store, listLocker{store}}, promptLocker{other}, other, true},
+		"beside a Store without one":  {store, promptLocker{other}, other, true},
+		"beside one of three methods": {&brokenStore{TokenStore: store}, promptLocker{other}, other, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clear(store.stacks)
+			clear(other.stacks)
+			a := newApp(t, setup{options: ganbauth.Options{Store: c.store, Locker: c.locker,
+				Key: func(*http.Request) (string, error) { return "alice", nil }}})
+			require.NoError(t, a.kit.SetToken(t.Context(), "alice", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}))
+			for _, s := range []*promptStore{store, other} {
+				require.Equal(t, s == c.locks, s.stacks["Lock"] != "")
+			}
+			require.Equal(t, c.waits, !strings.Contains(c.locks.stacks["Lock"], "TestLockerIsTheOneThatIsGiven.func"))
+		})
+	}
+}

@@ -16,6 +16,9 @@ type sealer struct {
 	keys    []cipher.AEAD
 }
 
+// tokenPurpose is the purpose of Options.EncryptionKeys. Records that are stored depend on it.
+const tokenPurpose = "token"
+
 // newSealer returns a sealer that encrypts with the first key and decrypts with any of
 // them.
 func newSealer(purpose string, keys ...[]byte) (sealer, error) {

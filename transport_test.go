@@ -614,6 +614,19 @@ func TestClientRefreshesInTime(t *testing.T) {
 
 // Observe knows the values of the request's context, though the call to the API has a
 // context of its own. H2: a job's client follows what becomes of its user.
+func TestClientForNobody(t *testing.T) {
+	a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}})
+	for says, client := range map[string]*http.Client{
+		"the key is empty":                  a.kit.ClientFor(""),
+		"more than one connection is named": a.kit.ClientFor("u", "a", "b"),
+		"longer than 1024 bytes together":   a.kit.ClientFor(strings.Repeat("k", 1024)),
+	} {
+		_, err := client.Get(a.bank.APIBase() + "/accounts")
+		require.ErrorContains(t, err, says)
+	}
+	require.Zero(t, a.bank.Count(ganbtest.API))
+}
+
 func TestClientForAsksTheStoreEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
@@ -778,7 +791,7 @@ func TestSetToken(t *testing.T) {
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Scope: "\x00"}, "scope"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Subject: strings.Repeat("s", 256)}, "subject"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: "a.b.c"}, "id_token"},
-			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: strings.Repeat("a", 16385)}, "id_token"},
+			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: strings.Repeat("a", 16384) + ".e30.a"}, "id_token is longer"},
 			{&ganbauth.Token{AccessToken: "a"}, "RefreshToken or an ExpiresAt"}, // C9
 		} {
 			err := a.kit.SetToken(ctx, "alice", c.token)
