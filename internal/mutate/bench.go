@@ -161,7 +161,7 @@ var declared = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Example)\w*)\(`)
 // testFiles maps the tests to the files that they stand in.
 func (b *bench) testFiles() map[string]string {
 	files := map[string]string{}
-	names, _ := filepath.Glob(filepath.Join(b.pkg.dir, "*_test.go"))
+	names, _ := filepath.Glob(filepath.Join(b.by, "*_test.go"))
 	for _, name := range names {
 		text, _ := os.ReadFile(name)
 		for _, d := range declared.FindAllSubmatch(text, -1) {
@@ -217,7 +217,7 @@ func (b *bench) unswitch(drawn []*mutant, file string, line int) (any bool) {
 	return false
 }
 
-// build makes a test binary of the package with some files replaced.
+// build makes a test binary with some of the package's files replaced.
 func (b *bench) build(name, binary string, files map[string][]byte) (output string, err error) {
 	dir := filepath.Join(b.work, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -240,7 +240,7 @@ func (b *bench) build(name, binary string, files map[string][]byte) (output stri
 		return "", err
 	}
 	cmd := exec.Command("go", "test", "-c", "-vet=off", "-gcflags=-e", "-ldflags=-w", "-overlay", path, "-o", binary, ".")
-	cmd.Dir = b.pkg.dir
+	cmd.Dir = b.by
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -250,7 +250,7 @@ func (b *bench) build(name, binary string, files map[string][]byte) (output stri
 func (b *bench) exec(binary, setting string, timeout time.Duration, args ...string) (output string, ok, timedOut bool) {
 	cmd := exec.Command("sh", append([]string{"-c", `ulimit -v 8388608 2>/dev/null; exec "$0" "$@"`, binary,
 		"-test.failfast=" + strconv.FormatBool(setting != ""), "-test.timeout=" + timeout.String()}, args...)...)
-	cmd.Dir = b.pkg.dir
+	cmd.Dir = b.by
 	cmd.Env = append(os.Environ(), setting)
 	cmd.WaitDelay = 5 * time.Second
 	var out bytes.Buffer

@@ -108,6 +108,24 @@ func TestMutate(t *testing.T) {
 	}
 }
 
+// TestBy holds that the tests may be another package's.
+func TestBy(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"go.mod":      "module x\n\ngo 1.25\n",
+		"x.go":        "package x\n\nfunc Half(n int) int { return n / 2 }\n",
+		"y/y_test.go": "package y\n\nimport (\n\t\"testing\"\n\t\"x\"\n)\n\nfunc TestHalf(t *testing.T) {\n\tif x.Half(4) != 2 {\n\t\tt.Fatal()\n\t}\n}\n",
+	} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	o, err := parseOptions([]string{"-v", "-by", filepath.Join(dir, "y"), dir})
+	require.NoError(t, err)
+	var out strings.Builder
+	require.NoError(t, mutate(o, &out))
+	require.Regexp(t, `killed x.go:3: [0-9a-f]{8}: operator turned: n / 2  =>  n \* 2 \(TestHalf`, out.String())
+}
+
 func summary(output string) string {
 	_, summary, _ := strings.Cut(output, "\n\n")
 	return summary

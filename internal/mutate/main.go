@@ -2,14 +2,16 @@
 // against each. A fault that no test sees is printed with its place:
 //
 //	go run ./internal/mutate [-n N] [-seed S] [-files a.go,b.go] [-run REGEXP]
-//		[-quick D] [-mutants id,id] DIR
+//		[-quick D] [-mutants id,id] [-by DIR] DIR
 //
+// With -by the tests are those of another package, which may be in another module.
 // The package's directory is never written to: the faults are in overlays of go test.
 // Nearly all of them are compiled into one test binary, where an environment variable
 // switches one on; those that cannot be switched have a binary each.
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -27,6 +29,7 @@ import (
 // options are the command's flags.
 type options struct {
 	dir     string
+	by      string         // whose tests run: dir, or another
 	n       int            // how many mutants to draw; 0: all
 	seed    int64          // of the draw
 	files   []string       // empty: all of the package
@@ -57,6 +60,7 @@ func parseOptions(args []string) (o options, err error) {
 	flags.IntVar(&o.jobs, "p", runtime.NumCPU(), "test that many mutants at once")
 	flags.DurationVar(&o.quick, "quick", 0, "run only tests that take no longer; 0 runs all")
 	flags.BoolVar(&o.verbose, "v", false, "print the killed mutants, too, with the test that saw them")
+	by := flags.String("by", "", "run the tests of the package in `DIR`; if not set, the package's own")
 	files := flags.String("files", "", "mutate only these files, `a.go,b.go`")
 	ids := flags.String("mutants", "", "take only these mutants, `id,id`")
 	run := flags.String("run", "", "run only tests that match `REGEXP`")
@@ -68,6 +72,9 @@ func parseOptions(args []string) (o options, err error) {
 		return o, fmt.Errorf("want one directory, not %d", flags.NArg())
 	}
 	if o.dir, err = filepath.Abs(flags.Arg(0)); err != nil {
+		return o, err
+	}
+	if o.by, err = filepath.Abs(cmp.Or(*by, o.dir)); err != nil {
 		return o, err
 	}
 	o.files, o.mutants = list(*files), list(*ids)
