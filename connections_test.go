@@ -218,9 +218,9 @@ func TestConnectionThatFailsBehindTheMiddleware(t *testing.T) {
 	var fails error
 	a := newApp(t, setup{options: ganbauth.Options{
 		Key:        func(*http.Request) (string, error) { return "u", nil },
-		Connection: func(*http.Request) (string, error) { return "c", fails },
+		Connection: func(*http.Request) (string, error) { return "", fails },
 	}})
-	require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}, "c"))
+	require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}))
 	a.next.serve = func(_ http.ResponseWriter, r *http.Request) {
 		_, ok := ganbauth.TokenFromContext(r.Context())
 		require.True(t, ok)

@@ -18,6 +18,7 @@ import (
 	"github.com/ganbauth/ganbauth/goredisstore"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/redisstore"
 )
 
 // tripCounter counts the round trips of a client.
@@ -255,6 +256,7 @@ func TestCheck(t *testing.T) {
 				require.Empty(t, log.String())
 				return
 			}
+			require.ErrorIs(t, err, redisstore.ErrUnfit)
 			require.ErrorContains(t, err, test.policy)
 			require.Equal(t, 1, strings.Count(log.String(), "level=WARN"), "once")
 			require.Contains(t, log.String(), test.policy)
@@ -268,18 +270,24 @@ func TestCheck(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, evil.ConfigSet(t.Context(), "maxmemory", "100mb").Err())
 		require.NoError(t, evil.ConfigSet(t.Context(), "maxmemory-policy", "allkeys-lfu").Err())
-		require.ErrorContains(t, s.Check(t.Context()), "allkeys-lfu")
+		err = s.Check(t.Context())
+		require.ErrorIs(t, err, redisstore.ErrUnfit)
+		require.ErrorContains(t, err, "allkeys-lfu")
 	})
 	t.Run("replicas are read", func(t *testing.T) {
 		c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: testenv.RedisCluster(t, 2), ReadOnly: true})
 		t.Cleanup(func() { c.Close() })
-		require.ErrorContains(t, goredisstore.New(c, goredisstore.Options{}).Check(t.Context()), "replicas")
+		err := goredisstore.New(c, goredisstore.Options{}).Check(t.Context())
+		require.ErrorIs(t, err, redisstore.ErrUnfit)
+		require.ErrorContains(t, err, "replicas")
 	})
 	t.Run("away", func(t *testing.T) {
 		server := testenv.Redis(t)
 		s := goredisstore.New(client(t, server.Addr), goredisstore.Options{})
 		server.Stop()
-		require.Error(t, s.Check(t.Context()))
+		err := s.Check(t.Context())
+		require.ErrorContains(t, err, "redisstore: check: ")
+		require.NotErrorIs(t, err, redisstore.ErrUnfit)
 		server.Start(t)
 		require.NoError(t, s.Check(t.Context()))
 	})
