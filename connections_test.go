@@ -177,7 +177,10 @@ func TestKeyFromContextOfNobody(t *testing.T) {
 		"no session":       {},
 		"no user":          {Key: func(*http.Request) (string, error) { return "", nil }},
 		"Key fails":        {Key: func(*http.Request) (string, error) { return "u", fails }},
-		"Connection fails": {Connection: func(*http.Request) (string, error) { return "c", fails }},
+		"Connection fails": {
+			Key:        func(*http.Request) (string, error) { return "u", nil },
+			Connection: func(*http.Request) (string, error) { return "c", fails },
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			heard := 0
@@ -196,7 +199,7 @@ func TestKeyFromContextOfNobody(t *testing.T) {
 			require.Equal(t, 1, heard)
 		})
 	}
-	t.Run("a user without a token", func(t *testing.T) {
+	t.Run("a user who has not granted enough", func(t *testing.T) {
 		var a *app
 		a = newApp(t, setup{options: ganbauth.Options{
 			Key: func(*http.Request) (string, error) { return "u", nil },
@@ -204,12 +207,15 @@ func TestKeyFromContextOfNobody(t *testing.T) {
 				key, _, ok := ganbauth.KeyFromContext(r.Context())
 				require.Equal(t, "u", key)
 				require.True(t, ok)
+				_, served := ganbauth.TokenFromContext(r.Context())
+				require.False(t, served)
 				_, clientErr := a.kit.Client(r.Context()).Get(a.bank.APIBase() + "/accounts")
 				require.ErrorIs(t, clientErr, ganbauth.ErrLoginRequired)
 				w.WriteHeader(ganbauth.StatusCode(err))
 			},
 		}})
-		require.Equal(t, 401, a.browser().do("GET", "/p", program).StatusCode)
+		require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}))
+		require.Equal(t, 403, a.browser().do("GET", "/transfer", program).StatusCode)
 	})
 }
 

@@ -142,8 +142,11 @@ func TestRefreshExpiring(t *testing.T) {
 	})
 	t.Run("a store that cannot list, and one that is away", func(t *testing.T) {
 		prepare(t, func(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore) {
-			_, err := backgroundKit(t, bank, &brokenStore{TokenStore: store}, nil).RefreshExpiring(t.Context(), time.Hour)
-			require.ErrorContains(t, err, "ExpiryLister")
+			kit := backgroundKit(t, bank, &brokenStore{TokenStore: store}, nil)
+			n, err := kit.RefreshExpiring(t.Context(), time.Hour)
+			require.ErrorContains(t, err, "RefreshExpiring needs a Store that is an ExpiryPager or an ExpiryLister")
+			require.Zero(t, n)
+			require.ErrorContains(t, kit.KeepAlive(t.Context()), "KeepAlive needs a Store that is an ExpiryPager or an ExpiryLister")
 			_, err = backgroundKit(t, bank, unlistable{store}, nil).RefreshExpiring(t.Context(), time.Hour)
 			require.ErrorIs(t, err, errUnlistable)
 			_, err = (*ganbauth.Kit)(nil).RefreshExpiring(t.Context(), time.Hour)

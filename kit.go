@@ -137,9 +137,6 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 // out that the bank has ended the connection gets the API's 401. With an empty key, or more
 // than one connection, every request fails. See [Kit.Token].
 func (k *Kit) ClientFor(key string, connection ...string) *http.Client {
-	if k.usable() != nil {
-		return (&transport{ctx: context.Background(), fault: errNotMade}).client()
-	}
 	who, err := k.job(key, connection)
 	if err != nil {
 		return (&transport{ctx: context.Background(), fault: err}).client()
@@ -195,8 +192,8 @@ func (k *Kit) about(ctx context.Context, who owner) context.Context {
 
 // aboutRequest adds to the context of r whose connection it is about, if that is known.
 func (k *Kit) aboutRequest(r *http.Request, connection string) context.Context {
-	who, err := k.whoseConnection(r, connection)
-	if err != nil || who.storeKey == "" {
+	who, _ := k.whoseConnection(r, connection)
+	if who.storeKey == "" {
 		return r.Context()
 	}
 	return k.about(r.Context(), who)

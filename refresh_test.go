@@ -155,6 +155,16 @@ func TestA3NothingToSalvage(t *testing.T) {
 	require.Empty(t, ganbauth.SalvagedRefreshToken(ganbauth.ErrLoginRequired))
 }
 
+// A scope that is null is missing: RFC 6749 section 6 then means the old one.
+func TestRefreshWithoutAScope(t *testing.T) {
+	for with, want := range map[string]string{`"scope":null`: "a b", `"scope":""`: "", `"x":1`: "a b"} {
+		c := newOP(t, answersJSON(strings.Replace(goodToken, `"scope":"private:account offline_access"`, with, 1))).connector(t)
+		token, err := c.RefreshSession(t.Context(), &ganbauth.Token{RefreshToken: "RT-1", Scope: "a b"}, nil)
+		require.NoError(t, err)
+		require.Equal(t, want, token.Scope, with)
+	}
+}
+
 // Only an ID token that verifies, and is another user's, ends a connection. Whatever else
 // is wrong with one, the next refresh token is kept.
 func TestA3OtherSubject(t *testing.T) {
