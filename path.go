@@ -21,7 +21,7 @@ func localPath(s string) (string, bool) {
 	}
 	ambiguous := func(c rune) bool { return c == '\\' || unicode.IsControl(c) }
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "" || u.Host != "" || !strings.HasPrefix(s, "/") || !strings.HasPrefix(u.Path, "/") ||
+	if err != nil || u.Host != "" || !strings.HasPrefix(s, "/") || !strings.HasPrefix(u.Path, "/") ||
 		strings.ContainsFunc(s, ambiguous) || strings.ContainsFunc(u.Path, ambiguous) {
 		return "", false
 	}
@@ -43,21 +43,12 @@ func localPath(s string) (string, bool) {
 	return path, true
 }
 
-// isPlain reports whether s is a path of letters, digits, hyphens, underscores and single
-// slashes, in which there is nothing to judge. Most are, and this is the quicker way.
+const plain = "/-_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+// isPlain reports whether s is a path in which there is nothing to judge. Most are, and this
+// is the quicker way.
 func isPlain(s string) bool {
-	if !strings.HasPrefix(s, "/") || len(s) > maxReturnPath {
-		return false
-	}
-	for i := range len(s) {
-		switch c := s[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
-		case c == '/' && (i == 0 || s[i-1] != '/'):
-		default:
-			return false
-		}
-	}
-	return true
+	return strings.HasPrefix(s, "/") && !strings.Contains(s, "//") && len(s) <= maxReturnPath && strings.TrimLeft(s, plain) == ""
 }
 
 // escapeRest percent-encodes what may not stand in a header or a URL.

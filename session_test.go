@@ -474,3 +474,25 @@ type odd struct {
 	context.Context
 	_ []int
 }
+
+// With EncryptionKeys and without a Store, the tokens are sealed on the sessions' engine.
+func TestTokensOnTheSessionsEngineAreSealed(t *testing.T) {
+	for sealed, keys := range map[bool][][]byte{true: {key(1)}, false: nil} {
+		a := newApp(t, setup{options: ganbauth.Options{EncryptionKeys: keys}})
+		b := a.browser()
+		b.login()
+		var token string
+		a.next.serve = func(_ http.ResponseWriter, r *http.Request) {
+			t, _ := ganbauth.TokenFromContext(r.Context())
+			token = t.AccessToken
+		}
+		require.Equal(t, 200, b.get("/p").StatusCode)
+		all, err := a.sessions.Store.(scs.IterableStore).All()
+		require.NoError(t, err)
+		seen := false
+		for _, data := range all {
+			seen = seen || strings.Contains(string(data), token)
+		}
+		require.Equal(t, !sealed, seen)
+	}
+}
