@@ -936,6 +936,7 @@ var returnPaths = []struct{ name, payload, want string }{
 	{"", "/a/../../b", ""},
 	{"", "/%zz", ""},
 	{"", "/é", "/%C3%A9"},
+	{"", "/~a!", "/~a!"},
 	{"", "/日本語?q=値", "/%E6%97%A5%E6%9C%AC%E8%AA%9E?q=%E5%80%A4"},
 	{"", "/ok?next=//evil.example", "/ok?next=//evil.example"},
 	{"", "/ok#frag", "/ok"},

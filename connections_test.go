@@ -174,9 +174,9 @@ func TestKeyFromContext(t *testing.T) {
 func TestKeyFromContextOfNobody(t *testing.T) {
 	fails := errors.New("the tenant is not known")
 	for name, options := range map[string]ganbauth.Options{
-		"no session":       {},
-		"no user":          {Key: func(*http.Request) (string, error) { return "", nil }},
-		"Key fails":        {Key: func(*http.Request) (string, error) { return "u", fails }},
+		"no session": {},
+		"no user":    {Key: func(*http.Request) (string, error) { return "", nil }},
+		"Key fails":  {Key: func(*http.Request) (string, error) { return "u", fails }},
 		"Connection fails": {
 			Key:        func(*http.Request) (string, error) { return "u", nil },
 			Connection: func(*http.Request) (string, error) { return "c", fails },

@@ -270,10 +270,8 @@ func (s *settings) checkAPIHosts(c *Connector) error {
 	return errors.Join(errs...)
 }
 
-// isSame compares two Lockers, of types that Go may not be able to compare.
-func isSame(a, b Locker) bool {
-	return reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b
-}
+// isSame compares two Lockers. Two of one type that Go cannot compare differ.
+func isSame(a, b Locker) bool { return reflect.ValueOf(a).Comparable() && a == b }
 
 // checkStore finds out what the store can do, and seals it if there are keys.
 func (s *settings) checkStore(sessions *scs.SessionManager) error {

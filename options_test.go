@@ -98,11 +98,16 @@ func TestNewRefuses(t *testing.T) {
 		require.Equal(t, "openid a", mustParse(a.browser().authorizationURL("/bank/login")).Query().Get("scope"))
 	})
 	t.Run("options are copied", func(t *testing.T) {
-		scopes := []string{"openid"}
-		a := newApp(t, setup{options: ganbauth.Options{Scopes: scopes}})
-		scopes[0] = "x"
-		q := mustParse(a.browser().authorizationURL("/bank/login")).Query()
-		require.Equal(t, "openid", q.Get("scope"))
+		o := good
+		o.Scopes = []string{"openid", "a", "openid"}
+		kit, err := ganbauth.New(connector, scs.New(), o)
+		require.NoError(t, err)
+		o.Scopes[0] = "x"
+		r := httptest.NewRequest("GET", "/bank/login", nil)
+		r.Header = navigate.Clone()
+		w := httptest.NewRecorder()
+		kit.LoginHandler().ServeHTTP(w, r)
+		require.Equal(t, "openid a", mustParse(w.Header().Get("Location")).Query().Get("scope"))
 	})
 }
 

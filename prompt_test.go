@@ -84,7 +84,7 @@ func (l listLocker) Lock(ctx context.Context, key string) (func(), error) {
 	return promptLocker{l[0]}.Lock(ctx, key)
 }
 
-// listStore is a Store and a Locker that Go cannot compare with another.
+// listStore is a Store that is such a Locker.
 type listStore struct {
 	*promptStore
 	listLocker
@@ -107,6 +107,7 @@ func TestLockerIsTheOneThatIsGiven(t *testing.T) {
 		"another one":                 {own, promptLocker{other}, other, true},
 		"one that is not comparable":  {own, listLocker{other}, other, true},
 		"neither is":                  {listStore{store, listLocker{store}}, listLocker{other}, other, true},
+		"two of one such type":        {listStore{store, listLocker{store}}, listStore{other, listLocker{other}}, other, true},
 		"a Store that is not":         {listStore{store, listLocker{store}}, promptLocker{other}, other, true},
 		"beside a Store without one":  {store, promptLocker{other}, other, true},
 		"beside one of three methods": {&brokenStore{TokenStore: store}, promptLocker{other}, other, true},
