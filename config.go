@@ -189,8 +189,7 @@ func secureURL(u *url.URL) bool {
 }
 
 func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
 // Format implements [fmt.Formatter]. It hides the salt, whatever the verb.
@@ -205,14 +204,14 @@ func (cfg Config) MarshalText() ([]byte, error) {
 	return nil, errors.New("ganbauth: a Config has a secret and is not to be marshaled")
 }
 
-// hostPort spells out the port, so that equal hosts compare equal.
+// hostPort spells out the port of http or https, so that equal hosts compare equal.
 func hostPort(u *url.URL) string {
 	port := u.Port()
 	switch {
 	case port != "":
 	case u.Scheme == "http":
 		port = "80"
-	case u.Scheme == "https":
+	default:
 		port = "443"
 	}
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)

@@ -32,6 +32,8 @@ func TestNewConnectorRefuses(t *testing.T) {
 		"secret of 129":             {clientID, long, ganbauth.AuthPost, nil, "longer than 128"},
 		"control character in id":   {"a\r\nb", clientSecret, ganbauth.AuthPost, nil, "control character"},
 		"colon in id, basic":        {"a:b", clientSecret, ganbauth.AuthBasic, nil, "colon"},
+		"another scheme":            {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "ftp://127.0.0.1" }, "must be https"},
+		"a path without a slash":    {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthPath = "a" }, "AuthPath must begin with a slash"},
 		"no method":                 {clientID, clientSecret, 0, nil, "AuthBasic or AuthPost"},
 		"no salt":                   {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.Salt = "" }, "Salt is missing"},
 		"http on a private address": {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "http://10.0.0.1" }, "must be https"},
@@ -62,6 +64,8 @@ func TestNewConnectorRefuses(t *testing.T) {
 			require.NoError(t, err)
 		}
 		_, err := ganbauth.NewConnector("i", "s", ganbauth.AuthBasic, good)
+		require.NoError(t, err)
+		_, err = ganbauth.NewConnector("a:b", clientSecret, ganbauth.AuthPost, good)
 		require.NoError(t, err)
 	})
 	t.Run("all at once", func(t *testing.T) {
@@ -116,13 +120,18 @@ func TestLoadConfig(t *testing.T) {
 }
 
 func TestPresets(t *testing.T) {
-	for name, cfg := range map[string]ganbauth.Config{
-		"https://api.gmo-aozora.com/ganb/api/auth/v1/token":     ganbauth.Production("s"),
-		"https://stg-api.gmo-aozora.com/ganb/api/auth/v1/token": ganbauth.Staging("s"),
-		"https://api.sunabar.gmo-aozora.com/auth/v1/token":      ganbauth.Sunabar("s"),
+	for _, c := range []struct {
+		cfg           ganbauth.Config
+		token, issuer string
+	}{
+		{ganbauth.Production("s"), "https://api.gmo-aozora.com/ganb/api/auth/v1/token", "https://api.gmo-aozora.com/"},
+		{ganbauth.Staging("s"), "https://stg-api.gmo-aozora.com/ganb/api/auth/v1/token", "https://stg-api.gmo-aozora.com/"},
+		{ganbauth.Sunabar("s"), "https://api.sunabar.gmo-aozora.com/auth/v1/token", "https://api.sunabar.gmo-aozora.com/"},
 	} {
-		require.Equal(t, name, cfg.AuthBaseURL+cfg.TokenPath)
-		_, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthPost, cfg)
+		require.Equal(t, c.token, c.cfg.AuthBaseURL+c.cfg.TokenPath)
+		require.Equal(t, c.issuer, c.cfg.JWTIssuer)
+		require.Equal(t, "s", c.cfg.Salt)
+		_, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthPost, c.cfg)
 		require.NoError(t, err)
 	}
 }
@@ -161,7 +170,9 @@ func TestH7ConfigFilesAsTheyAre(t *testing.T) {
 			require.ErrorContains(t, err, "UTF-16", "%s endian, mark %q", name, mark)
 		}
 	}
-	_, err := load("\uFEFF\uFEFF" + twice)
+	_, err := load("\xff\xfe")
+	require.ErrorContains(t, err, "UTF-16", "nothing, in UTF-16")
+	_, err = load("\uFEFF\uFEFF" + twice)
 	require.ErrorContains(t, err, "not a JSON object")
 	_, err = load(strings.Replace(twice, "s3cret", "s3cret\x8c", 1))
 	require.ErrorContains(t, err, "not UTF-8")

@@ -22,23 +22,38 @@ func TestAuthorizationURL(t *testing.T) {
 		require.Equal(t, "code", mustParse(got).Query().Get("response_type"))
 		require.Equal(t, 1, strings.Count(got, "?"))
 	})
+	t.Run("without one", func(t *testing.T) {
+		for _, base := range []string{"https://bank.test/auth", "https://bank.test/auth/"} {
+			c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: base, Salt: "s"})
+			got, err := c.OAuthAuthorization("session", "a b", "https://app.test/cb?x=1")
+			require.NoError(t, err)
+			require.Equal(t, "https://bank.test/auth/authorization?client_id="+clientID+"&response_type=code&scope=a+b&state="+
+				"1225ae6c1ae69dcb4ee4781b703e12206f3b549cd3ca151070a8d8d8f371dd71&redirect_uri=https%3A%2F%2Fapp.test%2Fcb%3Fx%3D1", got)
+		}
+	})
 	t.Run("lengths", func(t *testing.T) {
-		for _, test := range []struct{ session, scope, uri string }{
-			{"", "a", callbackURI},
-			{"s", "", callbackURI},
-			{"s", strings.Repeat("a", 257), callbackURI},
-			{"s", "a", ""},
-			{"s", "a", strings.Repeat("a", 257)},
+		c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: "i", Salt: "s"})
+		for _, test := range []struct{ session, scope, uri, says string }{
+			{"", "a", callbackURI, "the session id is empty"},
+			{"s", "", callbackURI, "scope must have 1 to 256 characters, not 0"},
+			{"s", strings.Repeat("a", 257), callbackURI, "scope must have 1 to 256 characters, not 257"},
+			{"s", "a", "", "redirect_uri must have 1 to 256 characters, not 0"},
+			{"s", "a", strings.Repeat("a", 257), "redirect_uri must have 1 to 256 characters, not 257"},
 		} {
-			_, err := c.OAuthAuthorization(test.session, test.scope, test.uri)
-			require.Error(t, err)
+			got, err := c.OAuthAuthorization(test.session, test.scope, test.uri)
+			require.ErrorContains(t, err, test.says)
+			require.Empty(t, got)
+			got, nonce, err := c.OpenIDAuthorization(test.session, test.scope, test.uri)
+			require.ErrorContains(t, err, test.says)
+			require.Empty(t, got+nonce)
 		}
 		_, err := c.OAuthAuthorization("s", strings.Repeat("a", 256), strings.Repeat("b", 256))
 		require.NoError(t, err)
 	})
 	t.Run("OpenID Connect needs an issuer", func(t *testing.T) {
-		_, _, err := c.OpenIDAuthorization("s", "openid", callbackURI)
+		got, nonce, err := c.OpenIDAuthorization("s", "openid", callbackURI)
 		require.ErrorContains(t, err, "JWTIssuer")
+		require.Empty(t, got+nonce)
 	})
 	t.Run("nonces are fresh and long", func(t *testing.T) {
 		c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: "i", Salt: "s"})

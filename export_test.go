@@ -290,6 +290,9 @@ func Seal(store TokenStore, keys ...[]byte) TokenStore {
 	return newSealedStore(store, sealedCodec{s})
 }
 
+// DefaultTransport is what a Connector uses where the application has none.
+func DefaultTransport() http.RoundTripper { return defaultTransport() }
+
 // ForgetFailedLogin is told of a login that has ended with err.
 func ForgetFailedLogin(k *Kit, err error) { k.forgetLogin(nil, err) }
 

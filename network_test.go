@@ -3,6 +3,7 @@ package ganbauth_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -180,6 +181,19 @@ func TestF2TokenRequestIsSentOnce(t *testing.T) {
 		}
 	}
 	t.Fatal("never over a kept connection")
+}
+
+// An application's own default goes before the kit's.
+func TestDefaultTransport(t *testing.T) {
+	own := ganbauth.DefaultTransport().(*http.Transport)
+	require.Equal(t, []int{1024, 1024, 1024}, []int{own.MaxIdleConns, own.MaxIdleConnsPerHost, own.MaxConnsPerHost})
+	require.EqualValues(t, 64<<10, own.MaxResponseHeaderBytes)
+	std := http.DefaultTransport
+	defer func() { http.DefaultTransport = std }()
+	others := roundTripper(func(*http.Request) (*http.Response, error) { return nil, errors.New("the application's") })
+	http.DefaultTransport = others
+	_, err := ganbauth.DefaultTransport().RoundTrip(nil)
+	require.ErrorContains(t, err, "the application's")
 }
 
 // A crowd's connections are kept for the next crowd, not two of them, which is net/http's

@@ -152,7 +152,7 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 		})
 		for target, want := range map[string]bool{
 			"https://api2.bank.test/x": true, "https://api3.bank.test:8443/": true, "http://127.0.0.1:9999/": true,
-			"http://localhost/": true, "https://api2.bank.test:80/": false,
+			"http://localhost/": true, "http://localhost:80/": true, "https://api2.bank.test:80/": false,
 			"https://api3.bank.test/": false, "https://api4.bank.test/": false, "http://127.0.0.1:9998/": false,
 		} {
 			g.hosts[mustParse(target).Host] = func(r *http.Request) (*http.Response, error) { return response(r, 200, ""), nil }
