@@ -472,7 +472,7 @@ func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenR
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.tokenURL, strings.NewReader(form.Encode()))
 	if err != nil {
-		return r, &TokenError{err: err}
+		return tokenResponse{}, &TokenError{err: err}
 	}
 	if c.method == AuthBasic {
 		req.SetBasicAuth(c.clientID, c.clientSecret.reveal())
@@ -483,11 +483,11 @@ func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenR
 	r.asked = time.Now()
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return r, &TokenError{err: err}
+		return tokenResponse{}, &TokenError{err: err}
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return r, tokenError(resp)
+		return tokenResponse{}, tokenError(resp)
 	}
 	r.contentType = resp.Header.Get("Content-Type")
 	r.body, err = readBody(resp)

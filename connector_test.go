@@ -2,6 +2,8 @@ package ganbauth_test
 
 import (
 	"encoding/base64"
+	"io"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -137,25 +139,31 @@ func TestUserInfo(t *testing.T) {
 	token := &ganbauth.Token{AccessToken: "AT-1", Subject: "u-1"}
 	for name, test := range map[string]struct {
 		body string
-		ok   bool
+		want error
+		says string
 	}{
-		"the token's user": {`{"sub":"u-1","iss":"` + issuer + `","n":5}`, true},
-		"another sub":      {`{"sub":"u-1invalid"}`, false},
-		"another case":     {`{"sub":"U-1"}`, false},
-		"no sub":           {`{"SUB":"u-1"}`, false},
-		"sub twice":        {`{"sub":"u-2","sub":"u-1"}`, false},
-		"sub is a number":  {`{"sub":1}`, false},
-		"another issuer":   {`{"sub":"u-1","iss":"https://evil.example/"}`, false},
-		"null":             {`null`, false},
-		"not JSON":         {`<html>`, false},
+		"the token's user": {`{"sub":"u-1","iss":"` + issuer + `","n":5}`, nil, ""},
+		"no issuer":        {`{"sub":"u-1","n":5}`, nil, ""},
+		"another sub":      {`{"sub":"u-1invalid"}`, ganbauth.ErrInvalidIDToken, "sub is not the token's"},
+		"another case":     {`{"sub":"U-1"}`, ganbauth.ErrInvalidIDToken, "sub is not the token's"},
+		"no sub":           {`{"SUB":"u-1"}`, ganbauth.ErrInvalidIDToken, "sub is not the token's"},
+		"sub twice":        {`{"sub":"u-2","sub":"u-1"}`, ganbauth.ErrTokenValue, "twice"},
+		"sub is a number":  {`{"sub":1}`, ganbauth.ErrInvalidIDToken, "sub has the wrong type"},
+		"iss is a number":  {`{"sub":"u-1","iss":1}`, ganbauth.ErrInvalidIDToken, "iss has the wrong type"},
+		"another issuer":   {`{"sub":"u-1","iss":"https://evil.example/"}`, ganbauth.ErrInvalidIDToken, "iss is"},
+		"a huge number":    {`{"sub":"u-1","n":1e999}`, ganbauth.ErrTokenValue, "userinfo"},
+		"null":             {`null`, ganbauth.ErrTokenValue, "not a JSON object"},
+		"not JSON":         {`<html>`, ganbauth.ErrTokenValue, "not a JSON object"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOP(t, answersJSON(test.body))
 			claims, err := o.connector(t).UserInfo(t.Context(), token)
 			require.Equal(t, "Bearer AT-1", o.seen.Load().Header.Get("Authorization"))
+			require.Equal(t, "application/json", o.seen.Load().Header.Get("Accept"))
 			require.Equal(t, "/userinfo", o.seen.Load().URL.String(), "not in the URL")
-			if !test.ok {
-				require.Error(t, err)
+			if test.want != nil {
+				require.ErrorIs(t, err, test.want)
+				require.ErrorContains(t, err, test.says)
 				require.Nil(t, claims)
 				return
 			}
@@ -163,6 +171,20 @@ func TestUserInfo(t *testing.T) {
 			require.Equal(t, 5.0, claims["n"])
 		})
 	}
+	t.Run("no answer, or not all of it", func(t *testing.T) {
+		for name, answer := range map[string]http.HandlerFunc{
+			"none": hijack(func(net.Conn) {}),
+			"cut": hijack(func(conn net.Conn) {
+				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 200\r\n\r\n{\"sub\":\"u-1\"}")
+			}),
+			"too long": answersJSON(`{"sub":"u-1","x":"` + strings.Repeat("x", 1<<20) + `"}`),
+		} {
+			claims, err := newOP(t, answer).connector(t).UserInfo(t.Context(), token)
+			require.ErrorContains(t, err, "userinfo: ", name)
+			require.NotContains(t, err.Error(), "AT-1")
+			require.Nil(t, claims)
+		}
+	})
 	t.Run("refused", func(t *testing.T) {
 		_, err := newOP(t, answers(401, "application/json", `{"errorCode":"WG_ERR_105"}`)).connector(t).UserInfo(t.Context(), token)
 		var e *ganbauth.APIError

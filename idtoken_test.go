@@ -100,6 +100,7 @@ func TestIDTokenAccepted(t *testing.T) {
 		"iat 10 min ago":                 signed(good(claims{"iat": judged.Unix() - 600}).json()),
 		"exp in 1 s":                     signed(good(claims{"exp": judged.Unix() + 1}).json()),
 		"I12 sub of 255 characters":      signed(good(claims{"sub": strings.Repeat("u", 255)}).json()),
+		"sub with a space":               signed(good(claims{"sub": "u 1"}).json()),
 		"I12 sub of 1 character":         signed(good(claims{"sub": "u"}).json()),
 		"I12 exp at the year's end 9999": signed(good(claims{"exp": 253402300799}).json()),
 		"I12 16 KiB":                     sized(16 << 10),
@@ -263,6 +264,39 @@ func TestIDTokenRefused(t *testing.T) {
 			require.NotContains(t, err.Error(), "secret-claim", "nothing of an unverified token in the error")
 		})
 	}
+	t.Run("the error names the fault", func(t *testing.T) {
+		for token, want := range map[string]string{
+			strings.Repeat("a", 16<<10+1):     "longer than 16384 bytes",
+			"abc":                             "not a compact JWS",
+			ok + "=":                          "not base64url",
+			tests["CR in the payload"]:        "not base64url",
+			tests["header no JSON"]:           "header: not a JSON object",
+			tests["crit empty"]:               "header has crit",
+			tests["typ a number"]:             "typ is not JWT",
+			tests["payload array"]:            "claims: not a JSON object",
+			claim("sub", 5):                   "sub has the wrong type",
+			claim("aud", 5):                   "aud has the wrong type",
+			claim("aud", raw("[5]")):          "aud has the wrong type",
+			claim("aud", nil):                 "aud is missing",
+			claim("exp", nil):                 "exp or iat is missing",
+			claim("iat", nil):                 "exp or iat is missing",
+			claim("exp", "4102444800"):        "exp has the wrong type",
+			claim("exp", true):                "exp has the wrong type",
+			claim("exp", -1):                  "exp is out of range",
+			claim("exp", raw("1e999")):        "exp is out of range",
+			claim("at_hash", atHash("AT-2")):  "at_hash is not the access token's",
+			claim("iss", issuer+"1"):          "iss is \"" + issuer,
+			claim("nbf", judged.Unix()+31):    "not valid yet",
+			claim("iat", judged.Unix()-86400): "issued more than 10m0s ago",
+		} {
+			require.ErrorContains(t, verify(t, token), want)
+		}
+	})
+	t.Run("no nonce is no login's", func(t *testing.T) {
+		c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", JWTIssuer: issuer, Salt: "s"})
+		err := ganbauth.VerifyIDToken(c, claim("nonce", nil), "AT-1", "", judged)
+		require.ErrorContains(t, err, "nonce is not this login's")
+	})
 	t.Run("the error shows both issuers", func(t *testing.T) {
 		err := verify(t, claim("iss", "https://api.gmo-aozora.com"))
 		require.ErrorContains(t, err, `iss is "https://api.gmo-aozora.com", want "https://api.gmo-aozora.com/"`)

@@ -57,8 +57,8 @@ func readObject(data []byte, mayRepeat func(name string) bool) (object, error) {
 	return o, nil
 }
 
-// member reads o[name] as a T. If the member is absent or null, ok is false. Another type
-// is an error.
+// member reads o[name] as a T. If the member is absent or null, ok is false. For another
+// type ok is true, value is of no use, and there is an error.
 func member[T any](o object, name string) (value T, ok bool, err error) {
 	raw, there := o[name]
 	ok = there && string(raw) != "null"

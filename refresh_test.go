@@ -163,6 +163,31 @@ func TestRefreshWithoutAScope(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, token.Scope, with)
 	}
+	token, err := newOP(t, answersJSON(goodToken)).connector(t).RefreshSession(t.Context(), &ganbauth.Token{RefreshToken: "RT-1"}, nil)
+	require.NoError(t, err)
+	require.Equal(t, "private:account offline_access", token.Scope, "what the old one was granted is not known")
+}
+
+// The ID token of a refresh is compared with the login's.
+func TestRefreshComparesIDTokens(t *testing.T) {
+	now := time.Now().Unix()
+	next := good(claims{"iat": now, "exp": now + 60, "nonce": nil})
+	c := newOP(t, openIDAnswer(`"`+signed(next.json())+`"`)).connector(t)
+	refresh := func(login string) error {
+		_, err := c.RefreshSession(t.Context(), &ganbauth.Token{RefreshToken: "RT-1", IDToken: login}, nil)
+		return err
+	}
+	require.NoError(t, refresh(signed(good(claims{"iat": now}).json())), "issued in the same second")
+	for login, want := range map[string]string{
+		"a.b": "the login's cannot be read",
+		"abc": "the login's cannot be read",
+		signed(good(claims{"iat": now + 1}).json()):         "iat is before the login's",
+		signed(good(claims{"iat": now, "azp": "x"}).json()): "azp is not the login's",
+	} {
+		err := refresh(login)
+		require.ErrorIs(t, err, ganbauth.ErrInvalidIDToken)
+		require.ErrorContains(t, err, want)
+	}
 }
 
 // Only an ID token that verifies, and is another user's, ends a connection. Whatever else
@@ -192,7 +217,7 @@ func TestA3OtherSubject(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newOP(t, openIDAnswer(`"`+test.idToken+`"`)).connector(t)
 			for _, old := range []*ganbauth.Token{
-				{RefreshToken: "RT-1", IDToken: login, Subject: "u-1"}, {RefreshToken: "RT-1", Subject: "u-1"},
+				{RefreshToken: "RT-1", IDToken: login, Subject: "u-1"}, {RefreshToken: "RT-1", IDToken: login}, {RefreshToken: "RT-1", Subject: "u-1"},
 			} {
 				token, err := c.RefreshSession(t.Context(), old, nil)
 				if name == "another login's nonce" && old.IDToken == "" {

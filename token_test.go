@@ -168,3 +168,8 @@ func TestFingerprintOfWhatLooksSealed(t *testing.T) {
 		seen[fingerprint] = true
 	}
 }
+
+func TestNoTokenHasNoFingerprint(t *testing.T) {
+	require.Empty(t, (*ganbauth.Token)(nil).Fingerprint())
+	require.Len(t, new(ganbauth.Token).Fingerprint(), 43)
+}

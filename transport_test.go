@@ -792,6 +792,7 @@ func TestSetToken(t *testing.T) {
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Scope: "\x00"}, "scope"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Subject: strings.Repeat("s", 256)}, "subject"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: "a.b.c"}, "id_token"},
+			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: "abc"}, "id_token: not a compact JWS"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: strings.Repeat("a", 16384) + ".e30.a"}, "id_token is longer"},
 			{&ganbauth.Token{AccessToken: "a"}, "RefreshToken or an ExpiresAt"}, // C9
 		} {
