@@ -3,6 +3,7 @@ package redisstore_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -45,4 +46,24 @@ func TestF1CommandsAndAnswersPrintNoToken(t *testing.T) {
 	require.Equal(t, "S3CRET-access", found.AccessToken, "there was something to show")
 	require.Contains(t, out.String(), "EVALSHA")
 	require.NotContains(t, out.String(), "S3CRET")
+}
+
+// mute answers nothing.
+type mute struct{ logging }
+
+func (mute) Do(context.Context, []redisstore.Command) []redisstore.Answer { return nil }
+
+// A Client that has no answer to a command is taken for one that fails.
+func TestClientWithoutAnswers(t *testing.T) {
+	s := redisstore.New(mute{}, redisstore.Options{})
+	_, err := s.Load(t.Context(), "k")
+	require.ErrorContains(t, err, "redisstore: load: the client has not answered every command")
+	require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
+}
+
+func TestAnswersSayWhatWentWrong(t *testing.T) {
+	require.Equal(t, "redisstore.Answer(MOVED 1)", fmt.Sprint(redisstore.Answer{Err: errors.New("MOVED 1")}))
+	require.Equal(t, "redisstore.Answer(a string)", redisstore.Answer{Value: "S3CRET"}.LogValue().String())
+	require.Equal(t, `redisstore.Command(["HGET"] and 1 arguments)`,
+		redisstore.Command{Words: []string{"HGET", "S3CRET"}, Args: []string{"S3CRET"}}.LogValue().String())
 }

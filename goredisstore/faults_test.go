@@ -1,0 +1,154 @@
+package goredisstore_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/goredisstore"
+	"github.com/ganbauth/ganbauth/internal/storetest"
+	"github.com/ganbauth/ganbauth/internal/testenv"
+)
+
+var errCut = errors.New("the connection is cut")
+
+// cutting fails one round trip of a client, before its effect.
+type cutting struct {
+	mu        sync.Mutex
+	trips, at int
+}
+
+func (c *cutting) fails() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.trips++
+	return c.trips == c.at
+}
+
+// begin counts trips from here on, and fails the one that is given.
+func (c *cutting) begin(at int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.trips, c.at = 0, at
+}
+
+func (c *cutting) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.trips
+}
+
+func (c *cutting) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (c *cutting) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if c.fails() {
+			cmd.SetErr(errCut)
+			return errCut
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (c *cutting) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if c.fails() {
+			for _, cmd := range cmds {
+				cmd.SetErr(errCut)
+			}
+			return errCut
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// Whichever round trip fails before a call has had its effect, the call does.
+func TestEveryRoundTripThatFails(t *testing.T) {
+	everywhere(t, func(t *testing.T, c redis.UniversalClient) {
+		s, ctx, cut := goredisstore.New(c, goredisstore.Options{}), t.Context(), &cutting{}
+		token := expiring("a", time.Now().Add(time.Hour).Truncate(time.Second))
+		unlock, err := s.Lock(ctx, "k") // it has looked at Redis's memory, and found out about Clusters
+		require.NoError(t, err)
+		unlock()
+		require.NoError(t, s.Save(ctx, "k", token))
+		c.AddHook(cut)
+		for name, call := range map[string]func() error{
+			"Load":     func() error { _, err := s.Load(ctx, "k"); return err },
+			"Save":     func() error { return s.Save(ctx, "k", token) },
+			"Delete":   func() error { return s.Delete(ctx, "k") },
+			"Swap":     func() error { return s.Swap(ctx, "k", token, expiring("b", token.ExpiresAt)) },
+			"Expiring": func() error { _, err := s.Expiring(ctx, token.ExpiresAt.Add(time.Hour)); return err },
+			"ExpiringAfter": func() error {
+				_, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, token.ExpiresAt.Add(time.Hour), 10)
+				return err
+			},
+		} {
+			prepare := func(at int) {
+				cut.begin(0)
+				require.NoError(t, s.Save(ctx, "gone", token))
+				forget(t, c) // its entry is to be put right
+				require.NoError(t, s.Save(ctx, "k", token))
+				cut.begin(at)
+			}
+			prepare(0)
+			require.NoError(t, call()) // it knows the scripts
+			prepare(0)
+			require.NoError(t, call())
+			for at := range cut.count() {
+				prepare(at + 1)
+				err := call()
+				if written := name == "Save" || name == "Swap" || name == "Delete"; written && at > 0 {
+					continue // in a Cluster: the record is written, and the index is put right later
+				}
+				require.ErrorIs(t, err, errCut, "%s, trip %d", name, at)
+			}
+		}
+		cut.begin(1)
+		fingerprint, unlock, err := s.LockRecord(ctx, "k")
+		require.ErrorIs(t, err, errCut)
+		require.Empty(t, fingerprint)
+		require.Nil(t, unlock)
+	})
+}
+
+// A record of an earlier version has no fingerprint beside it, and is locked all the same.
+func TestLockOfARecordWithoutAFingerprint(t *testing.T) {
+	c := client(t, testenv.Redis(t).Addr)
+	s, ctx := goredisstore.New(c, goredisstore.Options{}), t.Context()
+	token := storetest.Token("a")
+	require.NoError(t, s.Save(ctx, "k", token))
+	names, err := c.Keys(ctx, "*:token").Result()
+	require.NoError(t, err)
+	require.NoError(t, c.HDel(ctx, names[0], "print").Err())
+	fingerprint, unlock, err := s.LockRecord(ctx, "k")
+	require.NoError(t, err)
+	require.Equal(t, token.Fingerprint(), fingerprint)
+	unlock()
+
+	require.NoError(t, c.HSet(ctx, names[0], "token", "spoilt").Err())
+	fingerprint, unlock, err = s.LockRecord(ctx, "k")
+	require.ErrorContains(t, err, "redisstore: load: ")
+	require.Empty(t, fingerprint)
+	require.Nil(t, unlock)
+	require.False(t, c.HExists(ctx, names[0], "holder").Val(), "the lock is given back")
+}
+
+// With a TTL there is no index.
+func TestTTLHasNoIndex(t *testing.T) {
+	c := client(t, testenv.Redis(t).Addr)
+	s, ctx := goredisstore.New(c, goredisstore.Options{TTL: time.Hour}), t.Context()
+	token := storetest.Token("a")
+	require.NoError(t, s.Save(ctx, "k", token))
+	require.Empty(t, indexed(t, c))
+	without := goredisstore.New(c, goredisstore.Options{})
+	require.NoError(t, without.Save(ctx, "other", token))
+	page, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, token.ExpiresAt.Add(time.Hour), 10)
+	require.NoError(t, err)
+	require.Empty(t, page)
+}
