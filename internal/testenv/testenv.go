@@ -225,11 +225,12 @@ func (p *Process) listens() error {
 // too. It runs as the user postgres where the test is root, whom PostgreSQL refuses.
 func Postgres(t testing.TB) (*Process, string) {
 	t.Helper()
-	bins, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
-	for _, bin := range bins {
-		t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	program := func(name string) string { // the newest of Debian's, which are not in PATH
+		installed, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
+		slices.Reverse(installed)
+		return Needs(t, append(installed, name)...)
 	}
-	initdb, postgres, isReady := Needs(t, "initdb"), Needs(t, "postgres"), Needs(t, "pg_isready")
+	initdb, postgres, isReady := program("initdb"), program("postgres"), program("pg_isready")
 	dir, port := t.TempDir(), strconv.Itoa(FreePort(t))
 	attr := unprivileged(t, dir, "postgres")
 	as := func(program string, args ...string) *exec.Cmd {
@@ -262,6 +263,7 @@ func MariaDB(t testing.TB) (*Process, string) {
 	attr := unprivileged(t, dir, "mysql")
 	as := func(program string, args ...string) *exec.Cmd {
 		cmd := exec.Command(program, append([]string{"--no-defaults"}, args...)...)
+		cmd.Env = append(os.Environ(), "TMPDIR="+dir) // two that are installed at once have the same names there
 		cmd.Dir, cmd.SysProcAttr = dir, attr
 		return cmd
 	}
