@@ -155,10 +155,7 @@ func (c *Connector) deriveKey(purpose string) ([]byte, error) {
 // It fails if sessionID is empty, or if scope or redirectURI does not have 1 to 256
 // bytes.
 func (c *Connector) OAuthAuthorization(sessionID, scope, redirectURI string) (string, error) {
-	if sessionID == "" {
-		return "", errNoSessionID
-	}
-	return c.authorizationURL(c.state(sessionID), scope, redirectURI)
+	return c.authorization(sessionID, scope, redirectURI)
 }
 
 // OpenIDAuthorization is [Connector.OAuthAuthorization] for OpenID Connect (Core section
@@ -169,21 +166,23 @@ func (c *Connector) OpenIDAuthorization(sessionID, scope, redirectURI string) (a
 	if c.issuer == "" {
 		return "", "", errNoIssuer
 	}
-	if sessionID == "" {
-		return "", "", errNoSessionID
-	}
 	nonce = rand.Text()
-	authURL, err = c.authorizationURL(c.state(sessionID), scope, redirectURI, "nonce", nonce)
+	authURL, err = c.authorization(sessionID, scope, redirectURI, "nonce", nonce)
 	if err != nil {
 		return "", "", err
 	}
 	return authURL, nonce, nil
 }
 
-var (
-	errNoIssuer    = errors.New("ganbauth: config: OpenID Connect needs JWTIssuer")
-	errNoSessionID = errors.New("ganbauth: authorization: the session id is empty")
-)
+var errNoIssuer = errors.New("ganbauth: config: OpenID Connect needs JWTIssuer")
+
+// authorization is authorizationURL with the state of sessionID.
+func (c *Connector) authorization(sessionID, scope, redirectURI string, more ...string) (string, error) {
+	if sessionID == "" {
+		return "", errors.New("ganbauth: authorization: the session id is empty")
+	}
+	return c.authorizationURL(c.state(sessionID), scope, redirectURI, more...)
+}
 
 // state returns the state that the bank's SDKs send for sessionID.
 func (c *Connector) state(sessionID string) string {
