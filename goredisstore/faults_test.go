@@ -1,9 +1,6 @@
 package goredisstore_test
 
 import (
-	"context"
-	"errors"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,68 +13,16 @@ import (
 	"github.com/ganbauth/ganbauth/internal/testenv"
 )
 
-var errCut = errors.New("the connection is cut")
-
-// cutting fails one round trip of a client, before its effect.
-type cutting struct {
-	mu        sync.Mutex
-	trips, at int
-}
-
-func (c *cutting) fails() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.trips++
-	return c.trips == c.at
-}
-
-// begin counts trips from here on, and fails the one that is given.
-func (c *cutting) begin(at int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.trips, c.at = 0, at
-}
-
-func (c *cutting) count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.trips
-}
-
-func (c *cutting) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-func (c *cutting) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		if c.fails() {
-			cmd.SetErr(errCut)
-			return errCut
-		}
-		return next(ctx, cmd)
-	}
-}
-
-func (c *cutting) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		if c.fails() {
-			for _, cmd := range cmds {
-				cmd.SetErr(errCut)
-			}
-			return errCut
-		}
-		return next(ctx, cmds)
-	}
-}
-
 // Whichever round trip fails before a call has had its effect, the call does.
 func TestEveryRoundTripThatFails(t *testing.T) {
 	everywhere(t, func(t *testing.T, c redis.UniversalClient) {
-		s, ctx, cut := goredisstore.New(c, goredisstore.Options{}), t.Context(), &cutting{}
+		s, ctx, trips := goredisstore.New(c, goredisstore.Options{}), t.Context(), &tripCounter{}
 		token := expiring("a", time.Now().Add(time.Hour).Truncate(time.Second))
 		unlock, err := s.Lock(ctx, "k") // it has looked at Redis's memory, and found out about Clusters
 		require.NoError(t, err)
 		unlock()
 		require.NoError(t, s.Save(ctx, "k", token))
-		c.AddHook(cut)
+		c.AddHook(trips)
 		for name, call := range map[string]func() error{
 			"Load":     func() error { _, err := s.Load(ctx, "k"); return err },
 			"Save":     func() error { return s.Save(ctx, "k", token) },
@@ -90,17 +35,17 @@ func TestEveryRoundTripThatFails(t *testing.T) {
 			},
 		} {
 			prepare := func(at int) {
-				cut.begin(0)
+				trips.begin(0)
 				require.NoError(t, s.Save(ctx, "gone", token))
 				forget(t, c) // its entry is to be put right
 				require.NoError(t, s.Save(ctx, "k", token))
-				cut.begin(at)
+				trips.begin(at)
 			}
 			prepare(0)
 			require.NoError(t, call()) // it knows the scripts
 			prepare(0)
 			require.NoError(t, call())
-			for at := range cut.count() {
+			for at := range int(trips.n.Load()) {
 				prepare(at + 1)
 				err := call()
 				if written := name == "Save" || name == "Swap" || name == "Delete"; written && at > 0 {
@@ -109,7 +54,7 @@ func TestEveryRoundTripThatFails(t *testing.T) {
 				require.ErrorIs(t, err, errCut, "%s, trip %d", name, at)
 			}
 		}
-		cut.begin(1)
+		trips.begin(1)
 		fingerprint, unlock, err := s.LockRecord(ctx, "k")
 		require.ErrorIs(t, err, errCut)
 		require.Empty(t, fingerprint)

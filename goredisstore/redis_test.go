@@ -2,6 +2,7 @@ package goredisstore_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -21,21 +22,45 @@ import (
 	"github.com/ganbauth/ganbauth/redisstore"
 )
 
-// tripCounter counts the round trips of a client.
-type tripCounter struct{ n atomic.Int32 }
+// tripCounter counts the round trips of a client, and fails one before its effect.
+type tripCounter struct{ n, fails atomic.Int32 }
+
+var errCut = errors.New("the connection is cut")
+
+// begin counts from here on, and fails the trip that is given; 0 is none.
+func (c *tripCounter) begin(fails int) {
+	c.n.Store(0)
+	c.fails.Store(int32(fails))
+}
+
+// trip is nil unless this one fails.
+func (c *tripCounter) trip() error {
+	if c.n.Add(1) == c.fails.Load() {
+		return errCut
+	}
+	return nil
+}
 
 func (c *tripCounter) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 func (c *tripCounter) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		c.n.Add(1)
+		if err := c.trip(); err != nil {
+			cmd.SetErr(err)
+			return err
+		}
 		return next(ctx, cmd)
 	}
 }
 
 func (c *tripCounter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		c.n.Add(1)
+		if err := c.trip(); err != nil {
+			for _, cmd := range cmds {
+				cmd.SetErr(err)
+			}
+			return err
+		}
 		return next(ctx, cmds)
 	}
 }
