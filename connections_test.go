@@ -169,54 +169,45 @@ func TestKeyFromContext(t *testing.T) {
 	require.Empty(t, key+connection)
 }
 
-// Where it is not known whose connection a request is about, OnError hears the error all
-// the same, and a client for nobody fails.
+// OnError hears of an error also where it is not known whose connection the request is
+// about. A request without a token has no client.
 func TestKeyFromContextOfNobody(t *testing.T) {
 	fails := errors.New("the tenant is not known")
-	for name, options := range map[string]ganbauth.Options{
-		"no session": {},
-		"no user":    {Key: func(*http.Request) (string, error) { return "", nil }},
-		"Key fails":  {Key: func(*http.Request) (string, error) { return "u", fails }},
+	user := func(*http.Request) (string, error) { return "u", nil }
+	for name, c := range map[string]struct {
+		options ganbauth.Options
+		key     string
+		status  int
+	}{
+		"no session": {ganbauth.Options{}, "", 401},
+		"no user":    {ganbauth.Options{Key: func(*http.Request) (string, error) { return "", nil }}, "", 401},
+		"Key fails":  {ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", fails }}, "", 500},
 		"Connection fails": {
-			Key:        func(*http.Request) (string, error) { return "u", nil },
-			Connection: func(*http.Request) (string, error) { return "c", fails },
+			ganbauth.Options{Key: user, Connection: func(*http.Request) (string, error) { return "c", fails }}, "", 500,
 		},
+		"a user who has not granted enough": {ganbauth.Options{Key: user}, "u", 403},
 	} {
 		t.Run(name, func(t *testing.T) {
 			heard := 0
 			var a *app
-			options.OnError = func(w http.ResponseWriter, r *http.Request, err error) {
+			c.options.OnError = func(w http.ResponseWriter, r *http.Request, err error) {
 				heard++
-				require.Equal(t, "/p", r.URL.Path)
-				_, _, ok := ganbauth.KeyFromContext(r.Context())
-				require.False(t, ok)
-				_, clientErr := a.kit.Client(r.Context()).Get(a.bank.APIBase() + "/accounts")
-				require.ErrorIs(t, clientErr, ganbauth.ErrLoginRequired)
-				w.WriteHeader(ganbauth.StatusCode(err))
-			}
-			a = newApp(t, setup{options: options})
-			a.browser().do("GET", "/p", program)
-			require.Equal(t, 1, heard)
-		})
-	}
-	t.Run("a user who has not granted enough", func(t *testing.T) {
-		var a *app
-		a = newApp(t, setup{options: ganbauth.Options{
-			Key: func(*http.Request) (string, error) { return "u", nil },
-			OnError: func(w http.ResponseWriter, r *http.Request, err error) {
+				require.Equal(t, "/transfer", r.URL.Path)
 				key, _, ok := ganbauth.KeyFromContext(r.Context())
-				require.Equal(t, "u", key)
-				require.True(t, ok)
+				require.Equal(t, c.key, key)
+				require.Equal(t, c.key != "", ok)
 				_, served := ganbauth.TokenFromContext(r.Context())
 				require.False(t, served)
 				_, clientErr := a.kit.Client(r.Context()).Get(a.bank.APIBase() + "/accounts")
 				require.ErrorIs(t, clientErr, ganbauth.ErrLoginRequired)
 				w.WriteHeader(ganbauth.StatusCode(err))
-			},
-		}})
-		require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}))
-		require.Equal(t, 403, a.browser().do("GET", "/transfer", program).StatusCode)
-	})
+			}
+			a = newApp(t, setup{options: c.options})
+			require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}))
+			require.Equal(t, c.status, a.browser().do("GET", "/transfer", program).StatusCode)
+			require.Equal(t, 1, heard)
+		})
+	}
 }
 
 // A handler that cannot tell any more which connection its request names gets no token.

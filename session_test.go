@@ -483,8 +483,8 @@ func TestTokensOnTheSessionsEngineAreSealed(t *testing.T) {
 		b.login()
 		var token string
 		a.next.serve = func(_ http.ResponseWriter, r *http.Request) {
-			t, _ := ganbauth.TokenFromContext(r.Context())
-			token = t.AccessToken
+			found, _ := ganbauth.TokenFromContext(r.Context())
+			token = found.AccessToken
 		}
 		require.Equal(t, 200, b.get("/p").StatusCode)
 		all, err := a.sessions.Store.(scs.IterableStore).All()

@@ -613,8 +613,7 @@ func TestClientRefreshesInTime(t *testing.T) {
 	})
 }
 
-// Observe knows the values of the request's context, though the call to the API has a
-// context of its own. H2: a job's client follows what becomes of its user.
+// A job that names nobody is told so, and not that a user has to connect.
 func TestClientForNobody(t *testing.T) {
 	a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}})
 	for says, client := range map[string]*http.Client{
@@ -628,6 +627,8 @@ func TestClientForNobody(t *testing.T) {
 	require.Zero(t, a.bank.Count(ganbtest.API))
 }
 
+// Observe knows the values of the request's context, though the call to the API has a
+// context of its own. H2: a job's client follows what becomes of its user.
 func TestClientForAsksTheStoreEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
