@@ -38,10 +38,10 @@ func set(h http.Header, pairs ...string) {
 // not use http.Redirect, which rewrites paths and writes a body that contains the URL.
 func redirect(w http.ResponseWriter, target string, htmx bool) {
 	if htmx {
-		w.Header().Set("HX-Redirect", target)
+		set(w.Header(), "Hx-Redirect", target)
 		return
 	}
-	w.Header().Set("Location", target)
+	set(w.Header(), "Location", target)
 	w.WriteHeader(http.StatusSeeOther)
 }
 
@@ -97,8 +97,8 @@ func (p problem) json() []byte {
 func writeProblem(w http.ResponseWriter, page *ErrorPage, loginURL string) {
 	body := problem{"about:blank", http.StatusText(page.Status), page.Status, page.Text, page.Code}.json()
 	if loginURL != "" {
-		quoted, _ := json.Marshal(loginURL) // never fails
-		body = slices.Concat(body[:len(body)-len("}")], []byte(`,"login_url":`), quoted, []byte("}"))
+		// A loginURL is visible ASCII without quotes and backslashes.
+		body = slices.Concat(body[:len(body)-len("}")], []byte(`,"login_url":"`+loginURL+`"}`))
 	}
 	set(w.Header(), "Content-Type", "application/problem+json; charset=utf-8", "Content-Language", page.Language)
 	w.WriteHeader(page.Status)

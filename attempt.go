@@ -167,10 +167,12 @@ func (a *attempt) strings() []*string {
 
 // attempts reads and writes the cookies of one kit.
 type attempts struct {
-	prefix string // of the cookies' names
-	scope  string // the kit's own scopes
-	secure bool
-	sealer sealer
+	prefix     string // of the cookies' names
+	kept       string // the attributes in Set-Cookie, from the first semicolon on
+	removed    string // those that remove a cookie
+	scope      string // the kit's own scopes
+	scopePrint string // a fingerprint of scope
+	sealer     sealer
 }
 
 // newAttempts makes the attempts of the kit with this name. Cookies know neither ports
@@ -186,7 +188,13 @@ func newAttempts(c *Connector, name, redirectURI, scope string) (attempts, error
 	if secure {
 		prefix = "__Host-" + prefix
 	}
-	return attempts{prefix, scope, secure, s}, err
+	attributes := func(maxAge int) string {
+		c := http.Cookie{Name: "c", Path: "/", MaxAge: maxAge, Secure: secure, HttpOnly: true, SameSite: http.SameSiteLaxMode}
+		return strings.TrimPrefix(c.String(), "c=")
+	}
+	kept, removed := attributes(int(attemptCookieAge/time.Second)), attributes(-1)
+	sum := sha256.Sum256([]byte(scope))
+	return attempts{prefix, kept, removed, scope, string(sum[:4]), s}, err
 }
 
 // cookieName derives an attempt's cookie name from its state without revealing the state.
@@ -208,9 +216,9 @@ func (as attempts) marshal(a *attempt) []byte {
 	}
 	if rest, ok := strings.CutPrefix(a.scope+" ", as.scope+" "); ok {
 		flags |= flagKitScope
-		short.scope = as.scopePrint() + strings.TrimSuffix(rest, " ")
+		short.scope = as.scopePrint + strings.TrimSuffix(rest, " ")
 	}
-	b := []byte{attemptVersion, flags}
+	b := append(make([]byte, 0, 256), attemptVersion, flags)
 	b = binary.AppendUvarint(b, uint64(a.begun.UnixMilli()))
 	done := uint64(0)
 	if !a.done.IsZero() {
@@ -221,12 +229,6 @@ func (as attempts) marshal(a *attempt) []byte {
 		b = appendString(b, *s)
 	}
 	return b
-}
-
-// scopePrint is the fingerprint of the kit's own scopes.
-func (as attempts) scopePrint() string {
-	sum := sha256.Sum256([]byte(as.scope))
-	return string(sum[:4])
 }
 
 // unmarshal reads what marshal made. If the kit's scopes are others by now, the scope is
@@ -250,7 +252,7 @@ func (as attempts) unmarshal(data string) (*attempt, error) {
 		*s = r.string()
 	}
 	if flags&flagKitScope != 0 {
-		rest, ok := strings.CutPrefix(a.scope, as.scopePrint())
+		rest, ok := strings.CutPrefix(a.scope, as.scopePrint)
 		a.scope = ""
 		if ok {
 			a.scope = strings.TrimSpace(as.scope + " " + rest)
@@ -280,21 +282,13 @@ func (as attempts) seal(name string, a *attempt) string {
 	return base64.RawURLEncoding.EncodeToString(as.sealer.seal(as.marshal(a), name))
 }
 
-// setCookie returns the value of a Set-Cookie header. An empty value removes the cookie.
+// setCookie returns the value of a Set-Cookie header, which http.Cookie takes a microsecond
+// to make. An empty value removes the cookie.
 func (as attempts) setCookie(name, value string) string {
-	maxAge := int(attemptCookieAge / time.Second)
 	if value == "" {
-		maxAge = -1
+		return name + "=" + as.removed
 	}
-	return (&http.Cookie{
-		Name:     name,
-		Value:    value,
-		Path:     "/",
-		MaxAge:   maxAge,
-		Secure:   as.secure,
-		HttpOnly: true,
-		SameSite: http.SameSiteLaxMode,
-	}).String()
+	return name + "=" + value + as.kept
 }
 
 // jar is what the Cookie header of one request has of a kit's attempts. Each handler

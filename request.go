@@ -267,6 +267,9 @@ func (k *Kit) sentBy(r *http.Request) string {
 // atAnotherHost reports whether the browser seems to use a host other than RedirectURI's.
 // A proxy that changes Host may look the same.
 func (k *Kit) atAnotherHost(r *http.Request) bool {
+	if r.Host == k.redirect.Host {
+		return false
+	}
 	for _, host := range []string{r.Host, r.Header.Get("X-Forwarded-Host")} {
 		if hostPort(&url.URL{Scheme: k.redirect.Scheme, Host: host}) == hostPort(k.redirect) {
 			return false
