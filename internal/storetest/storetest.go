@@ -184,15 +184,36 @@ func EngineGoesAway(t *testing.T, engine *testenv.Process, s Store) {
 	fails := func() {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
-		_, err := s.Load(ctx, "away")
+		got, err := s.Load(ctx, "away")
 		require.Error(t, err)
+		require.Nil(t, got)
 		require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
-		err = s.Save(ctx, "away", Token("S3CRET"))
-		require.Error(t, err)
-		require.NotContains(t, err.Error(), "S3CRET")
 		require.Error(t, s.Delete(ctx, "away"))
-		_, err = s.Lock(ctx, "away")
+		a, secret := Token("a"), Token("S3CRET")
+		for _, err := range []error{
+			s.Save(ctx, "away", secret),
+			s.Swap(ctx, "away", a, secret),
+			s.Swap(ctx, "away", nil, secret),
+			s.Swap(ctx, "away", a, nil),
+			s.Swap(ctx, "away", nil, nil),
+		} {
+			require.Error(t, err)
+			require.NotErrorIs(t, err, ganbauth.ErrSuperseded)
+			require.NotContains(t, err.Error(), "S3CRET")
+		}
+		keys, err := s.Expiring(ctx, a.ExpiresAt)
 		require.Error(t, err)
+		require.Empty(t, keys)
+		page, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, a.ExpiresAt, 1)
+		require.Error(t, err)
+		require.Empty(t, page)
+		fingerprint, unlock, err := s.LockRecord(ctx, "away")
+		require.Error(t, err)
+		require.Empty(t, fingerprint)
+		require.Nil(t, unlock)
+		unlock, err = s.Lock(ctx, "away")
+		require.Error(t, err)
+		require.Nil(t, unlock)
 	}
 	comesBack := func(want string) {
 		require.Eventually(t, func() bool {
