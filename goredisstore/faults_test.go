@@ -1,6 +1,7 @@
 package goredisstore_test
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ func TestEveryRoundTripThatFails(t *testing.T) {
 		require.NoError(t, err)
 		unlock()
 		require.NoError(t, s.Save(ctx, "k", token))
-		c.AddHook(trips)
+		c.AddHook(hook(trips.trip))
 		for name, call := range map[string]func() error{
 			"Load":     func() error { _, err := s.Load(ctx, "k"); return err },
 			"Save":     func() error { return s.Save(ctx, "k", token) },
@@ -91,9 +92,72 @@ func TestTTLHasNoIndex(t *testing.T) {
 	token := storetest.Token("a")
 	require.NoError(t, s.Save(ctx, "k", token))
 	require.Empty(t, indexed(t, c))
+	names, err := c.Keys(ctx, "*").Result()
+	require.NoError(t, err)
+	require.Len(t, names, 1)
+	require.False(t, c.HExists(ctx, names[0], "end").Val())
 	without := goredisstore.New(c, goredisstore.Options{})
 	require.NoError(t, without.Save(ctx, "other", token))
 	page, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, token.ExpiresAt.Add(time.Hour), 10)
 	require.NoError(t, err)
 	require.Empty(t, page)
+}
+
+// Two processes write a token in a Cluster. The index says what the record does, though the
+// first one comes to it last.
+func TestTheIndexFollowsTheLastWriter(t *testing.T) {
+	first, second := clusterClient(t), redis.UniversalClient(nil)
+	second = redis.NewClusterClient(first.(*redis.ClusterClient).Options())
+	t.Cleanup(func() { second.Close() })
+	s, other, ctx := goredisstore.New(first, goredisstore.Options{}), goredisstore.New(second, goredisstore.Options{}), t.Context()
+	at := time.Now().Add(time.Hour).Truncate(time.Second)
+	require.NoError(t, s.Save(ctx, "k", expiring("a", at)))
+	for i, last := range []*ganbauth.Token{expiring("b", at.Add(time.Minute)), nil, expiring("c", at.Add(time.Hour))} {
+		between := func() error {
+			if last == nil {
+				return other.Delete(ctx, "k")
+			}
+			return other.Save(ctx, "k", last)
+		}
+		var once sync.Once
+		first.AddHook(hook(func(cmds []redis.Cmder) (err error) {
+			if args := cmds[0].Args(); args[0] == "ZADD" && args[2] != "NX" {
+				once.Do(func() { err = between() })
+			}
+			return err
+		}))
+		require.NoError(t, s.Save(ctx, "k", expiring("x", at.Add(time.Duration(i)*time.Second))))
+		want := map[string]float64{}
+		if last != nil {
+			want["k"] = float64(last.ExpiresAt.Unix())
+		}
+		require.Equal(t, want, indexed(t, second))
+	}
+}
+
+// Names in Redis are for good: another version must find what this one has kept.
+func TestNamesInRedis(t *testing.T) {
+	c := client(t, testenv.Redis(t).Addr)
+	require.NoError(t, goredisstore.New(c, goredisstore.Options{}).Save(t.Context(), "bank/user-1", storetest.Token("a")))
+	names, err := c.Keys(t.Context(), "*").Result()
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"ganbauth:{mocCSGTm0aD1EGUfvfxvhW_yEkcnvSIPtPtaZoSPBkc}:token", "ganbauth:expiries:{26}"}, names)
+}
+
+// To list what is right changes nothing.
+func TestAListWritesNothing(t *testing.T) {
+	c := client(t, testenv.Redis(t).Addr)
+	s, ctx, at := goredisstore.New(c, goredisstore.Options{}), t.Context(), storetest.Token("").ExpiresAt
+	for _, key := range []string{"a", "b", "c"} {
+		require.NoError(t, s.Save(ctx, key, expiring("a", at)))
+	}
+	c.AddHook(hook(func(cmds []redis.Cmder) error {
+		for _, cmd := range cmds {
+			require.NotContains(t, []any{"ZADD", "ZREM"}, cmd.Args()[0])
+		}
+		return nil
+	}))
+	page, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, at.Add(time.Hour), 10)
+	require.NoError(t, err)
+	require.Len(t, page, 3)
 }

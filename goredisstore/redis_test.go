@@ -22,6 +22,33 @@ import (
 	"github.com/ganbauth/ganbauth/redisstore"
 )
 
+// hook is called before each round trip of a client, which fails if it says so.
+type hook func(cmds []redis.Cmder) error
+
+func (h hook) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if err := h([]redis.Cmder{cmd}); err != nil {
+			cmd.SetErr(err)
+			return err
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (h hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if err := h(cmds); err != nil {
+			for _, cmd := range cmds {
+				cmd.SetErr(err)
+			}
+			return err
+		}
+		return next(ctx, cmds)
+	}
+}
+
 // tripCounter counts the round trips of a client, and fails one before its effect.
 type tripCounter struct{ n, fails atomic.Int32 }
 
@@ -33,43 +60,19 @@ func (c *tripCounter) begin(fails int) {
 	c.fails.Store(int32(fails))
 }
 
-// trip is nil unless this one fails.
-func (c *tripCounter) trip() error {
+// trip is a hook.
+func (c *tripCounter) trip([]redis.Cmder) error {
 	if c.n.Add(1) == c.fails.Load() {
 		return errCut
 	}
 	return nil
 }
 
-func (c *tripCounter) DialHook(next redis.DialHook) redis.DialHook { return next }
-
-func (c *tripCounter) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		if err := c.trip(); err != nil {
-			cmd.SetErr(err)
-			return err
-		}
-		return next(ctx, cmd)
-	}
-}
-
-func (c *tripCounter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []redis.Cmder) error {
-		if err := c.trip(); err != nil {
-			for _, cmd := range cmds {
-				cmd.SetErr(err)
-			}
-			return err
-		}
-		return next(ctx, cmds)
-	}
-}
-
 func TestRoundTrips(t *testing.T) {
 	c, counter := client(t, testenv.Redis(t).Addr), &tripCounter{}
 	s := goredisstore.New(c, goredisstore.Options{})
 	require.NoError(t, s.Delete(t.Context(), "k")) // the connection is made
-	c.AddHook(counter)
+	c.AddHook(hook(counter.trip))
 	storetest.RoundTrips(t, s, 1, func() int { return int(counter.n.Load()) })
 }
 

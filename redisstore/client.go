@@ -129,5 +129,5 @@ func (s *Store) runAll(ctx context.Context, client Client, sc script, commands [
 }
 
 func isError(err error, code string) bool {
-	return err != nil && strings.HasPrefix(err.Error(), code+" ")
+	return err != nil && strings.HasPrefix(err.Error(), code)
 }

@@ -67,3 +67,29 @@ func TestAnswersSayWhatWentWrong(t *testing.T) {
 	require.Equal(t, `redisstore.Command(["HGET"] and 1 arguments)`,
 		redisstore.Command{Words: []string{"HGET", "S3CRET"}, Args: []string{"S3CRET"}}.LogValue().String())
 }
+
+// frugal has only what Check asks for.
+type frugal struct {
+	redisstore.Client
+	infos []string
+}
+
+func (f frugal) Memory(context.Context) ([]string, error) { return f.infos, nil }
+
+// What INFO says is read by the whole name of a field. A service that says nothing is taken
+// as it is.
+func TestCheckReadsInfo(t *testing.T) {
+	for info, fit := range map[string]bool{
+		"": true,
+		"# Memory\r\nmaxmemory:1\r\nmaxmemory_policy:allkeys-lru\r\n":                 false,
+		"# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n":                 true,
+		"# Memory\r\nused_maxmemory:1\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru": true,
+	} {
+		err := redisstore.New(frugal{infos: []string{"", info}}, redisstore.Options{}).Check(t.Context())
+		if fit {
+			require.NoError(t, err, info)
+		} else {
+			require.ErrorIs(t, err, redisstore.ErrUnfit, info)
+		}
+	}
+}

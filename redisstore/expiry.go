@@ -109,19 +109,19 @@ func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 		return nil, nil
 	}
 	var page []ganbauth.Expiry
-	for m := s.merge(after, before, limit); len(page) < limit; {
+	for m := s.merge(after, before, limit); ; {
 		entries, err := m.next(ctx, limit-len(page))
-		if err == nil && len(entries) > 0 {
+		if err == nil {
+			if len(entries) == 0 {
+				return page, nil
+			}
 			entries, err = s.right(ctx, entries)
-			page = append(page, entries...)
-		} else if err == nil {
-			break
 		}
 		if err != nil {
 			return nil, fmt.Errorf("redisstore: list: %w", err)
 		}
+		page = append(page, entries...)
 	}
-	return page, nil
 }
 
 // right returns those of the entries that are right, and puts the others right.
