@@ -197,6 +197,12 @@ func TestF8StarvedClient(t *testing.T) {
 	storetest.F8(t, one, other, starve, connections)
 }
 
+func TestF8FullRedis(t *testing.T) {
+	addr := testenv.Redis(t).Addr
+	p := storetest.NewProxy(t, addr)
+	storetest.F8Full(t, p, stores(t, p.Addr)(), stores(t, addr)())
+}
+
 func TestI16README(t *testing.T) {
 	storetest.README(t, []string{"github.com/redis/go-redis/v9", "github.com/ganbauth/ganbauth/goredisstore"})
 }

@@ -205,6 +205,12 @@ func TestF8StarvedPool(t *testing.T) {
 	storetest.F8(t, one, other, starve, connections)
 }
 
+func TestF8FullMariaDB(t *testing.T) {
+	server, direct := testenv.MariaDB(t)
+	p := storetest.NewProxy(t, server.Addr)
+	storetest.F8Full(t, p, stores(t, dsn(p.Addr))(), stores(t, direct)())
+}
+
 func TestRoundTrips(t *testing.T) {
 	_, dsn := testenv.MariaDB(t)
 	db := pool(t, dsn, 1)

@@ -233,6 +233,12 @@ func TestF8StarvedPool(t *testing.T) {
 	storetest.F8(t, one, other, starve, connections)
 }
 
+func TestF8FullPostgres(t *testing.T) {
+	server, direct := testenv.Postgres(t)
+	p := storetest.NewProxy(t, server.Addr)
+	storetest.F8Full(t, p, stores(t, dsn(p.Addr))(), stores(t, direct)())
+}
+
 func TestI16README(t *testing.T) {
 	storetest.README(t, []string{"github.com/jackc/pgx/v5/pgxpool", "github.com/ganbauth/ganbauth/pgxstore"})
 }

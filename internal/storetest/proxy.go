@@ -131,6 +131,9 @@ func (p *Proxy) Opened() int {
 	return p.opened / 2
 }
 
+// Fill has the engine refuse new connections from now on.
+func (p *Proxy) Fill() { p.listener.Close() }
+
 // Silence keeps all answers back until the function that it returns is called.
 func (p *Proxy) Silence() (end func()) {
 	silent := make(chan struct{})
@@ -309,4 +312,20 @@ func F8(t *testing.T, s, other Store, starve func(t *testing.T) (feed func()), l
 	unlock()
 	require.Eventually(t, func() bool { return left() <= before }, 20*time.Second, 20*time.Millisecond, "connections are left")
 	requireQuiet(t)
+}
+
+// F8Full tests an engine that has no more connections: what extends a lock goes over one of
+// the application's then. The store s is behind p, and leases last a second.
+func F8Full(t *testing.T, p *Proxy, s, other Store) {
+	for range 2 { // it is connected
+		require.NoError(t, s.Save(t.Context(), "full", Token("a")))
+	}
+	p.Fill()
+	unlock, err := s.Lock(t.Context(), "full")
+	require.NoError(t, err)
+	requireLocked(t, other, "full", 4*time.Second)
+	unlock()
+	unlock, err = other.Lock(t.Context(), "full")
+	require.NoError(t, err)
+	unlock()
 }
