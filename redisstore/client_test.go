@@ -61,6 +61,29 @@ func TestClientWithoutAnswers(t *testing.T) {
 	require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
 }
 
+// odd answers what no Redis would.
+type odd struct{ logging }
+
+func (odd) Do(_ context.Context, commands []redisstore.Command) []redisstore.Answer {
+	answers := make([]redisstore.Answer, len(commands))
+	for i := range answers {
+		answers[i].Value = []any{int64(1)}
+	}
+	return answers
+}
+
+func TestOddAnswers(t *testing.T) {
+	s := redisstore.New(odd{}, redisstore.Options{})
+	_, err := s.Load(t.Context(), "k")
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	require.ErrorIs(t, s.Swap(t.Context(), "k", nil, &ganbauth.Token{}), ganbauth.ErrSuperseded)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, unlock, err := s.LockRecord(ctx, "k")
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Nil(t, unlock)
+}
+
 func TestAnswersSayWhatWentWrong(t *testing.T) {
 	require.Equal(t, "redisstore.Answer(MOVED 1)", fmt.Sprint(redisstore.Answer{Err: errors.New("MOVED 1")}))
 	require.Equal(t, "redisstore.Answer(a string)", redisstore.Answer{Value: "S3CRET"}.LogValue().String())

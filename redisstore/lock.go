@@ -69,15 +69,12 @@ func (s *Store) LockRecord(ctx context.Context, key string) (fingerprint string,
 func (s *Store) tryLock(ctx context.Context, key, holder string, dead lease.Hold) (held lease.Hold, fingerprint string, err error) {
 	answer := s.run(ctx, s.client, takeLock, []string{s.name(key)},
 		holder, dead.Holder, strconv.FormatInt(dead.Beats, 10), lockSeconds)
-	if answer.Err != nil {
-		return lease.Hold{}, "", answer.Err
-	}
 	if list, _ := answer.Value.([]any); len(list) == 3 {
 		held.Holder, _ = list[0].(string)
 		held.Beats, _ = list[1].(int64)
 		fingerprint, _ = list[2].(string)
 	}
-	return held, fingerprint, nil
+	return held, fingerprint, answer.Err
 }
 
 // engine is the Store's side of its locks.
