@@ -583,3 +583,9 @@ var errMovedOn error = &applicationError{errors.New("ganbauth: Options.Connectio
 
 // errNotMade is the error of a nil or zero Kit.
 var errNotMade error = &applicationError{errors.New("ganbauth: this Kit was not made by New")}
+
+// What a job cannot name.
+var (
+	errNoKey          error = &applicationError{errors.New("ganbauth: the key is empty")}
+	errTwoConnections error = &applicationError{errors.New("ganbauth: more than one connection is named")}
+)

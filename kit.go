@@ -134,8 +134,7 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 // ClientFor is [Kit.Client] outside a request, for the user whose token is stored under
 // key. It asks the store for each request, so it may be kept: it follows a new
 // connection, and fails with [ErrLoginRequired] while there is none. A request that finds
-// out that the bank has ended the connection gets the API's 401. With an empty key, or more
-// than one connection, every request fails. See [Kit.Token].
+// out that the bank has ended the connection gets the API's 401. See [Kit.Token].
 func (k *Kit) ClientFor(key string, connection ...string) *http.Client {
 	who, err := k.job(key, connection)
 	if err != nil {
@@ -150,9 +149,9 @@ func (k *Kit) job(key string, connection []string) (owner, error) {
 	case k.usable() != nil:
 		return owner{}, errNotMade
 	case key == "":
-		return owner{}, errors.New("ganbauth: the key is empty")
+		return owner{}, errNoKey
 	case len(connection) > 1:
-		return owner{}, errors.New("ganbauth: more than one connection is named")
+		return owner{}, errTwoConnections
 	}
 	return k.named(key, strings.Join(connection, ""))
 }
@@ -161,6 +160,7 @@ func (k *Kit) job(key string, connection []string) (owner, error) {
 // token: for nightly jobs and queues. The key is what Options.Key returns for the user, and
 // connection, at most one, what Options.Connection returns. If the user has to connect
 // again, the error is [ErrLoginRequired]. If waiting helps, it has the [StatusCode] 503.
+// With an empty key, or two connections, it has 500.
 func (k *Kit) Token(ctx context.Context, key string, connection ...string) (*Token, error) {
 	who, err := k.job(key, connection)
 	if err != nil {
@@ -258,7 +258,8 @@ func checkToken(t *Token) error {
 
 // Disconnect forgets the token stored under key and connection, as in [Kit.Token]. It is no
 // error if there is none. When it has returned nil, nothing that was under way brings the
-// token back. It tries for ten seconds at most; the error then has the [StatusCode] 503.
+// token back. It tries for ten seconds at most. If the store fails for as long, the error has
+// the [StatusCode] 503.
 func (k *Kit) Disconnect(ctx context.Context, key string, connection ...string) error {
 	who, err := k.job(key, connection)
 	if err != nil {

@@ -108,7 +108,7 @@ func (o *owners) connection(r *http.Request) (string, error) {
 		return "", &applicationError{fmt.Errorf("ganbauth: Connection: %w", err)}
 	}
 	if len(connection) > maxConnection {
-		return "", fmt.Errorf("ganbauth: Connection: longer than %d bytes", maxConnection)
+		return "", &applicationError{fmt.Errorf("ganbauth: Connection: longer than %d bytes", maxConnection)}
 	}
 	return connection, nil
 }
@@ -127,7 +127,7 @@ func (o *owners) named(key, connection string) (owner, error) {
 		storeKey += "/" + keyEscaper.Replace(connection)
 	}
 	if len(storeKey) > maxKey {
-		return owner{}, fmt.Errorf("ganbauth: Name, Key and Connection are longer than %d bytes together", maxKey)
+		return owner{}, &applicationError{fmt.Errorf("ganbauth: Name, Key and Connection are longer than %d bytes together", maxKey)}
 	}
 	return owner{key, connection, storeKey}, nil
 }

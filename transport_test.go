@@ -623,6 +623,7 @@ func TestClientForNobody(t *testing.T) {
 	} {
 		_, err := client.Get(a.bank.APIBase() + "/accounts")
 		require.ErrorContains(t, err, says)
+		require.Equal(t, 500, ganbauth.StatusCode(err), "to wait does not help")
 	}
 	require.Zero(t, a.bank.Count(ganbtest.API))
 }
