@@ -9,7 +9,9 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ganbauth/ganbauth"
 )
@@ -107,9 +109,16 @@ func (b *browser) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A page that has itself loaded again. The kit does so to get a SameSite=Strict
-	// cookie.
-	if to, ok := strings.CutPrefix(resp.Header.Get("Refresh"), "0; url="); ok {
+	// A page that has itself loaded again. The kit does so to get a cookie that stayed
+	// behind or is on its way.
+	if pause, to, ok := strings.Cut(resp.Header.Get("Refresh"), "; url="); ok {
+		seconds, _ := strconv.Atoi(pause)
+		select {
+		case <-time.After(time.Duration(seconds) * time.Second):
+		case <-req.Context().Done():
+			resp.Body.Close()
+			return nil, req.Context().Err()
+		}
 		resp.StatusCode, resp.Status = http.StatusSeeOther, "303 See Other"
 		resp.Header.Set("Location", to)
 	}

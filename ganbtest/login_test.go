@@ -1,6 +1,7 @@
 package ganbtest_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/alexedwards/scs/v2"
 	"github.com/alexedwards/scs/v2/memstore"
@@ -137,4 +139,31 @@ func TestBrowserHeaders(t *testing.T) {
 	req.Header.Set("Accept", "application/json")
 	resp, err = browser.Do(req)
 	require.Equal(t, "Accept application/json\nSec-Fetch-Site \nSec-Fetch-Mode \nOrigin \n", read(t, resp, err))
+}
+
+// A browser loads a page again after the pause that the page asks for, unless the user
+// leaves.
+func TestBrowserRefreshes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		loads := 0
+		browser := ganbtest.NewServer(ganbtest.Options{InProcess: true}).Browser(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if loads++; loads < 3 {
+				w.Header().Set("Refresh", fmt.Sprintf("%d; url=/page?n=%d", loads, loads))
+			}
+			fmt.Fprint(w, r.URL)
+		}))
+		begun := time.Now()
+		resp, err := browser.Get("https://app.test/page")
+		require.Equal(t, "https://app.test/page?n=2", read(t, resp, err))
+		require.Equal(t, 3*time.Second, time.Since(begun))
+
+		loads = 0
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		defer cancel()
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://app.test/page", nil)
+		require.NoError(t, err)
+		_, err = browser.Do(r)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, 2, loads)
+	})
 }
