@@ -31,9 +31,9 @@ type Config struct {
 	// its trailing slash, which counts. OpenID Connect needs it. Plain OAuth 2.0 does
 	// not.
 	JWTIssuer string `json:"JWT_ISSUER"`
-	// Salt is a secret of the application's own, at least 16 random bytes. The state and
-	// the keys of the cookies are made with it, so all instances of an application need
-	// the same one. Required.
+	// Salt is a secret of the application's own, random bytes. The state and the keys of
+	// the cookies are made with it, so all instances of an application need the same one.
+	// [New] warns of one that is shorter than 16 bytes. Required.
 	Salt string `json:"SALT"`
 	// HTTPClient lends its Transport, and its Timeout if that is shorter than 30 seconds.
 	// Its redirect policy and its cookie jar are not used. It is not changed. Default:

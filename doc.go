@@ -3,7 +3,8 @@
 //
 // # Quick start
 //
-//	sessions := scs.New()
+//	sessions := scs.New() // in memory; set sessions.Store to keep users connected across deploys
+//	sessions.Cookie.Secure = true
 //	connector, err := ganbauth.NewConnector(id, secret, ganbauth.AuthBasic, ganbauth.Production(salt))
 //	bank, err := ganbauth.New(connector, sessions, ganbauth.Options{
 //		RedirectURI: "https://app.example/bank/callback",
@@ -23,10 +24,11 @@
 // token is stored before it is used. If the store does not take it, the process keeps it,
 // serves it, and stores it as soon as it can.
 //
-// A connection ends when the user disconnects, when the bank rejects the token, or when
-// the bank answers a refresh with the verified ID token of another user. An outage of the
-// bank or of the store does not end it: without a live token, requests are answered 503.
-// Only a new token that is lost on its way from the bank can cost a connection.
+// A connection ends when the user disconnects, when the bank rejects the token, when the
+// bank answers a refresh with the verified ID token of another user, or with the session
+// that it belongs to; with Options.Key it belongs to the user. An outage of the bank or of
+// the store does not end it: without a live token, requests are answered 503. Only a new
+// token that is lost on its way from the bank can cost a connection.
 //
 // # Parts
 //
@@ -41,6 +43,8 @@
 // # What an application has to do
 //
 //   - Serve over https, and set the session cookie's Secure attribute.
+//   - Set the Store of the sessions. scs.New() keeps them in memory, and with them, unless
+//     Options.Store is set, the tokens: each restart disconnects everybody.
 //   - Keep the client secret and the salt out of the repository, and give all instances the
 //     same salt.
 //   - Wrap the mux in sessions.LoadAndSave.

@@ -49,6 +49,7 @@ func TestREADME(t *testing.T) {
 
 import (
 	"context"
+	"log"
 	"log/slog"
 	"net/http"
 	"time"
@@ -59,7 +60,7 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-type _ struct{ *scs.SessionManager; *ganbtest.Server; *slog.Logger; time.Time }
+type _ struct{ *scs.SessionManager; *ganbtest.Server; *slog.Logger; stdlib *log.Logger; time.Time }
 
 func main() {}
 `)
@@ -196,7 +197,7 @@ func TestTranslations(t *testing.T) {
 		require.NoError(t, err)
 		for _, p := range part.FindAllString(string(data), -1) {
 			switch {
-			case strings.HasPrefix(p, "```go"):
+			case strings.HasPrefix(p, "```go"), strings.HasPrefix(p, "```nginx"):
 				p = withoutComments(p)
 			case strings.HasPrefix(p, "```mermaid"):
 				p = "a diagram"
@@ -257,7 +258,7 @@ func TestRecipesPage(t *testing.T) {
 }
 
 func withoutComments(code string) string {
-	return regexp.MustCompile(`(?m)[ \t]*// .*$`).ReplaceAllString(code, "")
+	return regexp.MustCompile(`(?m)[ \t]*(//|#) .*$`).ReplaceAllString(code, "")
 }
 
 // The numbers in the documents are the code's.

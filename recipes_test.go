@@ -239,6 +239,65 @@ func withoutClient(ctx context.Context, config ganbauth.Config, accessToken stri
 	})
 }
 
+// tokenStore keeps tokens in a database of yours.
+type tokenStore struct{ db database }
+
+func (s tokenStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	record, found, err := s.db.Get(ctx, key)
+	if err != nil {
+		return nil, err // requests are answered 503
+	}
+	if !found {
+		return nil, ganbauth.ErrTokenNotFound
+	}
+	token := new(ganbauth.Token)
+	return token, token.UnmarshalBinary(record)
+}
+
+func (s tokenStore) Save(ctx context.Context, key string, token *ganbauth.Token) error {
+	record, err := token.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	return s.db.Put(ctx, key, record)
+}
+
+func (s tokenStore) Delete(ctx context.Context, key string) error {
+	return s.db.Delete(ctx, key)
+}
+
+// database is what tokenStore needs of an engine, here a map.
+type database struct{ records *sync.Map }
+
+func newDatabase(*testing.T) database { return database{new(sync.Map)} }
+
+func (d database) Get(ctx context.Context, key string) (record []byte, found bool, err error) {
+	value, found := d.records.Load(key)
+	record, _ = value.([]byte)
+	return record, found, ctx.Err()
+}
+
+func (d database) Put(ctx context.Context, key string, record []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	d.records.Store(key, record)
+	return nil
+}
+
+func (d database) Delete(ctx context.Context, key string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	d.records.Delete(key)
+	return nil
+}
+
+func TestTokenStore(t *testing.T) {
+	db := newDatabase(t)
+	ganbtest.TestStore(t, func() ganbauth.TokenStore { return tokenStore{db} })
+}
+
 // newApplication is the application under test.
 func newApplication(connector *ganbauth.Connector, apiBase string) (http.Handler, error) {
 	sessions := scs.New()

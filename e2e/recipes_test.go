@@ -131,7 +131,7 @@ func accounts(bank *ganbauth.Kit, apiBase string) http.Handler {
 	})
 }
 
-func serverSentEvents(bank *ganbauth.Kit) http.Handler {
+func serverSentEvents(bank *ganbauth.Kit, apiBase string, every time.Duration) http.Handler {
 	return bank.RequireToken(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		client := bank.Client(r.Context()) // its token is refreshed for as long as the stream lasts
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -147,7 +147,7 @@ func serverSentEvents(bank *ganbauth.Kit) http.Handler {
 				return
 			}
 			select {
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(every):
 			case <-r.Context().Done():
 				return
 			}
@@ -176,7 +176,7 @@ func belowBasePath(connector *ganbauth.Connector, sessions *scs.SessionManager, 
 	if err != nil {
 		return nil, err
 	}
-	return http.StripPrefix("/app", serveMux(bank, sessions)), nil
+	return http.StripPrefix("/app", serveMux(bank, sessions)), nil // the mux above
 }
 
 const nginxBasePath = `
@@ -186,7 +186,7 @@ location /app/ {
 }
 `
 
-func singlePageAPI(bank *ganbauth.Kit, sessions *scs.SessionManager, spa string) (http.Handler, error) {
+func singlePageAPI(bank *ganbauth.Kit, sessions *scs.SessionManager, apiBase, spa string) (http.Handler, error) {
 	protection := http.NewCrossOriginProtection()
 	if err := protection.AddTrustedOrigin(spa); err != nil {
 		return nil, err
@@ -384,7 +384,7 @@ func TestServerSentEvents(t *testing.T) {
 		mux := http.NewServeMux()
 		mux.Handle("/bank/callback", bank.CallbackHandler())
 		mux.Handle("/accounts", bank.RequireToken(accounts(bank, apiBase)))
-		mux.Handle("/events", serverSentEvents(bank))
+		mux.Handle("/events", serverSentEvents(bank, apiBase, 100*time.Millisecond))
 		return sessions.LoadAndSave(mux)
 	})
 	a.do(t, "GET", "/accounts", "text/html")
@@ -493,7 +493,7 @@ func TestRecipeSinglePage(t *testing.T) {
 		Scopes: []string{"openid", "offline_access"}, Logger: slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
-	api.Config.Handler, err = singlePageAPI(kit, sessions, origin)
+	api.Config.Handler, err = singlePageAPI(kit, sessions, apiBase, origin)
 	require.NoError(t, err)
 	api.Start()
 	defer api.Close()

@@ -105,9 +105,9 @@ func (p paced) RoundTrip(r *http.Request) (*http.Response, error) {
 	return p.RoundTripper.RoundTrip(r)
 }
 
-func transfer(ctx context.Context, bank *http.Client, url, orderID string, body []byte) (*http.Response, error) {
+func transfer(ctx context.Context, api *http.Client, url, orderID string, body []byte) (*http.Response, error) {
 	client := retryablehttp.NewClient()
-	client.HTTPClient = bank // bank.Client(r.Context()) or bank.ClientFor(userID)
+	client.HTTPClient = api // bank.Client(r.Context()) or bank.ClientFor(userID)
 	client.RetryMax, client.Logger = 3, nil
 	client.CheckRetry = func(ctx context.Context, resp *http.Response, err error) (bool, error) {
 		if errors.Is(err, ganbauth.ErrLoginRequired) {

@@ -17,12 +17,12 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
-func accountsByOapiCodegen(ctx context.Context, bank *http.Client, apiBase string) (*oapi.Accounts, error) {
-	client, err := oapi.NewClientWithResponses(apiBase, oapi.WithHTTPClient(bank))
+func accountsByOapiCodegen(ctx context.Context, api *http.Client, apiBase string) (*oapi.Accounts, error) {
+	client, err := oapi.NewClientWithResponses(apiBase, oapi.WithHTTPClient(api))
 	if err != nil {
 		return nil, err
 	}
-	resp, err := client.GetAccountsWithResponse(ctx, &oapi.GetAccountsParams{}) // bank sets x-access-token
+	resp, err := client.GetAccountsWithResponse(ctx, &oapi.GetAccountsParams{}) // the kit sets x-access-token
 	if err != nil {
 		return nil, err
 	}
@@ -33,13 +33,13 @@ func accountsByOapiCodegen(ctx context.Context, bank *http.Client, apiBase strin
 	return resp.JSON200, err
 }
 
-func accountsByOgen(ctx context.Context, bank *http.Client, apiBase string) (*ogen.Accounts, error) {
-	bank.Transport = refusals{bank.Transport}
-	client, err := ogen.NewClient(apiBase, ogen.WithClient(bank))
+func accountsByOgen(ctx context.Context, api *http.Client, apiBase string) (*ogen.Accounts, error) {
+	api.Transport = refusals{api.Transport}
+	client, err := ogen.NewClient(apiBase, ogen.WithClient(api))
 	if err != nil {
 		return nil, err
 	}
-	return client.GetAccounts(ctx, ogen.GetAccountsParams{}) // bank sets x-access-token
+	return client.GetAccounts(ctx, ogen.GetAccountsParams{}) // the kit sets x-access-token
 }
 
 // refusals makes errors of the bank's refusals.
