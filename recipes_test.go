@@ -641,11 +641,13 @@ func TestRecipeKeyRotation(t *testing.T) {
 			return err
 		}
 		before := with([][]byte{oldKey})
-		require.NoError(t, before.SetToken(t.Context(), "alice", box.Token("offline_access")))
+		longest := box.Token("offline_access")
+		longest.ExpiresAt = time.Now().Add(365 * 24 * time.Hour)
+		require.NoError(t, before.SetToken(t.Context(), "alice", longest))
 
 		first, second := with(encryptionKeys(1, oldKey, newKey)), with(encryptionKeys(2, oldKey, newKey))
 		require.NoError(t, served(first))
-		n, err := second.RefreshExpiring(t.Context(), 24*time.Hour)
+		n, err := second.RefreshExpiring(t.Context(), 366*24*time.Hour)
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 		require.NoError(t, served(first), "an instance of the first step")
