@@ -214,7 +214,7 @@ func TestC4KeepAliveHourlyTokens(t *testing.T) {
 		before := o.bank.Refreshes()
 		o.watch(24 * time.Hour)
 		require.ErrorIs(t, end(), context.Canceled)
-		t.Attr("measured", fmt.Sprintf("%d users, a day: %d minutes lapsed, %d token requests", users, o.sum, o.bank.Refreshes()-before))
+		t.Attr("measured", fmt.Sprintf("%d users, 24 hours: %d minutes lapsed, %d token requests", users, o.sum, o.bank.Refreshes()-before))
 		require.Zero(t, o.sum)
 		require.NotContains(t, o.log.String(), "level=WARN")
 	})
@@ -281,7 +281,7 @@ func TestC4KeepAliveMonth(t *testing.T) {
 		o.watch(31 * 24 * time.Hour)
 		away = o.bank.CountStatus(ganbtest.TokenEndpoint, http.StatusServiceUnavailable)
 		require.ErrorIs(t, end(), context.Canceled)
-		t.Attr("measured", fmt.Sprintf("%d users, a month: %d minutes lapsed, %d token requests, %d of them in the maintenances of 6 hours",
+		t.Attr("measured", fmt.Sprintf("%d users, 30 days: %d minutes lapsed, %d token requests, %d of them in the maintenances of 6 hours",
 			users, o.sum, o.bank.Refreshes()-before, away))
 		require.Zero(t, o.sum)
 		require.Less(t, away, 5*6*60, "less than one a minute")

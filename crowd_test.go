@@ -450,7 +450,7 @@ func TestGuardLetsInSlowly(t *testing.T) {
 			}
 			return n
 		}
-		t.Attr("measured", fmt.Sprintf("served in the first second: %d, in two %d, in four %d, in eight %d of 2000", within(time.Second),
+		t.Attr("measured", fmt.Sprintf("served after 1 s: %d, after 2 s: %d, after 4 s: %d, after 8 s: %d of 2000", within(time.Second),
 			within(2*time.Second), within(4*time.Second), within(8*time.Second)))
 		require.Less(t, within(time.Second), 50)
 		require.Less(t, served[1999]-served[0], 15*time.Second)

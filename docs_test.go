@@ -218,7 +218,7 @@ func TestTranslations(t *testing.T) {
 }
 
 var (
-	rowNumber = regexp.MustCompile(`\d+(?:,\d{3})*(?:[hm]\d+)*(?:\.\d+)?(?:ms|µs|h|m|s)?`)
+	rowNumber = regexp.MustCompile(`\d+(?:,\d{3})*(?:\.\d+)?`)
 	rowTest   = regexp.MustCompile("`[^`]*\\b(?:Test|Fuzz)[A-Z][^`]*`")
 )
 

@@ -262,7 +262,7 @@ func TestSilentConnection(t *testing.T) {
 	t.Cleanup(p.Silence())
 	require.NoError(t, other.Delete(t.Context(), "k"))
 	requireToken(t, s, "k", "old")
-	t.Attr("measured", fmt.Sprintf("a partition hid a logout for %s, with KeepAlive and ConnWriteTimeout of a second",
+	t.Attr("measured", fmt.Sprintf("a partition hid a logout for %s, with KeepAlive and ConnWriteTimeout of 1 s",
 		seen(t, s, "k", "old")))
 }
 

@@ -91,7 +91,12 @@ func measure(page string, matching *regexp.Regexp) error {
 	return nil
 }
 
-var number = regexp.MustCompile(`\d+(?:,\d{3})*(?:[hm]\d+)*(?:\.\d+)?(?:ms|µs|h|m|s)?`)
+// A number, with the unit that stands at it. In the translated page, units are words.
+var (
+	number   = regexp.MustCompile(`(\d+(?:,\d{3})*(?:[hm]\d+)*(?:\.\d+)?)(ms|µs|h|m|s)?`)
+	japanese = regexp.MustCompile(`\d+(?:,\d{3})*(?:(?:時間|分)\d+)*(?:\.\d+)?(ミリ秒|マイクロ秒|時間|分|秒)?`)
+	units    = strings.NewReplacer("ms", "ミリ秒", "µs", "マイクロ秒", "h", "時間", "m", "分", "s", "秒")
+)
 
 // carry writes the figures of page into the same rows of the translated page: number by
 // number, in their order. The words between them stay.
@@ -124,13 +129,16 @@ func carry(page, translated string) error {
 			continue
 		}
 		figures := measured[cells[len(cells)-2]]
-		if n := len(number.FindAllString(cells[len(cells)-3], -1)); n != len(figures) {
+		if n := len(japanese.FindAllString(cells[len(cells)-3], -1)); n != len(figures) {
 			return fmt.Errorf("%s has %d figures, not %d: %s", translated, n, len(figures), line)
 		}
-		cells[len(cells)-3] = number.ReplaceAllStringFunc(cells[len(cells)-3], func(string) string {
+		cells[len(cells)-3] = japanese.ReplaceAllStringFunc(cells[len(cells)-3], func(old string) string {
 			next := figures[0]
 			figures = figures[1:]
-			return next
+			if number.FindStringSubmatch(next)[2] == "" {
+				return next + japanese.FindStringSubmatch(old)[1] // a word that stays
+			}
+			return units.Replace(next)
 		})
 		lines[i] = strings.Join(cells, "|")
 	}
