@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -367,7 +368,7 @@ func latencyMedians(pairs int, long time.Duration) (medians []latencySample, rat
 var formats = template.FuncMap{
 	"us":    func(ns float64) string { return fmt.Sprintf("%.1f µs", ns/1000) },
 	"ratio": func(r float64) string { return fmt.Sprintf("%.2f", r) },
-	"n":     func(v float64) string { return fmt.Sprintf("%.0f", v) },
+	"n":     func(v float64) string { return fmt.Sprint(int64(math.Round(v))) }, // no -0
 	"short": func(d time.Duration) string {
 		if d < 10*time.Millisecond {
 			return d.Round(time.Microsecond).String()
