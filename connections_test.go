@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/stretchr/testify/require"
 
@@ -382,4 +384,97 @@ func TestKeyAndConnectionFail(t *testing.T) {
 			require.Equal(t, status, a.browser().do("GET", "/p", program).StatusCode, err)
 		}
 	}
+}
+
+// A browser still has the cookie of a session that has ended, or that a restart has lost. It
+// connects at once, as no other tab can have renewed that session.
+func TestStaleSessionCookie(t *testing.T) {
+	for _, bare := range []bool{false, true} {
+		a := newApp(t, setup{bare: bare, options: ganbauth.Options{Connection: byClient}})
+		b := a.browser()
+		b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{{Name: "session", Value: "stale", Secure: true}})
+		require.Equal(t, "/p?client=a", b.get(b.callbackURL("/p?client=a")).Header.Get("Location"))
+		require.Equal(t, 200, b.do("GET", "/p?client=a", program).StatusCode)
+	}
+}
+
+// The logins of several tabs come back in any order, and each to its own page, whether the
+// application had a session when they were begun or not.
+func TestTabsInAnyOrder(t *testing.T) {
+	for name, steps := range map[string]string{ // a letter begins its login, a capital letter ends it, "+" makes a session
+		"one after the other":       "+aAbB",
+		"two at once":               "+abAB",
+		"the second first":          "+abBA",
+		"a session between":         "a+bAB",
+		"a third while others wait": "+abAcBC",
+		"no session at first":       "abAcBC",
+		"all in reverse":            "a+bcCBA",
+		"one waits for eight":       "+abBcCdDeEfFgGhHA",
+	} {
+		for _, connection := range []func(*http.Request) (string, error){nil, byClient} {
+			a := newApp(t, setup{options: ganbauth.Options{Connection: connection}})
+			a.mux.HandleFunc("/app", func(_ http.ResponseWriter, r *http.Request) { a.sessions.Put(r.Context(), "app", "its own") })
+			b, begun := a.browser(), map[rune]string{}
+			for _, step := range steps {
+				page := "/p?client=" + strings.ToLower(string(step))
+				switch {
+				case step == '+':
+					b.get("/app")
+				case unicode.IsLower(step):
+					begun[step] = b.callbackURL("/bank/login?client=" + string(step) + "&return_to=" + url.QueryEscape(page))
+				default:
+					resp := b.follow(b.get(begun[unicode.ToLower(step)]))
+					require.Equal(t, page, resp.Header.Get("Location"), "%s: %c", name, step)
+				}
+			}
+		}
+	}
+}
+
+// Two kits are on one session: the login of one does not end the login of the other that is
+// at the bank, nor its connection.
+func TestTabsOfTwoKits(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		o := a.options
+		o.Name, o.RedirectURI = "corp", appURL+"/corp/callback"
+		corp, err := ganbauth.New(a.connector(nil), a.sessions, o)
+		require.NoError(t, err)
+		a.mux.Handle("/corp/login", corp.LoginHandler())
+		a.mux.Handle("/corp/callback", corp.CallbackHandler())
+		a.mux.Handle("/corp/p", corp.RequireToken(a.next))
+		a.mux.HandleFunc("/app", func(_ http.ResponseWriter, r *http.Request) { a.sessions.Put(r.Context(), "app", "its own") })
+		b := a.browser()
+		b.get("/app")
+		one, two := b.callbackURL("/p"), b.callbackURL("/corp/p")
+		require.Equal(t, "/p", b.follow(b.get(one)).Header.Get("Location"))
+		require.Equal(t, "/corp/p", b.follow(b.get(two)).Header.Get("Location"))
+
+		time.Sleep(20 * time.Hour)
+		require.Equal(t, "/corp/p", b.follow(b.get(b.callbackURL("/corp/login?return_to=/corp/p"))).Header.Get("Location"))
+		time.Sleep(4*time.Hour - time.Minute)
+		require.True(t, b.connected(), "the first one's connection lasts as long as the session")
+		time.Sleep(time.Hour)
+		require.Empty(t, b.get("/app").Header.Get("Location"))
+		require.False(t, b.connected())
+	})
+}
+
+// A connection lasts as long as the session, though another one's login renews it.
+func TestConnectionsEndWithTheSession(t *testing.T) {
+	inBubble(t, office(false), func(t *testing.T, a *app) {
+		b := a.browser()
+		ends := func() time.Time {
+			ctx, err := a.sessions.Load(t.Context(), b.cookie("session"))
+			require.NoError(t, err)
+			return a.sessions.Deadline(ctx)
+		}
+		require.Equal(t, 303, b.follow(b.get(b.callbackURL("/p?client=a"))).StatusCode)
+		end := ends()
+		time.Sleep(20 * time.Hour)
+		require.Equal(t, 303, b.follow(b.get(b.callbackURL("/p?client=b"))).StatusCode)
+		require.Equal(t, end, ends())
+		time.Sleep(4*time.Hour - time.Minute)
+		require.Equal(t, 200, b.do("GET", "/p?client=a", program).StatusCode)
+		require.Equal(t, 200, b.do("GET", "/p?client=b", program).StatusCode)
+	})
 }

@@ -43,15 +43,15 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 		if pathOf(returnTo) == pathOf(again) {
 			return errReturnsToLogin // each login would begin another
 		}
-		target, err := k.begin(w, r, k.attempts.read(r, ""), returnTo, withoutReturn(again), wanted)
-		switch {
-		case errors.Is(err, ErrNoUser) && k.cookieStayedBehind(r) && again != "":
+		if again != "" && k.cookieStayedBehind(r) { // Connection may read the session, and the login is the session's
 			k.reload(w, r, again, 0)
-		case err != nil:
-			return &loginError{err: err, again: again}
-		default:
-			redirect(w, target, kind == htmxRequest)
+			return nil
 		}
+		target, err := k.begin(w, r, k.attempts.read(r, ""), returnTo, withoutReturn(again), wanted)
+		if err != nil {
+			return &loginError{err: err, again: again}
+		}
+		redirect(w, target, kind == htmxRequest)
 		return nil
 	})
 }

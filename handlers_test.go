@@ -1191,9 +1191,39 @@ func TestLoginWithoutItsCookie(t *testing.T) {
 	require.Empty(t, resp.Header.Get("Refresh"), "there is no path to ask again for")
 	require.GreaterOrEqual(t, resp.StatusCode, 400)
 	keyErr = errStep
-	resp = a.browser().get("/bank/login")
+	b := a.browser()
+	resp = b.follow(b.get("/bank/login"))
 	require.Equal(t, 500, resp.StatusCode)
 	require.Empty(t, resp.Header.Get("Refresh"))
+}
+
+// What Connection reads from the session decides what is connected: a link from another
+// site, which brings no Strict cookie, is asked again first.
+func TestStrictSessionNamesTheConnection(t *testing.T) {
+	for _, keyed := range []bool{false, true} {
+		var a *app
+		read := func(name string) func(*http.Request) (string, error) {
+			return func(r *http.Request) (string, error) { return a.sessions.GetString(r.Context(), name), nil }
+		}
+		s := setup{
+			sessions: func(m *scs.SessionManager) { m.Cookie.SameSite = http.SameSiteStrictMode },
+			options:  ganbauth.Options{Connection: read("client")},
+		}
+		if keyed {
+			s.options.Store, s.options.Key = ganbauth.NewMemoryStore(), read("user")
+		}
+		a = newApp(t, s)
+		a.mux.HandleFunc("/app", func(_ http.ResponseWriter, r *http.Request) {
+			a.sessions.Put(r.Context(), "user", "u")
+			a.sessions.Put(r.Context(), "client", "acme")
+		})
+		b, elsewhere := a.browser(), with(navigate, "Sec-Fetch-Site", "cross-site")
+		b.get("/app")
+		begun := b.follow(b.arrive("/bank/login", elsewhere))
+		require.Equal(t, 303, begun.StatusCode)
+		require.Equal(t, 303, b.follow(b.arrive(a.bank.Approve(begun.Header.Get("Location")), elsewhere)).StatusCode)
+		require.Equal(t, 200, b.do("GET", "/p", program).StatusCode, "acme is connected")
+	}
 }
 
 // A callback whose session is gone is asked again, three times at most: another tab's login

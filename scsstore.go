@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +23,8 @@ import (
 // an old token.
 //
 // A record ends with the session that holds its key, or else sessions.Lifetime after the
-// login; a refresh does not prolong it. sessions.Iterate meets each record as a session
+// login; a refresh does not prolong it. An application that renews a session's token
+// prolongs the session, and the record with the next refresh. sessions.Iterate meets each record as a session
 // with the one value "ganbauth", whose Deadline says nothing. Set sessions.Codec before: a
 // codec that ignores what follows its own encoding, such as scs's GobCodec, makes records
 // that are quick to read. All of scs's stores work, those with a context included.
@@ -178,13 +180,8 @@ func (s *scsStore) deadline(ctx context.Context, key string, token, stored *Toke
 	if err != nil {
 		return time.Time{}, fmt.Errorf("ganbauth: scs store: %w", err)
 	}
-	for _, name := range s.sessions.Keys(session) {
-		kit, ok := strings.CutPrefix(name, sessionPrefix)
-		if !ok {
-			continue
-		}
-		held := parseHandle(s.sessions.GetString(session, name)).held
-		if strings.HasPrefix(held, kit+"/") && (key == held || strings.HasPrefix(key, held+"/")) {
+	for kit, h := range handles(s.sessions, session) {
+		if strings.HasPrefix(h.held, kit+"/") && (key == h.held || strings.HasPrefix(key, h.held+"/")) {
 			return s.sessions.Deadline(session), nil
 		}
 	}
@@ -279,13 +276,40 @@ func (f amongValues) unwrap(data []byte) (record []byte) {
 // handle is what a login leaves in a session. It is one value there, because scs decodes
 // every value on every request.
 type handle struct {
-	held     string // the store key of the session's token, without a connection
-	ancestor string // a hash of the session token before the login; "" if there was none
+	held      string // the store key of the session's token, without a connection
+	ancestors string // hashes of tokens that the session had, the newest first, with spaces between them
 }
 
+// maxAncestors is how many renewals ago another tab may have begun a login.
+const maxAncestors = 8
+
 func parseHandle(value string) (h handle) {
-	h.held, h.ancestor, _ = strings.Cut(value, " ")
+	h.held, h.ancestors, _ = strings.Cut(value, " ")
 	return h
 }
 
-func (h handle) String() string { return strings.TrimSuffix(h.held+" "+h.ancestor, " ") }
+func (h handle) String() string { return strings.TrimSuffix(h.held+" "+h.ancestors, " ") }
+
+// descends reports whether the session had a token of that hash.
+func (h handle) descends(ancestor string) bool {
+	return slices.Contains(strings.Fields(h.ancestors), ancestor)
+}
+
+// after returns h with more ancestors.
+func (h handle) after(ancestors ...string) handle {
+	all := union(ancestors, strings.Fields(h.ancestors))
+	h.ancestors = strings.Join(all[:min(len(all), maxAncestors)], " ")
+	return h
+}
+
+// handles are what the kits have left in a session, by the kits' names.
+func handles(sessions *scs.SessionManager, ctx context.Context) iter.Seq2[string, handle] {
+	return func(yield func(string, handle) bool) {
+		for _, name := range sessions.Keys(ctx) {
+			kit, ok := strings.CutPrefix(name, sessionPrefix)
+			if ok && !yield(kit, parseHandle(sessions.GetString(ctx, name))) {
+				return
+			}
+		}
+	}
+}

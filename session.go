@@ -212,7 +212,12 @@ func (o *owners) began(r *http.Request, beginner string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return o.handle(s).ancestor == beginner, nil // begun in another tab, before another login
+	for _, h := range handles(s.SessionManager, s.ctx) {
+		if h.descends(beginner) {
+			return true, nil // begun in another tab, before another login, which may be another kit's
+		}
+	}
+	return false, nil
 }
 
 // attach gives the session the handle of a login and renews its token, so that one that was
@@ -223,20 +228,36 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 	if s.SessionManager == nil || o.keyOf != nil && s.Token(s.ctx) == "" {
 		return "", err
 	}
-	if o.keyOf == nil && o.connectionOf != nil && o.handle(s).held == "" && o.renewedSince(r) {
+	if beginner != "" && o.keyOf == nil && o.connectionOf != nil && o.handle(s).held == "" && o.renewedSince(r) {
 		return "", errRenewedSince
 	}
+	before, deadline := hash(s.Token(s.ctx)), s.Deadline(s.ctx)
 	if err := s.RenewToken(s.ctx); err != nil {
 		return "", unavailable("ganbauth: renew session: %w", err)
 	}
+	if o.hasOthers(s) {
+		s.SetDeadline(s.ctx, deadline) // their records end then
+	}
 	if o.keyOf == nil {
-		next := handle{o.kit + "/" + who.key, beginner}
-		if former = o.handle(s).held; former == next.held {
+		next := o.handle(s).after(before, beginner)
+		former, next.held = next.held, o.kit+"/"+who.key
+		if former == next.held {
 			former = ""
 		}
 		s.Put(s.ctx, o.handleName, next.String())
 	}
 	return former, s.commit(w)
+}
+
+// hasOthers reports whether a session has connections that a login does not replace: of
+// another kit, or by other names.
+func (o *owners) hasOthers(s session) bool {
+	for kit, h := range handles(s.SessionManager, s.ctx) {
+		if h.held != "" && (kit != o.kit || o.connectionOf != nil) {
+			return true
+		}
+	}
+	return false
 }
 
 // errRenewedSince means that another tab's login has renewed the session. Its connections
