@@ -60,7 +60,7 @@ func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 			if k.connectionOf != nil {
 				g.connectionNow = func() (string, error) { return k.connection(r) }
 			}
-			k.serve(w, r, next)
+			k.serve(w, r, next, g, scopes)
 		case k.leadsToOwnHandler(next, r):
 			next.ServeHTTP(w, r)
 		case fault != nil && (errors.Is(err, ErrLoginRequired) || errors.Is(err, ErrInsufficientScope)):
@@ -73,12 +73,17 @@ func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 
 // serve calls next with a URL that is free of the kit's marks. If the user follows a
 // login_url but is connected by now, serve redirects to the page that the login would
-// return to.
-func (k *Kit) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
+// return to, unless another site has made that URL up. If it is the connection that the
+// bank's API has refused, it begins the login.
+func (k *Kit) serve(w http.ResponseWriter, r *http.Request, next http.Handler, g *grant, scopes []string) {
 	if strings.Contains(r.URL.RawQuery, markPrefix) {
 		u, m := *r.URL, marks{}
 		u.RawQuery, m = k.cutMarks(u.RawQuery)
-		if m.returnTo != "" && kindOfRequest(r) == navigation {
+		switch follows := kindOfRequest(r) == navigation && k.sentBy(r) != "cross-site"; {
+		case follows && m.refused != "" && m.refused == hash(g.token.Epoch):
+			k.deny(w, r, ErrLoginRequired, scopes)
+			return
+		case follows && m.returnTo != "":
 			setHeaders(w)
 			redirect(w, m.returnTo, false)
 			return
@@ -211,6 +216,9 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 		return
 	}
 	again, back := k.pagesOf(r, kind, own)
+	if kind == formPost && again != "" {
+		again = k.notWith(r, again, err)
+	}
 	to := exits{again: again, sentFrom: kind == formPost, home: k.defaultReturn}
 	var asked []string
 	var j *jar
@@ -300,5 +308,15 @@ func (k *Kit) loginURL(r *http.Request, own string, err error) string {
 	if about != topicConnect && about != topicScope || r.Method != http.MethodGet || own == "" {
 		return ""
 	}
-	return k.marked(own, returnMark, cmp.Or(k.ownPage(r, "Referer"), k.defaultReturn))
+	return k.notWith(r, k.marked(own, returnMark, cmp.Or(k.ownPage(r, "Referer"), k.defaultReturn)), err)
+}
+
+// notWith marks a path so that it begins a login while the connection of r is what it is: r
+// has a live token, and err says that the bank's API does not take it.
+func (k *Kit) notWith(r *http.Request, path string, err error) string {
+	g := grantOf(r.Context(), k)
+	if g == nil || g.token.Epoch == "" || kindOf(err).topic != topicConnect {
+		return path
+	}
+	return k.marked(path, refusedMark, hash(g.token.Epoch))
 }

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
 func TestWithoutToken(t *testing.T) {
@@ -769,4 +772,74 @@ func TestLoginURLOfAConnectedUser(t *testing.T) {
 	require.Equal(t, 303, resp.StatusCode)
 	require.Equal(t, "/p/page", resp.Header.Get("Location"))
 	require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
+}
+
+// The bank's API refuses the tokens of a connection that its token endpoint goes on
+// refreshing. Only a login helps, and login_url and the form's link begin one; a connection
+// made since is left alone.
+func TestConnectionThatTheAPIRefuses(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		form := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.next.ServeHTTP(w, r) })
+		a.mux.Handle("/form", a.kit.RequireToken(form))
+		a.next.serve = func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/form" && r.Method == http.MethodGet {
+				return // the form itself asks the bank for nothing
+			}
+			resp, err := a.kit.Client(r.Context()).Get(a.bank.APIBase() + "/accounts")
+			if err == nil {
+				defer resp.Body.Close()
+				err = ganbauth.CheckResponse(resp)
+			}
+			if err != nil {
+				a.kit.Refuse(w, r, err)
+			}
+		}
+		b := a.browser()
+		connect := func() {
+			b.login()
+			last := a.bank.Grants()[len(a.bank.Grants())-1].Subject
+			a.bank.Fail(ganbtest.API, ganbtest.Fault{
+				Status: 401, Header: header("Content-Type", "application/json"), Body: `{"errorCode":"WG_ERR_105"}`,
+				For: func(r ganbtest.Request) bool { return r.Subject == last },
+			}, -1)
+			time.Sleep(time.Hour) // nobody takes it for a login that has just returned
+		}
+		connect()
+		here := with(navigate, "Sec-Fetch-Site", "same-origin", "Referer", appURL+"/home")
+		loginURL := func() string {
+			resp := b.do("GET", "/p", with(program, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty", "Referer", appURL+"/home"))
+			require.Equal(t, 401, resp.StatusCode)
+			return problemOf(t, resp).LoginURL
+		}
+		link := loginURL()
+		token := a.next.last()
+		require.NotContains(t, link, token.Epoch)
+		begun := b.do("GET", link, here)
+		require.Contains(t, begun.Header.Get("Location"), a.bank.URL)
+		require.Equal(t, "/home", b.get(a.bank.Approve(begun.Header.Get("Location"))).Header.Get("Location"))
+		require.Equal(t, "/home", b.do("GET", link, here).Header.Get("Location"), "it is connected anew")
+
+		connect()
+		resp := b.do("POST", "/form", with(navigate, "Sec-Fetch-Site", "same-origin", "Referer", appURL+"/form"))
+		require.Equal(t, 401, resp.StatusCode)
+		back := regexp.MustCompile(`href="(/form[^"]*)"`).FindStringSubmatch(body(resp))
+		require.NotNil(t, back)
+		begun = b.do("GET", html.UnescapeString(back[1]), here)
+		require.Contains(t, begun.Header.Get("Location"), a.bank.URL)
+		require.Equal(t, "/form", b.get(a.bank.Approve(begun.Header.Get("Location"))).Header.Get("Location"))
+	})
+}
+
+// A login_url that another site has made up sends nobody anywhere: with a Strict session the
+// kit's own reload would lend it the cookie.
+func TestLoginURLOfAnotherSite(t *testing.T) {
+	a := newApp(t, setup{sessions: func(m *scs.SessionManager) { m.Cookie.SameSite = http.SameSiteStrictMode }})
+	b := a.browser()
+	b.login()
+	resp := b.arrive("/p?ganb.bank.return_to=%2Fitems%2Fdelete%3Fid%3D1", with(navigate, "Sec-Fetch-Site", "cross-site"))
+	_, target, ok := strings.Cut(resp.Header.Get("Refresh"), "; url=")
+	require.True(t, ok)
+	resp = b.do("GET", target, with(navigate, "Sec-Fetch-Site", "same-origin"))
+	require.Equal(t, 200, resp.StatusCode)
+	require.Empty(t, resp.Header.Get("Location"))
 }

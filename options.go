@@ -369,16 +369,3 @@ func cookieReaches(path, target string) bool {
 	rest, ok := strings.CutPrefix(target, path)
 	return ok && path != "" && (rest == "" || strings.HasSuffix(path, "/") || rest[0] == '/')
 }
-
-// union lists the scopes of all lists once, in their order.
-func union(lists ...[]string) []string {
-	var all []string
-	for _, list := range lists {
-		for _, s := range list {
-			if !slices.Contains(all, s) {
-				all = append(all, s)
-			}
-		}
-	}
-	return all
-}

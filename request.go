@@ -391,6 +391,9 @@ const (
 	// returnMark names the page to come back to after a login by the login_url of problem
 	// details.
 	returnMark = "return_to"
+	// refusedMark names the connection that the bank's API has refused, though its token is
+	// refreshed.
+	refusedMark = "refused"
 
 	maxReloads = 3
 )
@@ -400,6 +403,7 @@ type marks struct {
 	reloads  int
 	foreign  bool   // another site may have caused the first request
 	returnTo string // a path of this site, or ""
+	refused  string // a hash of a token's Epoch, or ""
 }
 
 // marksOf reads the marks from the request line, because RequireToken removes them from
@@ -431,6 +435,8 @@ func (k *Kit) cutMarks(rawQuery string) (rest string, m marks) {
 		case k.markName(returnMark):
 			path, _ := url.QueryUnescape(value) // "" is no path
 			m.returnTo, _ = localPath(path)
+		case k.markName(refusedMark):
+			m.refused = value
 		default:
 			kept = append(kept, part)
 		}

@@ -63,6 +63,19 @@ func (t *Token) HasScope(scope string) bool {
 	return t != nil && slices.Contains(strings.Fields(t.Scope), scope)
 }
 
+// union lists the strings of all lists once, in their order.
+func union(lists ...[]string) []string {
+	var all []string
+	for _, list := range lists {
+		for _, s := range list {
+			if !slices.Contains(all, s) {
+				all = append(all, s)
+			}
+		}
+	}
+	return all
+}
+
 // withoutRefresh is the copy that leaves the gate: nobody can spend the refresh token
 // past it.
 func (t Token) withoutRefresh() *Token {
