@@ -61,6 +61,7 @@ type guard struct {
 	mu         sync.Mutex
 	waiting    [classes]list.List // of *turn
 	out        [classes]int       // those that have their turn
+	asked      map[string]bool    // keys whose request the bank has and has not answered
 	sinceLogin int                // refreshes that went before a login that waits
 	nextJob    time.Time          // when the next job may go, without a TokenRate
 	timer      *time.Timer        // for the first that waits for its time
@@ -75,6 +76,7 @@ type guard struct {
 func newGuard(rate float64, o observer) *guard {
 	return &guard{
 		observer:   o,
+		asked:      map[string]bool{},
 		answers:    meter{tenth: time.Second / 10},
 		turnedAway: meter{tenth: time.Second},
 		pace:       pace{limit: rate},
@@ -318,6 +320,7 @@ func (tn *turn) sent() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	tn.sentAt, tn.heard = time.Now(), false
+	g.asked[tn.key] = true
 	tn.late = time.AfterFunc(maxWait, func() { tn.answered(&TokenError{err: errOverdue}, time.Time{}) })
 }
 
@@ -326,6 +329,17 @@ func (tn *turn) wasSent() bool {
 	tn.guard.mu.Lock()
 	defer tn.guard.mu.Unlock()
 	return !tn.sentAt.IsZero()
+}
+
+// notYet returns the error of a request that has waited for key in vain: for the bank, if
+// it has been asked, or else for what err says.
+func (g *guard) notYet(key string, err error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.asked[key] {
+		return &unavailableError{&TokenError{err: errOverdue}, retrySoon}
+	}
+	return err
 }
 
 // errOverdue stands for the answer of a bank that has not answered within maxWait.
@@ -338,6 +352,9 @@ func (tn *turn) answered(err error, failingSince time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	tn.late.Stop()
+	if !errors.Is(err, errOverdue) {
+		delete(g.asked, tn.key)
+	}
 	sign := signOf(err)
 	if tn.left || tn.heard && sign != signAlive {
 		return
@@ -384,6 +401,7 @@ func (tn *turn) leave() {
 		return
 	}
 	tn.left = true
+	delete(g.asked, tn.key)
 	g.out[tn.class]--
 	if tn.late != nil {
 		tn.late.Stop()

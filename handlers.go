@@ -191,8 +191,8 @@ func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mi
 	if err == nil {
 		connected, err = k.connect(r, c.attempt, c.query, c.name)
 	}
-	if gone := context.Cause(r.Context()); gone != nil && gone != errTooLong {
-		return err
+	if errors.Is(r.Context().Err(), context.Canceled) {
+		return err // nobody reads the answer
 	}
 	if err == nil {
 		err = k.attach(w, r, connected, c.attempt)

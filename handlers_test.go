@@ -1369,3 +1369,41 @@ func TestWhatRefusalsAreLogged(t *testing.T) {
 	require.Equal(t, 503, a.browser().do("GET", "/p", program).StatusCode)
 	require.Regexp(t, `level=WARN msg="ganbauth: refused" method=GET path=/p status=503 error=`, a.log.String())
 }
+
+// Who waits for a bank that hangs is told so, and not that this site has a fault.
+func TestBankThatHangsIsNamed(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		b := a.browser()
+		callback := b.callbackURL("/p")
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(25*time.Second), 1)
+		resp := b.get(callback)
+		require.Equal(t, 503, resp.StatusCode)
+		require.Contains(t, body(resp), "The bank is not available")
+		require.Equal(t, "timeout", a.lastEvent().ErrorClass)
+		time.Sleep(time.Minute)
+		require.Equal(t, "/p", b.get(callback).Header.Get("Location"), "the code was exchanged meanwhile")
+
+		time.Sleep(2 * time.Hour)
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(25*time.Second), 1)
+		require.Equal(t, "bank_unavailable", problemOf(t, b.do("GET", "/p", program)).Code)
+		time.Sleep(time.Minute)
+	})
+}
+
+// An application ends every request after five seconds. The page says how to go on.
+func TestLoginThatADeadlineCutsShort(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		inner := a.handler
+		a.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+			defer cancel()
+			inner.ServeHTTP(w, r.WithContext(ctx))
+		})
+		b := a.browser()
+		callback := b.callbackURL("/p")
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(8*time.Second), 1)
+		require.Contains(t, body(b.get(callback)), `href="/p"`, "where to begin again")
+		time.Sleep(time.Minute)
+		require.Equal(t, "/p", b.get(callback).Header.Get("Location"))
+	})
+}

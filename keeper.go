@@ -210,8 +210,11 @@ func (k *keeper) fly(ctx context.Context, key string, t *Token, needed func(*Tok
 	}, func(ctx context.Context) (*Token, func(), error) {
 		return k.refreshing(key, &spent, needed, turn)(ctx)
 	})
-	if err != nil && turn != nil && turn.probe {
+	switch {
+	case err != nil && turn != nil && turn.probe:
 		return nil, cmp.Or(k.guard.check(), err)
+	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nil, k.guard.notYet(key, err)
 	}
 	return next, err
 }

@@ -167,7 +167,7 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 	})
 	switch {
 	case ctx.Err() != nil:
-		return nil, &resumableError{unavailable("ganbauth: the bank has not answered yet")}
+		return nil, &resumableError{k.keeper.guard.notYet(name, unavailable("ganbauth: the login is not finished yet"))}
 	case err != nil:
 		return nil, err
 	case !isNew && c.storeKey != who.storeKey:
