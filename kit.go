@@ -274,7 +274,8 @@ func (k *Kit) Disconnect(ctx context.Context, key string, connection ...string) 
 //
 //	go bank.KeepAlive(ctx)
 //
-// A token is refreshed when half of its life is over, or 24 hours before it expires if
+// It is for tokens that belong to users. Those of sessions (without Options.Key) are left
+// alone: nobody could end the ones whose sessions have ended. A token is refreshed when half of its life is over, or 24 hours before it expires if
 // that is later. What expires soonest goes first; a key whose refresh fails waits, longer
 // each time, while others go on. KeepAlive makes as many token requests a second as
 // Options.TokenRate says, by default one, and lets users go first. The log warns if that

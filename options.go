@@ -69,8 +69,9 @@ type Options struct {
 	// Where tokens are kept.
 
 	// Store keeps the tokens. Set it where tokens outlive sessions (with Key), where
-	// [Kit.KeepAlive] is to find them, or where there are no sessions. Default:
-	// [NewSCSStore], which keeps them in the sessions' engine.
+	// [Kit.KeepAlive] is to find them, or where there are no sessions. Without Key, what a
+	// session leaves in a Store when it ends stays there, unless the Store has a TTL.
+	// Default: [NewSCSStore], which keeps them in the sessions' engine.
 	Store TokenStore
 	// Locker makes a refresh exclusive across processes. Set it where several processes
 	// share a Store that is no Locker, or the default store. Default: Store, if it is a
