@@ -38,6 +38,7 @@ type grant struct {
 	owner
 	token Token     // a copy: the store may still have its own
 	found time.Time // when the store had the token
+	needs []string  // the scopes of the route
 
 	// connectionNow returns which connection the request names by now. A mux that stands
 	// behind RequireToken sets the path values that Options.Connection may read, and then

@@ -141,7 +141,7 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 	if len(missing) > 0 {
 		return nil, &scopeError{granted: strings.Fields(t.Scope), missing: missing}
 	}
-	g := &grant{kit: k, owner: who, token: *t, found: time.Now()}
+	g := &grant{kit: k, owner: who, token: *t, found: time.Now(), needs: scopes}
 	g.token.RefreshToken = "" // only the keeper may spend it
 	return g, nil
 }
@@ -185,7 +185,11 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 // navigation to it begins a login for what the route needs. The login returns to the page
 // that sent the request (its Referer), or to DefaultReturn.
 func (k *Kit) Refuse(w http.ResponseWriter, r *http.Request, err error) {
-	k.deny(w, r, err, nil)
+	var scopes []string
+	if g := grantOf(r.Context(), k); g != nil {
+		scopes = g.needs
+	}
+	k.deny(w, r, err, scopes)
 }
 
 // remedy is what deny does for a request instead of refusing it.

@@ -843,3 +843,20 @@ func TestLoginURLOfAnotherSite(t *testing.T) {
 	require.Equal(t, 200, resp.StatusCode)
 	require.Empty(t, resp.Header.Get("Location"))
 }
+
+// A handler behind RequireScopes refuses what the bank's API has refused. One consent is
+// enough: the login asks for what the route needs.
+func TestRefuseAsksForTheRoutesScopes(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		b := a.browser()
+		require.Equal(t, 303, b.get(b.callbackURL("/transfer")).StatusCode)
+		time.Sleep(time.Minute)
+		a.next.serve = func(w http.ResponseWriter, r *http.Request) {
+			a.kit.Refuse(w, r, &ganbauth.APIError{StatusCode: 401, Code: "WG_ERR_105"})
+		}
+		callback := b.callbackURL("/transfer")
+		a.next.serve = nil
+		require.Equal(t, "/transfer", b.get(callback).Header.Get("Location"))
+		require.Equal(t, 200, b.get("/transfer").StatusCode)
+	})
+}
