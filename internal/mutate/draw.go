@@ -456,7 +456,7 @@ func (d *drawer) returns(s *ast.ReturnStmt) {
 		switch {
 		case id != nil && id.Name == "bool":
 			values[i] = "!(" + values[i] + ")"
-		case isZero(values[i]):
+		case isZero(values[i]), values[i] == d.zero(t):
 			continue
 		default:
 			values[i] = d.zero(t)

@@ -33,6 +33,7 @@ func TestDraw(t *testing.T) {
 		{"values", "return a, err", []string{
 			"value returned: return a, err => return *new(int), err", "value returned: return a, err => return a, nil"}},
 		{"zero values stay", "return 0, nil", []string{"constant changed: 0 => 1"}},
+		{"however they are written", "return *new(int), nil", nil},
 		{"values of a call", "return g()", []string{"value returned: return g() => return *new(int), nil"}},
 		{"a function inside", "h := func() bool { return a > b }", []string{
 			"value returned: return a > b => return !(a > b)", "operator turned: a > b => a >= b"}},
