@@ -2,6 +2,7 @@ package ganbauth_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -569,5 +570,52 @@ func TestD6ForgedCodesHoldUpNobody(t *testing.T) {
 		require.Equal(t, "/home", resp.Header.Get("Location"))
 		t.Attr("measured", fmt.Sprintf("a refresh takes %s meanwhile; a login whose turn does not come is told to come again, and then succeeds", took))
 		require.LessOrEqual(t, took, 8*time.Second)
+	})
+}
+
+// Another process holds the locks of many users and hangs. Whoever waits for one of these
+// holds up nobody else for long, and when they are free at last, all are refreshed.
+func TestLocksOfAnotherProcessHoldUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+		locker := &keyLocker{held: map[string]bool{}}
+		kit := backgroundKit(t, bank, store, locker)
+		const sick = 150
+		var locks []func()
+		for i := range sick {
+			connect(t, bank, store, fmt.Sprint("sick", i))
+			unlock, err := locker.Lock(t.Context(), fmt.Sprint("bank/sick", i))
+			require.NoError(t, err)
+			locks = append(locks, unlock)
+		}
+		connect(t, bank, store, "well")
+		time.Sleep(2 * time.Hour)
+		var waiting sync.WaitGroup
+		for i := range sick {
+			waiting.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				_, err := kit.Token(ctx, fmt.Sprint("sick", i))
+				if !errors.Is(err, ganbauth.ErrUnavailable) {
+					t.Error(err)
+				}
+			})
+		}
+		time.Sleep(10 * time.Millisecond)
+		begun := time.Now()
+		_, err := kit.Token(t.Context(), "well")
+		require.NoError(t, err)
+		require.Less(t, time.Since(begun), 3*time.Second)
+		waiting.Wait()
+		for _, unlock := range locks {
+			unlock()
+		}
+		for i := range sick {
+			_, err := kit.Token(t.Context(), fmt.Sprint("sick", i))
+			require.NoError(t, err)
+		}
+		require.Equal(t, sick+1, bank.Refreshes())
+		synctest.Wait()
+		require.Zero(t, ganbauth.KeysHeld(kit))
 	})
 }

@@ -21,6 +21,10 @@ const (
 	maxLogins     = 64
 	// maxJobs of the refreshes may be nobody's who waits.
 	maxJobs = 16
+	// maxAside more may wait for locks for longer than asideAfter: those of a process that
+	// hangs or has died must not take all turns of one that is well.
+	maxAside   = 128
+	asideAfter = time.Second
 
 	// maxWait is how long a request waits for a refresh or a code exchange. The work goes
 	// on without it.
@@ -61,6 +65,7 @@ type guard struct {
 	mu         sync.Mutex
 	waiting    [classes]list.List // of *turn
 	out        [classes]int       // those that have their turn
+	aside      int                // those that have it and wait for a lock
 	asked      map[string]bool    // keys whose request the bank has and has not answered
 	sinceLogin int                // refreshes that went before a login that waits
 	nextJob    time.Time          // when the next job may go, without a TokenRate
@@ -107,6 +112,7 @@ type turn struct {
 	refused error
 	sentAt  time.Time
 	late    *time.Timer
+	aside   bool // it waits for a lock, and others go meanwhile
 	heard   bool // an outcome is known, or there has been none for too long
 	left    bool
 }
@@ -314,11 +320,36 @@ func (g *guard) wakeAt(now, at time.Time) {
 	})
 }
 
+// stepAside lets others go while the turn's holder waits for a lock. It comes back without
+// waiting once more, as it holds the lock then.
+func (tn *turn) stepAside() {
+	g := tn.guard
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if tn.left || !tn.sentAt.IsZero() || g.aside == maxAside {
+		return
+	}
+	tn.aside = true
+	g.aside++
+	g.out[tn.class]--
+	g.dispatch(time.Now())
+}
+
+// comeBack undoes stepAside. The caller holds g.mu.
+func (tn *turn) comeBack() {
+	if tn.aside {
+		tn.aside = false
+		tn.guard.aside--
+		tn.guard.out[tn.class]++
+	}
+}
+
 // sent is called when the request goes out.
 func (tn *turn) sent() {
 	g := tn.guard
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	tn.comeBack()
 	tn.sentAt, tn.heard = time.Now(), false
 	g.asked[tn.key] = true
 	tn.late = time.AfterFunc(maxWait, func() { tn.answered(&TokenError{err: errOverdue}, time.Time{}) })
@@ -401,6 +432,7 @@ func (tn *turn) leave() {
 		return
 	}
 	tn.left = true
+	tn.comeBack()
 	delete(g.asked, tn.key)
 	g.out[tn.class]--
 	if tn.late != nil {

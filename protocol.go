@@ -89,7 +89,9 @@ func (r refresh) run(ctx context.Context) (next *Token, rest func(), err error) 
 	if r.old.RefreshToken == "" {
 		return nil, nil, fmt.Errorf("%w: there is no refresh token", ErrLoginRequired)
 	}
+	waiting := time.AfterFunc(asideAfter, r.turn.stepAside)
 	unlock, err := r.records.claim(ctx, r.key, r.old)
+	waiting.Stop()
 	switch {
 	case errors.Is(err, ErrSuperseded):
 		r.warnOfRace(ctx, r.key, r.old)
