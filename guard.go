@@ -194,7 +194,7 @@ func (g *guard) busyFor(now time.Time) time.Duration {
 		rate = float64(max(g.answers.sum(now), 1))
 	}
 	timeFor := func(n int) time.Duration {
-		return min(time.Duration(float64(n)/rate*float64(time.Second)), time.Minute)
+		return time.Duration(min(float64(n)/rate, 60) * float64(time.Second)) // what is longer may not fit
 	}
 	wait := g.waiting[forUser].Len()
 	return max(timeFor(wait)+jitter(timeFor(g.turnedAway.sum(now))), retrySoon)

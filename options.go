@@ -27,7 +27,8 @@ type Options struct {
 
 	// RedirectURI is where CallbackHandler is mounted, as registered with the bank, which
 	// compares it exactly: https (http only on a loopback address), at most 256 characters,
-	// without a fragment.
+	// without a fragment, and without the parameters that the bank adds, such as state. Its
+	// path is not DefaultReturn's.
 	RedirectURI string
 	// Scopes are the permissions that every login asks for, at most 256 characters
 	// together. With openid the login is OpenID Connect, and the bank must send an ID
@@ -94,8 +95,9 @@ type Options struct {
 	RefreshLeeway time.Duration
 	// TokenRate is how many token requests a second, refreshes and logins together, this
 	// process may send. Set it to this process's share of what the bank allows you; users
-	// go before [Kit.KeepAlive]. Default: no limit for users, and one request a second
-	// for KeepAlive. A bank that answers 429 gets only as many as it takes in any case.
+	// go before [Kit.KeepAlive]. At least one a day. Default: no limit for users, and one
+	// request a second for KeepAlive. A bank that answers 429 gets only as many as it takes
+	// in any case.
 	TokenRate float64
 	// APIHosts are the hosts, with a port if it is not the scheme's own, to which
 	// [Kit.Client] sends the token besides the connector's. Set them where the bank has
@@ -174,8 +176,13 @@ type settings struct {
 	records  *records
 }
 
-// defaultLeeway is Options.RefreshLeeway if it is not set.
-const defaultLeeway = time.Minute
+const (
+	// defaultLeeway is Options.RefreshLeeway if it is not set.
+	defaultLeeway = time.Minute
+	// leastTokenRate is one request a day. The time between two requests has to fit into a
+	// time.Duration.
+	leastTokenRate = 1.0 / (24 * 60 * 60)
+)
 
 // check returns the settings, or all that is wrong with o.
 func (o Options) check(c *Connector, sessions *scs.SessionManager) (*settings, error) {
@@ -225,14 +232,27 @@ func (s *settings) checkRedirectURI() error {
 	case len(s.RedirectURI) > maxRedirectURI:
 		return fault("RedirectURI is longer than %d characters", maxRedirectURI)
 	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return fault("the query of RedirectURI is malformed")
+	}
+	for _, name := range []string{"state", "code", "error", "error_description", "iss"} {
+		if query.Has(name) {
+			return fault("RedirectURI has the parameter %s, which the bank adds to it", name)
+		}
+	}
 	s.redirect = u
 	u.Path = cmp.Or(u.Path, "/") // as browsers ask for it
 	return nil
 }
 
+// checkDefaultReturn follows checkRedirectURI.
 func (s *settings) checkDefaultReturn() error {
 	if p, _ := localPath(s.DefaultReturn); p != s.DefaultReturn {
 		return fault("DefaultReturn must be a path of this site, percent-encoded")
+	}
+	if s.redirect != nil && s.redirect.Path == pathOf(s.DefaultReturn) {
+		return fault("RedirectURI needs a path of its own: %s is DefaultReturn's", s.redirect.Path)
 	}
 	return nil
 }
@@ -245,8 +265,11 @@ func (s *settings) checkRefreshLeeway() error {
 }
 
 func (s *settings) checkTokenRate() error {
-	if !(s.TokenRate >= 0) || math.IsInf(s.TokenRate, 1) {
+	switch {
+	case !(s.TokenRate >= 0) || math.IsInf(s.TokenRate, 1):
 		return fault("TokenRate must be a number of requests a second, or 0")
+	case s.TokenRate > 0 && s.TokenRate < leastTokenRate:
+		return fault("TokenRate is a number of requests a second, and %g is less than one a day", s.TokenRate)
 	}
 	return nil
 }
@@ -349,6 +372,13 @@ func (s *settings) warnOfCookie(c scs.SessionCookie) {
 	if !cookieReaches(c.Path, s.redirect.Path) {
 		s.Logger.Warn("ganbauth: the session cookie does not reach the path of RedirectURI: set sessions.Cookie.Path to \"/\"",
 			"path", c.Path)
+	}
+	switch name := strings.ToLower(c.Name); { // as browsers compare it
+	case strings.HasPrefix(name, "__host-") && (!c.Secure || c.Path != "/" || c.Domain != ""):
+		s.Logger.Warn("ganbauth: browsers drop the session cookie: a name with __Host- needs Secure, the Path \"/\" and no Domain",
+			"name", c.Name)
+	case strings.HasPrefix(name, "__secure-") && !c.Secure:
+		s.Logger.Warn("ganbauth: browsers drop the session cookie: a name with __Secure- needs Secure", "name", c.Name)
 	}
 	if s.redirect.Scheme != "https" {
 		if c.Secure {

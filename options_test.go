@@ -32,6 +32,14 @@ func TestNewRefuses(t *testing.T) {
 		"257 characters":            {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example/" + strings.Repeat("x", 237) }, "longer than 256"},
 		"no URL":                    {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example/%zz" }, "RedirectURI must be an absolute URL"},
 		"userinfo":                  {func(o *ganbauth.Options) { o.RedirectURI = "https://a:b@app.example/" }, "userinfo"},
+		"a query with a state":      {func(o *ganbauth.Options) { o.RedirectURI += "?tenant=a&state=b" }, "has the parameter state"},
+		"a query with a code":       {func(o *ganbauth.Options) { o.RedirectURI += "?code" }, "has the parameter code"},
+		"a query with an error":     {func(o *ganbauth.Options) { o.RedirectURI += "?error=" }, "has the parameter error,"},
+		"a query with a reason":     {func(o *ganbauth.Options) { o.RedirectURI += "?error_description=" }, "has the parameter error_description"},
+		"a query with an iss":       {func(o *ganbauth.Options) { o.RedirectURI += "?%69ss=b" }, "has the parameter iss"},
+		"a malformed query":         {func(o *ganbauth.Options) { o.RedirectURI += "?a;b" }, "query of RedirectURI is malformed"},
+		"no path for the callback":  {func(o *ganbauth.Options) { o.RedirectURI = "https://app.example" }, "needs a path of its own: / is DefaultReturn's"},
+		"the callback's path":       {func(o *ganbauth.Options) { o.DefaultReturn = "/%63b?x" }, "needs a path of its own: /cb is DefaultReturn's"},
 		"no scopes":                 {func(o *ganbauth.Options) { o.Scopes = nil }, "Scopes must have 1 to 256"},
 		"scopes of 257":             {func(o *ganbauth.Options) { o.Scopes = []string{strings.Repeat("s", 257)} }, "1 to 256"},
 		"a scope with a space":      {func(o *ganbauth.Options) { o.Scopes = []string{"a b"} }, "is not a scope"},
@@ -42,6 +50,8 @@ func TestNewRefuses(t *testing.T) {
 		"negative leeway":           {func(o *ganbauth.Options) { o.RefreshLeeway = -1 }, "negative"},
 		"negative rate":             {func(o *ganbauth.Options) { o.TokenRate = -0.1 }, "TokenRate"},
 		"a rate without bound":      {func(o *ganbauth.Options) { o.TokenRate = math.Inf(1) }, "TokenRate"},
+		"a rate that overflows":     {func(o *ganbauth.Options) { o.TokenRate = 5e-324 }, "less than one a day"},
+		"less than one a day":       {func(o *ganbauth.Options) { o.TokenRate = 1.0 / 86401 }, "less than one a day"},
 		"no rate":                   {func(o *ganbauth.Options) { o.TokenRate = math.NaN() }, "TokenRate"},
 		"APIHosts: no host":         {func(o *ganbauth.Options) { o.APIHosts = []string{"[::1"} }, "is not a host"},
 		"APIHosts with a port only": {func(o *ganbauth.Options) { o.APIHosts = []string{":443"} }, "is not a host"},
@@ -61,6 +71,18 @@ func TestNewRefuses(t *testing.T) {
 	t.Run("256 characters", func(t *testing.T) {
 		o := good
 		o.RedirectURI = "https://app.example/" + strings.Repeat("x", 236)
+		_, err := ganbauth.New(connector, scs.New(), o)
+		require.NoError(t, err)
+	})
+	t.Run("one request a day", func(t *testing.T) {
+		o := good
+		o.TokenRate = 1.0 / 86400
+		_, err := ganbauth.New(connector, scs.New(), o)
+		require.NoError(t, err)
+	})
+	t.Run("the callback's own query", func(t *testing.T) {
+		o := good
+		o.RedirectURI += "?tenant=a"
 		_, err := ganbauth.New(connector, scs.New(), o)
 		require.NoError(t, err)
 	})
@@ -213,6 +235,31 @@ func TestE7Warns(t *testing.T) {
 		for path, want := range map[string]int{"/bank": 0, "/bank/": 0, "/ban": 1, "/bank/callback/": 1} {
 			_, log := newKit(func(s *scs.SessionManager, _ *ganbauth.Options) { s.Cookie.Path = path })
 			require.Equal(t, want, strings.Count(log.String(), "does not reach"), path)
+		}
+	})
+	// Browsers drop such a cookie without a word, and then nobody stays connected.
+	t.Run("a name with a prefix", func(t *testing.T) {
+		for _, test := range []struct {
+			name, path, domain string
+			secure, fits       bool
+		}{
+			{"__Host-session", "/", "", true, true},
+			{"__Host-session", "/bank/", "", true, false},
+			{"__Host-session", "", "", true, false},
+			{"__Host-session", "/", "app.example", true, false},
+			{"__Host-session", "/", "", false, false},
+			{"__host-session", "/", "", false, false},
+			{"__Secure-session", "/bank/", "app.example", true, true},
+			{"__Secure-session", "/", "", false, false},
+			{"session__Host-", "/bank/", "", false, true},
+		} {
+			for _, uri := range []string{appURL + "/bank/callback", "http://localhost:8080/bank/callback"} {
+				_, log := newKit(func(s *scs.SessionManager, o *ganbauth.Options) {
+					o.RedirectURI = uri
+					s.Cookie.Name, s.Cookie.Path, s.Cookie.Domain, s.Cookie.Secure = test.name, test.path, test.domain, test.secure
+				})
+				require.Equal(t, !test.fits, strings.Contains(log.String(), "browsers drop the session cookie"), "%+v", test)
+			}
 		}
 	})
 	t.Run("a short secret without ID tokens", func(t *testing.T) {

@@ -43,6 +43,15 @@ func localPath(s string) (string, bool) {
 	return path, true
 }
 
+// pathOf returns the decoded path of what localPath has passed, without the query.
+func pathOf(s string) string {
+	u, err := url.Parse(s)
+	if err != nil {
+		return ""
+	}
+	return u.Path
+}
+
 const plain = "/-_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 // isPlain reports whether s is a path in which there is nothing to judge. Most are, and this

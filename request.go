@@ -305,15 +305,6 @@ func (k *Kit) returnPath(r *http.Request, own string) string {
 	return k.defaultReturn
 }
 
-// pathOf returns the decoded path of what localPath has passed, without the query.
-func pathOf(s string) string {
-	u, err := url.Parse(s)
-	if err != nil {
-		return ""
-	}
-	return u.Path
-}
-
 // pagesOf returns two paths: again, where the user can try again, "" if there is none;
 // and back, to return to from a login. Both are own, the path that r asks for. If that is
 // no page, they are the page that sent r.
