@@ -243,7 +243,8 @@ func (k *Kit) loginFailed(r *http.Request, c callback, err error) error {
 // redirects (303) to the path in the query parameter return_to, or to DefaultReturn. A
 // session with nothing else in it is destroyed; another keeps the application's values
 // and gets a new token. POST only, and not from another origin
-// ([http.CrossOriginProtection]). The bank documents no way to revoke a token.
+// ([http.CrossOriginProtection]) than this site's or RedirectURI's. The bank documents no
+// way to revoke a token.
 //
 // It waits neither for the bank nor for a refresh. When it has answered, the user is
 // disconnected and stays so; if the store does not answer for ten seconds, it answers

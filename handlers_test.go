@@ -826,6 +826,19 @@ func TestLogout(t *testing.T) {
 			require.True(t, b.connected())
 		})
 	}
+	t.Run("behind a proxy that changes Host", func(t *testing.T) {
+		a := newApp(t, setup{})
+		inner := a.handler
+		a.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.Host = "127.0.0.1:8080"
+			inner.ServeHTTP(w, r)
+		})
+		b := a.browser()
+		b.login()
+		require.Equal(t, 403, b.do("POST", "/bank/logout", header("Origin", "https://evil.example")).StatusCode)
+		require.Equal(t, 303, b.do("POST", "/bank/logout", header("Origin", appURL)).StatusCode, "an old browser")
+		require.False(t, b.connected())
+	})
 	for name, h := range map[string]http.Header{
 		"the same origin":            header("Sec-Fetch-Site", "same-origin", "Origin", appURL),
 		"an old browser":             {},

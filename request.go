@@ -200,10 +200,15 @@ func checkNavigation(kind requestKind) error {
 	return nil
 }
 
-// checkOrigin refuses what another origin sends. For browsers without Sec-Fetch-Site,
-// CrossOriginProtection does not compare the scheme.
+// checkOrigin refuses what another origin sends. RedirectURI's is this site's, whatever Host
+// a proxy sets. For browsers without Sec-Fetch-Site, CrossOriginProtection does not compare
+// the scheme.
 func (k *Kit) checkOrigin(r *http.Request) error {
 	refused := &refusal{http.StatusForbidden, "the request comes from another origin"}
+	if origin, err := url.Parse(r.Header.Get("Origin")); err == nil &&
+		origin.Scheme == k.redirect.Scheme && hostPort(origin) == hostPort(k.redirect) {
+		return nil
+	}
 	if new(http.CrossOriginProtection).Check(r) != nil {
 		return refused
 	}

@@ -364,6 +364,15 @@ func TestWhatRequestsSay(t *testing.T) {
 			{kit, []string{"Origin", "https://app.test", "Sec-Fetch-Site", "cross-site"}, false},
 			{kit, []string{"Sec-Fetch-Site", "same-site"}, false},
 			{kit, []string{"Origin", "https://evil.test"}, false},
+			{kit, []string{"Origin", "https://app.example"}, true}, // a proxy has changed Host
+			{kit, []string{"Origin", "https://APP.example:443"}, true},
+			{kit, []string{"Origin", "https://app.example", "Sec-Fetch-Site", "cross-site"}, true},
+			{kit, []string{"Origin", "http://app.example"}, false},
+			{kit, []string{"Origin", "https://app.example:8443"}, false},
+			{kit, []string{"Origin", "https://www.app.example"}, false},
+			{kit, []string{"Origin", "https://app.example%"}, false},
+			{plain, []string{"Origin", "http://localhost:8080"}, true},
+			{plain, []string{"Origin", "http://localhost"}, false},
 			{plain, []string{"Origin", "http://app.test"}, true},
 			{plain, []string{"Origin", "http://evil.test"}, false},
 		} {
