@@ -950,6 +950,8 @@ var returnPaths = []struct{ name, payload, want string }{
 	{"/", "/" + strings.Repeat("a", 2047), "/" + strings.Repeat("a", 2047)},
 	{"/", "/" + strings.Repeat("a", 2048), ""},
 	{"/", "/" + strings.Repeat("a", 8191), ""},
+	{"longer than 2,048 with its fragment", "/a#" + strings.Repeat("b", 2046), ""},
+	{"2,048 with its fragment", "/a#" + strings.Repeat("b", 2045), "/a"},
 	{"encoded too long", "/" + strings.Repeat("日", 300), ""},
 	{"", "%2f%2fevil.example", ""},
 	{"the slash itself encoded", "%2f", ""},

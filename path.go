@@ -7,7 +7,8 @@ import (
 	"unicode"
 )
 
-// maxReturnPath is the length of the longest path that localPath accepts.
+// maxReturnPath is the length of the longest path that localPath accepts, before and after
+// it is encoded.
 const maxReturnPath = 2048
 
 // localPath judges a path to return to by what a browser would do with it. It returns a
@@ -16,6 +17,9 @@ const maxReturnPath = 2048
 // reads as a path and another as a host: backslashes, control characters, empty segments
 // and dot segments.
 func localPath(s string) (string, bool) {
+	if len(s) > maxReturnPath {
+		return "", false // before it costs anything: it comes from the request
+	}
 	if isPlain(s) {
 		return s, true
 	}
@@ -57,7 +61,7 @@ const plain = "/-_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 // isPlain reports whether s is a path in which there is nothing to judge. Most are, and this
 // is the quicker way.
 func isPlain(s string) bool {
-	return strings.HasPrefix(s, "/") && !strings.Contains(s, "//") && len(s) <= maxReturnPath && strings.TrimLeft(s, plain) == ""
+	return strings.HasPrefix(s, "/") && !strings.Contains(s, "//") && strings.TrimLeft(s, plain) == ""
 }
 
 // escapeRest percent-encodes what may not stand in a header or a URL.

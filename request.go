@@ -167,11 +167,14 @@ func prefersJapanese(h http.Header) bool {
 	return ja > en || ja == en && ja > 0 && jaFirst
 }
 
+// maxWeighted is how much eachWeighted reads of a line. What clients really send is shorter.
+const maxWeighted = 4 << 10
+
 // eachWeighted calls each for every member of a header such as Accept, in lower case,
 // with its weight (RFC 9110 section 12.4.2). A weight that cannot be read is 0.
 func eachWeighted(lines []string, each func(value string, q float64)) {
 	for _, line := range lines {
-		for member := range strings.SplitSeq(line, ",") {
+		for member := range strings.SplitSeq(line[:min(len(line), maxWeighted)], ",") {
 			params := strings.Split(strings.ToLower(member), ";")
 			q := 1.0
 			for _, param := range params[1:] {

@@ -550,3 +550,23 @@ func TestPrefersJapanese(t *testing.T) {
 	require.True(t, ganbauth.PrefersJapanese(http.Header{"Accept-Language": {"fr", "ja"}}))
 	require.True(t, ganbauth.PrefersJapanese(http.Header{"Accept-Language": {"ja", "en"}}))
 }
+
+// net/http takes a megabyte of headers from anybody. Reading them costs no more than that of a
+// request which somebody really sends.
+func TestLongRequests(t *testing.T) {
+	long := "/p?" + strings.Repeat(`"`, 1<<20)
+	require.Zero(t, testing.AllocsPerRun(1, func() { _, _ = ganbauth.LocalPath(long) }), "nothing is parsed or encoded")
+
+	a := newApp(t, setup{})
+	for name, h := range map[string]http.Header{
+		"members":    {"Accept": {strings.Repeat(",", 1<<20)}, "Accept-Language": {strings.Repeat(",", 1<<20)}},
+		"parameters": {"Accept": {strings.Repeat("a;q=1,", 1<<18)}, "Accept-Language": {strings.Repeat("a;q=1,", 1<<18)}},
+	} {
+		r := mustRequest("GET", appURL+"/p")
+		r.Header = h
+		n := testing.AllocsPerRun(1, func() { a.handler.ServeHTTP(httptest.NewRecorder(), r) })
+		require.Less(t, n, 20_000., name)
+	}
+	require.True(t, ganbauth.PrefersJapanese(header("Accept-Language", strings.Repeat("fr,", 1364)+"ja")), "4,094 bytes")
+	require.False(t, ganbauth.PrefersJapanese(header("Accept-Language", strings.Repeat("fr,", 1365)+"ja")), "4,097 bytes")
+}
