@@ -14,11 +14,15 @@ import (
 )
 
 // setHeaders keeps the kit's answer out of caches and Referer headers. It deletes what a
-// handler may have set for the answer that it meant to give. Content-Encoding stays:
-// middleware that compresses sets it before.
+// handler may have set for the answer that it meant to give: a page with the disposition of
+// a file would be downloaded. Content-Encoding stays: middleware that compresses sets it
+// before.
 func setHeaders(w http.ResponseWriter) {
 	h := w.Header()
-	for _, name := range []string{"Content-Length", "Etag", "Last-Modified"} {
+	for _, name := range [...]string{
+		"Content-Length", "Content-Disposition", "Content-Range", "Etag", "Last-Modified",
+		"Expires", "Pragma", "Age", "Cdn-Cache-Control", "Surrogate-Control",
+	} {
 		delete(h, name)
 	}
 	set(h, "Cache-Control", "no-store", "Referrer-Policy", "no-referrer", "X-Content-Type-Options", "nosniff")
