@@ -418,16 +418,33 @@ func (e *loginError) Error() string { return e.err.Error() }
 
 func (e *loginError) Unwrap() error { return e.err }
 
-// refuse answers err by OnError or, without one, with a page for a person and with
-// problem details for every other kind of request. It finds the words and leaves the
-// writing to others.
+// refuse answers err by OnError or, without one, by itself.
 func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, kind requestKind, err error, to exits, loginURL string) {
 	setErrorHeaders(w, err)
+	if k.usable() != nil || k.onError == nil || k.ownAnswer(r) != nil {
+		k.answer(w, r, kind, err, to, loginURL)
+		return
+	}
+	own := ownAnswer(func(w http.ResponseWriter, err error) { k.answer(w, r, kind, err, to, loginURL) })
+	ctx := context.WithValue(r.Context(), ownAnswerKey{k}, own)
+	k.onError(w, k.withOwner(r.WithContext(ctx)), err)
+}
+
+// ownAnswer is what the kit would answer without OnError, which may leave an error to it.
+type ownAnswer func(http.ResponseWriter, error)
+
+type ownAnswerKey struct{ kit *Kit }
+
+// ownAnswer returns the kit's own answer to r, if OnError is answering it, or nil.
+func (k *Kit) ownAnswer(r *http.Request) ownAnswer {
+	own, _ := r.Context().Value(ownAnswerKey{k}).(ownAnswer)
+	return own
+}
+
+// answer answers err with a page for a person and with problem details for every other kind
+// of request. It finds the words and leaves the writing to others.
+func (k *Kit) answer(w http.ResponseWriter, r *http.Request, kind requestKind, err error, to exits, loginURL string) {
 	if k.usable() == nil {
-		if k.onError != nil {
-			k.onError(w, k.withOwner(r), err)
-			return
-		}
 		k.logRefusal(r, err)
 	}
 	doing := usingPage

@@ -185,6 +185,10 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 // navigation to it begins a login for what the route needs. The login returns to the page
 // that sent the request (its Referer), or to DefaultReturn.
 func (k *Kit) Refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if own := k.ownAnswer(r); own != nil { // OnError leaves it to the kit
+		own(w, err)
+		return
+	}
 	var scopes []string
 	if g := grantOf(r.Context(), k); g != nil {
 		scopes = g.needs

@@ -412,6 +412,46 @@ func TestOnError(t *testing.T) {
 	require.Len(t, got, before, "a redirect is no refusal")
 }
 
+// What OnError leaves to the kit is answered as without OnError, once: it does not come back
+// to OnError, and begins no second login.
+func TestOnErrorLeavesTheRest(t *testing.T) {
+	left := 0
+	answers := func(leaves bool) (all []string) {
+		var a *app
+		var options ganbauth.Options
+		if leaves {
+			options.OnError = func(w http.ResponseWriter, r *http.Request, err error) {
+				left++
+				a.kit.Refuse(w, r, err)
+			}
+		}
+		a = newApp(t, setup{options: options})
+		a.mux.HandleFunc("/refused", func(w http.ResponseWriter, r *http.Request) { a.kit.Refuse(w, r, ganbauth.ErrUnavailable) })
+		for _, resp := range []*http.Response{
+			a.browser().do("GET", "/p", with(program, "Referer", appURL+"/home")),
+			a.browser().do("POST", "/p", with(navigate, "Sec-Fetch-Site", "same-origin", "Referer", appURL+"/form")),
+			a.browser().do("GET", "/p", header("HX-Request", "true", "HX-Boosted", "true")),
+			a.browser().get("/refused"),
+			a.browser().do("GET", "/refused", program),
+			a.browser().get("/bank/callback?code=a&state=b"),
+			a.browser().do("GET", "/bank/login", with(navigate, "Sec-Purpose", "prefetch")),
+			a.browser().get("/bank/logout"),
+		} {
+			cookies := len(resp.Cookies())
+			resp.Header.Del("Set-Cookie")
+			if to := resp.Header.Get("HX-Redirect"); to != "" {
+				resp.Header.Set("HX-Redirect", mustParse(to).Path)
+			}
+			all = append(all, fmt.Sprint(resp.StatusCode, cookies, resp.Header, body(resp)))
+		}
+		b := a.browser()
+		return append(all, body(b.get(a.bank.Deny(b.authorizationURL("/bank/login?return_to=/p")))))
+	}
+	want := answers(false)
+	require.Equal(t, want, answers(true))
+	require.Equal(t, len(want), left)
+}
+
 func TestPages(t *testing.T) {
 	a := newApp(t, setup{})
 	for accept, lang := range map[string]string{

@@ -123,7 +123,9 @@ type Options struct {
 	// details; [StatusCode] has the status for the error, and [KeyFromContext] says whose
 	// connection it is about. What a refusal needs is set already: Cache-Control: no-store,
 	// Referrer-Policy, X-Content-Type-Options, WWW-Authenticate, Retry-After, Allow and
-	// HX-Redirect. A redirect to the bank is no refusal.
+	// HX-Redirect. A redirect to the bank is no refusal. To answer some errors and leave the
+	// rest to the kit, call [Kit.Refuse] with the request and the error as they are: within
+	// OnError it writes the kit's own answer.
 	OnError func(http.ResponseWriter, *http.Request, error)
 
 	// What operators see.
