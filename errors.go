@@ -61,6 +61,9 @@ var (
 	errOtherSubject = fmt.Errorf("%w: sub is not the login's", ErrInvalidIDToken)
 )
 
+// The methods of the bank's errors work on nil pointers, which Go makes errors of easily: a
+// slip of the application's is answered 500, and does not panic.
+
 // TokenError is a refusal of the token endpoint (RFC 6749 section 5.2), or the lack of an
 // answer.
 type TokenError struct {
@@ -84,6 +87,9 @@ type TokenError struct {
 // Error returns the status, the code and the cause. It contains nothing of the request
 // and none of the bank's free text.
 func (e *TokenError) Error() string {
+	if e == nil {
+		return nilError
+	}
 	s := "ganbauth: token endpoint: " + statusText(e.StatusCode, e.Code)
 	if e.err != nil {
 		s += ": " + printable(e.err.Error())
@@ -92,11 +98,19 @@ func (e *TokenError) Error() string {
 }
 
 // Unwrap returns the cause if no answer arrived, or nil.
-func (e *TokenError) Unwrap() error { return e.err }
+func (e *TokenError) Unwrap() error {
+	if e == nil {
+		return nil
+	}
+	return e.err
+}
 
 // Temporary reports whether the same request might succeed later: the bank did not
 // answer, is under maintenance, limits the rate, or has an error of its own.
 func (e *TokenError) Temporary() bool {
+	if e == nil {
+		return false
+	}
 	switch e.Code {
 	case "server_error", "temporarily_unavailable", codeMaintenance:
 		return true
@@ -104,7 +118,12 @@ func (e *TokenError) Temporary() bool {
 	return e.StatusCode == 0 || temporaryStatus(e.StatusCode)
 }
 
-func (e *TokenError) wait() time.Duration { return e.RetryAfter }
+func (e *TokenError) wait() time.Duration {
+	if e == nil {
+		return 0
+	}
+	return e.RetryAfter
+}
 
 // grantDead reports whether the authorization server said that the grant has ended.
 func (e *TokenError) grantDead() bool { return e.StatusCode < 500 && e.Code == "invalid_grant" }
@@ -125,7 +144,14 @@ type AuthorizationError struct {
 }
 
 // Error returns the code. It contains none of the free text.
-func (e *AuthorizationError) Error() string { return "ganbauth: authorization refused: " + e.Code }
+func (e *AuthorizationError) Error() string {
+	if e == nil {
+		return nilError
+	}
+	return "ganbauth: authorization refused: " + e.Code
+}
+
+const nilError = "ganbauth: a nil pointer is no error"
 
 // Codes of the bank's gateway.
 const (
@@ -160,6 +186,9 @@ type APIErrorDetail struct {
 // Error returns the status, the code, and what they mean if that is known. It contains
 // none of the bank's free text.
 func (e *APIError) Error() string {
+	if e == nil {
+		return nilError
+	}
 	s := "ganbauth: bank API: " + statusText(e.StatusCode, e.Code)
 	switch {
 	case e.Code == codeMaintenance:
@@ -175,16 +204,21 @@ func (e *APIError) Error() string {
 // Expired reports whether the bank refused the access token (401 with WG_ERR_105). A
 // refresh may help.
 func (e *APIError) Expired() bool {
-	return e.StatusCode == http.StatusUnauthorized && e.Code == codeExpired
+	return e != nil && e.StatusCode == http.StatusUnauthorized && e.Code == codeExpired
 }
 
 // Temporary reports whether the same request might succeed later: the bank is under
 // maintenance, limits the rate, or has an error of its own.
 func (e *APIError) Temporary() bool {
-	return e.Code == codeMaintenance || temporaryStatus(e.StatusCode)
+	return e != nil && (e.Code == codeMaintenance || temporaryStatus(e.StatusCode))
 }
 
-func (e *APIError) wait() time.Duration { return e.RetryAfter }
+func (e *APIError) wait() time.Duration {
+	if e == nil {
+		return 0
+	}
+	return e.RetryAfter
+}
 
 // cleanCode returns s if it can be an error code (RFC 6749 appendix A.7) of at most 64
 // characters, or "".
@@ -315,7 +349,7 @@ func (e *cutError) Unwrap() error { return e.err }
 //   - 503 for [ErrUnavailable], for a TokenError or an APIError that is Temporary, for an
 //     AuthorizationError server_error or temporarily_unavailable, and if there was no
 //     answer, because of the network, a timeout or a context that ended
-//   - 500 for any other error and for nil
+//   - 500 for any other error, for nil and for a nil pointer
 //
 // A request that a handler refuses, because of its method or its origin for example, has
 // a status between 400 and 499.
@@ -475,7 +509,13 @@ func is(target error) func(error) bool {
 	return func(err error) bool { return errors.Is(err, target) }
 }
 
-func isA[T error](err error) bool { return errors.As(err, new(T)) }
+func isA[T interface {
+	error
+	comparable
+}](err error) bool {
+	var e, none T
+	return errors.As(err, &e) && e != none
+}
 
 func both(a, b func(error) bool) func(error) bool {
 	return func(err error) bool { return a(err) && b(err) }
@@ -485,7 +525,7 @@ func both(a, b func(error) bool) func(error) bool {
 func consent(code string) func(error) bool {
 	return func(err error) bool {
 		var e *AuthorizationError
-		return errors.As(err, &e) && e.Code == code
+		return errors.As(err, &e) && e != nil && e.Code == code
 	}
 }
 
@@ -493,7 +533,7 @@ func consent(code string) func(error) bool {
 func tokenCode(code string) func(error) bool {
 	return func(err error) bool {
 		var e *TokenError
-		return errors.As(err, &e) && e.Code == code
+		return errors.As(err, &e) && e != nil && e.Code == code
 	}
 }
 
@@ -501,7 +541,7 @@ func tokenCode(code string) func(error) bool {
 func tokenStatus(statuses ...int) func(error) bool {
 	return func(err error) bool {
 		var e *TokenError
-		return errors.As(err, &e) && slices.Contains(statuses, e.StatusCode)
+		return errors.As(err, &e) && e != nil && slices.Contains(statuses, e.StatusCode)
 	}
 }
 
@@ -526,9 +566,9 @@ func answer(err error) (status int, code string) {
 		api   *APIError
 	)
 	switch {
-	case errors.As(err, &token):
+	case errors.As(err, &token) && token != nil:
 		return token.StatusCode, token.Code
-	case errors.As(err, &api):
+	case errors.As(err, &api) && api != nil:
 		return api.StatusCode, api.Code
 	}
 	return 0, ""
@@ -546,7 +586,7 @@ func noAnswer(err error) bool {
 		token *TokenError
 		sent  *url.Error
 	)
-	if errors.As(err, &token) {
+	if errors.As(err, &token) && token != nil {
 		return token.StatusCode == 0
 	}
 	return isA[*cutError](err) || errors.As(err, &sent) && sent.Op != "parse"

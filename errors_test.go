@@ -26,6 +26,43 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 )
 
+// A function that returns *APIError where its caller wants an error makes an error of nil. The
+// page is then that of a slip, and the server does not panic.
+func TestNilPointersThatAreErrors(t *testing.T) {
+	a := newApp(t, setup{})
+	for name, err := range map[string]interface{ Error() string }{
+		"TokenError":         (*ganbauth.TokenError)(nil),
+		"APIError":           (*ganbauth.APIError)(nil),
+		"AuthorizationError": (*ganbauth.AuthorizationError)(nil),
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, "ganbauth: a nil pointer is no error", err.Error())
+			require.Nil(t, errors.Unwrap(err))
+			if e, ok := err.(interface{ Temporary() bool }); ok {
+				require.False(t, e.Temporary())
+			}
+			for _, err := range []error{err, fmt.Errorf("x: %w", err)} {
+				class, topic, _ := ganbauth.ErrorKind(err)
+				require.Equal(t, []any{500, "internal", "internal"}, []any{ganbauth.StatusCode(err), class, topic})
+				require.Zero(t, ganbauth.RetryAfter(err))
+				for _, h := range []http.Header{navigate, program} {
+					r := mustRequest("GET", appURL+"/p")
+					r.Header = h
+					w := httptest.NewRecorder()
+					a.kit.Refuse(w, r, err)
+					require.Equal(t, 500, w.Code)
+				}
+			}
+			later := fmt.Errorf("%w: %w", ganbauth.ErrUnavailable, err)
+			require.Equal(t, 503, ganbauth.StatusCode(later))
+			require.Equal(t, time.Second, ganbauth.RetryAfter(later))
+			_, refreshErr := a.connector(nil).RefreshSession(t.Context(), a.bank.Token(), err)
+			require.ErrorIs(t, refreshErr, ganbauth.ErrTokenNotExpired)
+		})
+	}
+	require.False(t, (*ganbauth.APIError)(nil).Expired())
+}
+
 // The table of errors: what an error is to a browser, to a metric and to an operator.
 func TestErrorTable(t *testing.T) {
 	tokenError := func(status int, code string) error {
