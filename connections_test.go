@@ -212,6 +212,46 @@ func TestKeyFromContextOfNobody(t *testing.T) {
 	}
 }
 
+// An application may learn only in Connection that it does not know the user. That is answered
+// as if Key had said it: connecting at the bank would not help.
+func TestConnectionOfNobody(t *testing.T) {
+	for name, keyed := range map[string]bool{"of a session": false, "of a user": true} {
+		t.Run(name, func(t *testing.T) {
+			s := office(keyed)
+			s.options.Connection = func(r *http.Request) (string, error) {
+				if r.Header.Get("X-Client") == "" {
+					return "", fmt.Errorf("no client: %w", ganbauth.ErrLoginRequired)
+				}
+				return r.Header.Get("X-Client"), nil
+			}
+			a := newApp(t, s)
+			b := a.browser()
+			known := with(navigate, "X-User", "u", "X-Client", "a")
+			begun := b.do("GET", "/p", known)
+			require.Equal(t, "/p", b.do("GET", a.bank.Approve(begun.Header.Get("Location")), known).Header.Get("Location"))
+			require.Equal(t, 200, b.do("GET", "/p", known).StatusCode)
+
+			nobody := with(navigate, "X-User", "u")
+			for _, path := range []string{"/p", "/transfer", "/bank/login"} {
+				resp := b.do("GET", path, nobody)
+				require.Equal(t, 401, resp.StatusCode, path)
+				require.Contains(t, body(resp), "Please log in first")
+				require.Empty(t, resp.Cookies(), "no login is begun")
+			}
+			problem := problemOf(t, b.do("GET", "/p", with(program, "X-User", "u")))
+			require.Equal(t, "no_user", problem.Code)
+			require.Empty(t, problem.LoginURL)
+			require.JSONEq(t, `{"connected":false,"scopes":[]}`, body(b.do("GET", "/bank/status", nobody)))
+			require.Equal(t, 200, b.do("GET", "/p", known).StatusCode)
+
+			require.Equal(t, 303, b.do("POST", "/bank/logout", nobody).StatusCode)
+			left := b.do("GET", "/p", with(known, "Accept", "application/json")).StatusCode == 200
+			require.Equal(t, keyed, left, "a session gives up all it has, and a user's connection is not the one that was meant")
+			require.NotContains(t, a.log.String(), "internal")
+		})
+	}
+}
+
 // A handler that cannot tell any more which connection its request names gets no token.
 func TestConnectionThatFailsBehindTheMiddleware(t *testing.T) {
 	var fails error

@@ -21,12 +21,12 @@ var (
 	// logged out, or the bank has ended the connection.
 	ErrLoginRequired = errors.New("ganbauth: login required")
 	// ErrNoUser means that the application does not know the user: Options.Key returned
-	// "" or an ErrLoginRequired. It wraps ErrLoginRequired, but connecting at the bank
-	// would not help.
+	// "", or Key or Connection an ErrLoginRequired. It wraps ErrLoginRequired, but
+	// connecting at the bank would not help.
 	ErrNoUser = fmt.Errorf("%w: the application knows no user to connect", ErrLoginRequired)
 	// ErrUnavailable means "try again later": the bank, the store, the sessions or a lock
-	// did not answer. The connection is kept. Its [StatusCode] is 503. Options.Key may
-	// return it.
+	// did not answer. The connection is kept. Its [StatusCode] is 503. Options.Key and
+	// Connection may return it.
 	ErrUnavailable = errors.New("ganbauth: unavailable")
 	// ErrInsufficientScope means that the user is connected but has not granted a scope
 	// that the route needs.

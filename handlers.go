@@ -287,10 +287,10 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 	start := time.Now()
 	connection, err := k.connection(r)
 	k.attempts.read(r, "").removeOf(w, connection)
-	if err != nil {
-		return err
+	var who owner
+	if err == nil {
+		who, err = k.whoseConnection(r, connection)
 	}
-	who, err := k.whoseConnection(r, connection)
 	if err != nil && !errors.Is(err, ErrNoUser) {
 		return err
 	}
@@ -325,6 +325,9 @@ func (k *Kit) Status(r *http.Request) (Status, error) {
 		return none, err
 	}
 	connection, err := k.connection(r)
+	if errors.Is(err, ErrNoUser) {
+		return none, nil
+	}
 	if err != nil {
 		return none, err
 	}

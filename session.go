@@ -104,7 +104,10 @@ func (o *owners) connection(r *http.Request) (string, error) {
 		return "", err
 	}
 	connection, err := o.connectionOf(r)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrLoginRequired):
+		return "", ErrNoUser
+	case err != nil:
 		return "", &applicationError{fmt.Errorf("ganbauth: Connection: %w", err)}
 	}
 	if len(connection) > maxConnection {
