@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -296,11 +297,15 @@ func (k *Kit) tokenIsGone(r *http.Request) bool {
 }
 
 // scopesToAsk returns the scopes of a login that mends err. They include those granted
-// before, because the new token replaces the old one, if the bank takes so many.
+// before, because the new token replaces the old one, if the bank takes so many. A token that
+// another SDK got may have some for which this kit cannot ask.
 func (k *Kit) scopesToAsk(err error, scopes []string) []string {
 	var lacks *scopeError
 	if errors.As(err, &lacks) {
-		all := union(k.scopes, lacks.granted, scopes)
+		granted := slices.DeleteFunc(slices.Clone(lacks.granted), func(scope string) bool {
+			return len(checkScopes("", []string{scope}, k.connector)) > 0
+		})
+		all := union(k.scopes, granted, scopes)
 		if len(strings.Join(all, " ")) <= maxScope {
 			return all
 		}

@@ -210,6 +210,24 @@ func TestScopes(t *testing.T) {
 			}
 		})
 	})
+	t.Run("what another SDK was granted is asked for if this kit can", func(t *testing.T) {
+		a := newApp(t, setup{
+			config: func(c *ganbauth.Config) { c.JWTIssuer = "" }, // so openid cannot be asked for
+			options: ganbauth.Options{
+				Scopes: []string{"offline_access", "private:account"},
+				Store:  ganbauth.NewMemoryStore(),
+				Key:    func(*http.Request) (string, error) { return "u", nil },
+			},
+		})
+		require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{
+			AccessToken: "AT", Scope: `openid offline_access private:"account" private:x`, ExpiresAt: time.Now().Add(time.Hour),
+		}))
+		b := a.browser()
+		authURL := b.authorizationURL("/transfer")
+		require.Equal(t, "offline_access private:account private:x private:transfer", mustParse(authURL).Query().Get("scope"))
+		require.Equal(t, "/transfer", b.get(a.bank.Approve(authURL)).Header.Get("Location"))
+		require.Equal(t, 200, b.get("/transfer").StatusCode)
+	})
 	t.Run("a user who does not grant them is told, not sent round", func(t *testing.T) {
 		a := newApp(t, setup{})
 		b := a.browser()
