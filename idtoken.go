@@ -28,6 +28,9 @@ type idClaims struct {
 	IssuedAt, AuthTime          int64
 }
 
+// noTime is the AuthTime of an ID token that has none.
+var noTime = time.Time{}.Unix()
+
 // gotWant describes two values that should have been the same.
 func gotWant(what, got, want string) string {
 	return fmt.Sprintf("%s is %q, want %q", what, printable(got), want)
@@ -232,7 +235,8 @@ func readLogin(idToken string) (*idClaims, error) {
 // checkRefresh compares the claims of a refresh's ID token with the login's ID token
 // (OpenID Connect Core section 12.2). The sub comes first, because the ID token of
 // another user differs in the rest as well. The iss is compared with JWTIssuer only,
-// which an operator may have had to change since the login.
+// which an operator may have had to change since the login. An auth_time is compared if both
+// have one: a bank need not send it with each ID token.
 func (claims *idClaims) checkRefresh(login string) error {
 	first, err := readLogin(login)
 	switch {
@@ -242,7 +246,7 @@ func (claims *idClaims) checkRefresh(login string) error {
 		return errOtherSubject
 	case claims.AZP != first.AZP:
 		return invalidIDToken("azp is not the login's")
-	case claims.AuthTime != first.AuthTime && claims.AuthTime != (time.Time{}).Unix():
+	case claims.AuthTime != first.AuthTime && claims.AuthTime != noTime && first.AuthTime != noTime:
 		return invalidIDToken("auth_time is not the login's")
 	case claims.Nonce != "" && claims.Nonce != first.Nonce:
 		return invalidIDToken("nonce is not the login's")

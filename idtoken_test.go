@@ -380,6 +380,8 @@ func TestRefreshIDToken(t *testing.T) {
 		"without a nonce":          {login, `"` + signed(fresh.json()) + `"`, same},
 		"with the login's nonce":   {login, `"` + signed(fresh.with(claims{"nonce": "n-1"}).json()) + `"`, same},
 		"without auth_time":        {login, `"` + signed(fresh.with(claims{"auth_time": nil}).json()) + `"`, same},
+		"auth_time appears":        {login.with(claims{"auth_time": nil}), `"` + signed(fresh.json()) + `"`, same},
+		"an auth_time of 1970":     {login.with(claims{"auth_time": 0}), `"` + signed(fresh.json()) + `"`, "auth_time"},
 		"empty":                    {login, `""`, same},
 		"another nonce":            {login, `"` + signed(fresh.with(claims{"nonce": "n-2"}).json()) + `"`, "nonce"},
 		"another iss":              {login, `"` + signed(fresh.with(claims{"iss": issuer + "1"}).json()) + `"`, "iss"},
