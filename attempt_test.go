@@ -497,6 +497,24 @@ func TestD2PathsThatAreRemembered(t *testing.T) {
 	}
 }
 
+// An answer's header has so much room. Long settings take of it, and never so much that a path
+// of 256 characters is forgotten.
+func TestD2LongSettingsLeaveLessRoom(t *testing.T) {
+	long := func(s string) string { return s + strings.Repeat("x", 256-len(s)) }
+	a := newApp(t, setup{options: ganbauth.Options{
+		RedirectURI: long(appURL + "/bank/callback?"),
+		Scopes:      []string{"openid", long("openid private:")[len("openid "):]},
+		PKCE:        true,
+		Connection:  func(*http.Request) (string, error) { return strings.Repeat("c", 255), nil },
+	}})
+	for length, fits := range map[int]bool{ganbauth.MaxOtherPath: true, 600: true, ganbauth.MaxOwnPath: false} {
+		b := a.browser()
+		path := "/p/" + strings.Repeat("x", length-3)
+		back := b.get(a.bank.Approve(b.do("GET", path, at("same-origin")).Header.Get("Location")))
+		require.Equal(t, fits, back.Header.Get("Location") == path, "%d characters: %s", length, back.Header.Get("Location"))
+	}
+}
+
 // Where login and page are too long together, the page is remembered.
 func TestD2TheLoginIsForgottenFirst(t *testing.T) {
 	a := newApp(t, setup{})

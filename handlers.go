@@ -21,8 +21,9 @@ import (
 //
 // The query parameter return_to names the path to come back to; the default is
 // DefaultReturn. The path is remembered up to 1,024 characters if a page of this site led
-// here, and up to 256 if the user or another site did. Nothing else in the request
-// changes what is asked for.
+// here, and up to 256 if the user or another site did. The former is less if RedirectURI,
+// the scopes and Connection are all about as long as they may be. Nothing else in the
+// request changes what is asked for.
 //
 // It allows GET only. HTMX gets HX-Redirect. A prefetch, or what the browser says is no
 // top-level navigation, is refused with 403. If a scope is malformed, or all of them are
