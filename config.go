@@ -18,7 +18,8 @@ const minSalt = 16
 // Config says where the bank is, and has the application's salt. It unmarshals from the
 // conf.json that every official SDK of the bank reads. [NewConnector] copies it.
 //
-// fmt and log/slog show it without the salt. Marshaling it fails, as JSON for example.
+// fmt and log/slog show it without the salt, unless it is in an unexported field of a
+// struct, where fmt reads it past its methods. Marshaling it fails, as JSON for example.
 type Config struct {
 	// AuthBaseURL is the root of the authorization server: https, or http on a loopback
 	// address. Required.
@@ -192,7 +193,8 @@ func isLoopback(host string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
-// Format implements [fmt.Formatter]. It hides the salt, whatever the verb.
+// Format implements [fmt.Formatter]. It hides the salt, whatever the verb. [Config] says
+// where fmt does not call it.
 func (cfg Config) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "ganbauth.Config{AuthBaseURL:%q AuthPath:%q TokenPath:%q JWTIssuer:%q Salt:[redacted]}",
 		cfg.AuthBaseURL, cfg.AuthPath, cfg.TokenPath, cfg.JWTIssuer)

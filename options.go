@@ -59,7 +59,9 @@ type Options struct {
 	// A mux sets path values. If Connection reads them, RequireToken has to stand around
 	// the routes, behind the mux: in front of it Connection returns "". A handler whose
 	// request names another connection than RequireToken has seen gets no token, and an
-	// error from its Client.
+	// error from its Client. But do not rely on that: what stands between RequireToken and
+	// the mux may copy the request (r.WithContext), and RequireToken does not see the path
+	// values of the copy.
 	Connection func(*http.Request) (string, error)
 	// Name tells several kits of one application apart: up to 32 letters, digits, hyphens
 	// and underscores. Give each its own RedirectURI, too. It begins every key that the
@@ -141,7 +143,8 @@ type Options struct {
 	Observe func(context.Context, Event)
 }
 
-// Format implements [fmt.Formatter] and hides the encryption keys, whatever the verb.
+// Format implements [fmt.Formatter] and hides the encryption keys, whatever the verb. fmt
+// does not call it for Options in an unexported field of a struct.
 func (o Options) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "ganbauth.Options{Name:%q RedirectURI:%q Scopes:%q}", o.Name, o.RedirectURI, o.Scopes)
 }

@@ -20,7 +20,9 @@ import (
 //
 // A Token is a plain value: copy it freely. It is not safe to write to one Token from
 // several goroutines. Formatting a Token with fmt or log/slog shows no secret, and
-// encoding/json refuses it; a [TokenStore] uses the fields, or [Token.MarshalBinary].
+// encoding/json refuses it; a [TokenStore] uses the fields, or [Token.MarshalBinary]. But
+// in an unexported field of a struct of yours fmt reads a Token past its methods, also
+// through a pointer: export the field, or give that struct a Format of its own.
 type Token struct {
 	// AccessToken goes to the bank's API in the header x-access-token. At most 4,096
 	// bytes of visible ASCII.
@@ -88,7 +90,7 @@ func (t Token) redacted() string {
 }
 
 // Format implements [fmt.Formatter] and shows the scope and the expiry only, whatever the
-// verb.
+// verb. [Token] says where fmt does not call it.
 func (t Token) Format(f fmt.State, _ rune) { fmt.Fprint(f, t.redacted()) }
 
 // LogValue implements [slog.LogValuer] and shows the scope and the expiry only.
