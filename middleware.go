@@ -25,7 +25,9 @@ import (
 // a page. Where the session's cookie may come with the next request, the answer is a page
 // that loads the request again, three times at most: a cookie with SameSite=Strict stays
 // behind when another site leads here, and another tab's login may just have renewed the
-// session.
+// session. An address is not loaded again if it is longer than 2,048 characters or has what
+// a browser and a server may read differently, such as an empty segment: then a connected
+// user may be sent to the bank.
 //
 // The kit's own handlers need no token, so RequireToken may stand around all routes,
 // unless Options.Connection reads path values, which the mux sets. It answers callbacks

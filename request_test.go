@@ -161,6 +161,21 @@ func TestE10ArrivalsWithoutTheSessionCookie(t *testing.T) {
 		require.Equal(t, 303, resp.StatusCode)
 		refused(t, b.follow(b.get(a.bank.Approve(resp.Header.Get("Location")))))
 	})
+	// Such an address fits into no header, or is not sure to lead back here.
+	t.Run("by an address that is not loaded again", func(t *testing.T) {
+		a := newApp(t, setup{sessions: strict, options: corp})
+		a.handler = a.sessions.LoadAndSave(a.kit.RequireToken(a.next)) // without a mux, which would clean the path
+		b := a.browser()
+		for target, again := range map[string]bool{
+			"/p?" + strings.Repeat("x", 2045): true,
+			"/p?" + strings.Repeat("x", 2046): false,
+			"/p//x":                           false,
+		} {
+			resp := b.arrive(target, with(navigate, "Sec-Fetch-Site", "cross-site"))
+			require.Equal(t, again, resp.Header.Get("Refresh") != "", "%d characters", len(target))
+			require.Equal(t, !again, strings.HasPrefix(resp.Header.Get("Location"), a.bank.URL))
+		}
+	})
 	t.Run("by an address that has the mark of a reload", func(t *testing.T) {
 		a := newApp(t, setup{sessions: strict, options: corp})
 		b := a.browser()
