@@ -100,7 +100,7 @@ func parseCallback(raw string) (callbackQuery, error) {
 	if err != nil {
 		return invalid("the query is malformed")
 	}
-	for _, name := range []string{"state", "code", "error", "error_description", "iss"} {
+	for _, name := range callbackParams {
 		if len(values[name]) > 1 {
 			return invalid(name + " occurs twice")
 		}

@@ -224,6 +224,10 @@ func (s *settings) checkName() error {
 	return nil
 }
 
+// callbackParams are the parameters that the bank adds to RedirectURI (RFC 6749 section
+// 4.1.2, RFC 9207 section 2).
+var callbackParams = []string{"state", "code", "error", "error_description", "iss"}
+
 // checkRedirectURI also keeps RedirectURI, parsed.
 func (s *settings) checkRedirectURI() error {
 	u, err := url.Parse(s.RedirectURI)
@@ -241,7 +245,7 @@ func (s *settings) checkRedirectURI() error {
 	if err != nil {
 		return fault("the query of RedirectURI is malformed")
 	}
-	for _, name := range []string{"state", "code", "error", "error_description", "iss"} {
+	for _, name := range callbackParams {
 		if query.Has(name) {
 			return fault("RedirectURI has the parameter %s, which the bank adds to it", name)
 		}
