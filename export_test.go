@@ -470,7 +470,7 @@ func Jitter(d time.Duration) time.Duration { return jitter(d) }
 func (g *guard) held() (n int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n = g.aside + len(g.asked)
+	n = g.aside
 	for c := range classes {
 		n += g.waiting[c].Len() + g.out[c]
 	}

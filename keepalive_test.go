@@ -869,27 +869,3 @@ func (l *keyLocker) Lock(ctx context.Context, key string) (func(), error) {
 		}
 	}
 }
-
-// A session ends and leaves its token in the Store. It is not kept alive for ever; a user's
-// is.
-func TestKeepAliveLeavesSessionsAlone(t *testing.T) {
-	store := ganbauth.NewMemoryStore()
-	inBubble(t, setup{options: ganbauth.Options{Store: store}}, func(t *testing.T, a *app) {
-		a.browser().login()
-		require.NoError(t, a.kit.SetToken(t.Context(), "u", a.bank.Token()))
-		ctx, stop := context.WithTimeout(t.Context(), 10*time.Hour)
-		defer stop()
-		require.ErrorIs(t, a.kit.KeepAlive(ctx), context.DeadlineExceeded)
-		token, err := store.Load(t.Context(), "bank/u")
-		require.NoError(t, err)
-		require.True(t, token.Valid())
-		lapsed := 0
-		page, err := store.(ganbauth.ExpiryPager).ExpiringAfter(t.Context(), ganbauth.Expiry{}, time.Now(), 10)
-		require.NoError(t, err)
-		for _, e := range page {
-			require.Contains(t, e.Key, "bank/;")
-			lapsed++
-		}
-		require.Equal(t, 1, lapsed)
-	})
-}

@@ -275,12 +275,14 @@ func (k *Kit) Disconnect(ctx context.Context, key string, connection ...string) 
 //
 //	go bank.KeepAlive(ctx)
 //
-// It is for tokens that belong to users. Those of sessions (without Options.Key) are left
-// alone: nobody could end the ones whose sessions have ended. A token is refreshed when half of its life is over, or 24 hours before it expires if
+// A token is refreshed when half of its life is over, or 24 hours before it expires if
 // that is later. What expires soonest goes first; a key whose refresh fails waits, longer
 // each time, while others go on. KeepAlive makes as many token requests a second as
 // Options.TokenRate says, by default one, and lets users go first. The log warns if that
 // is too few for the number of tokens.
+//
+// It is for tokens that belong to users. Without Options.Key the tokens of sessions that
+// have ended are kept alive, too, for as long as the Store has them.
 //
 // With a Locker one process does it, and another takes over when that process ends:
 // within two leases if it has died. While the bank is away one request at a time looks

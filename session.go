@@ -148,14 +148,13 @@ func (o *owners) inSession(held, connection string) (owner, error) {
 	return o.named(handle, connection)
 }
 
-// owned returns the user whose token is under a store key. It is not ok if the key is another
-// kit's, or a session's: nobody can tell when that session ends.
+// owned is named for a store key.
 func (o *owners) owned(storeKey string) (_ owner, ok bool) {
 	rest, ok := strings.CutPrefix(storeKey, o.kit+"/")
-	key, connection, _ := strings.Cut(rest, "/")
-	if !ok || o.keyOf == nil && isHandle(key) {
+	if !ok {
 		return owner{}, false
 	}
+	key, connection, _ := strings.Cut(rest, "/")
 	return owner{keyUnescaper.Replace(key), keyUnescaper.Replace(connection), storeKey}, true
 }
 
