@@ -77,7 +77,7 @@ type bounds struct {
 func (b *bounds) join(ctx context.Context) context.Context {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.last == nil || time.Since(b.begun) > time.Second {
+	if time.Since(b.begun) > time.Second { // or none has begun
 		b.begun = time.Now()
 		b.last, b.ended = context.WithTimeout(context.Background(), callTimeout+time.Second)
 	}

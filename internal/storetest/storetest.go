@@ -177,44 +177,48 @@ func HolderIsKilled(t *testing.T, addr string, newStore func(addr string) Store)
 // engine.
 func IsChild() bool { return os.Getenv("STORETEST_HOLD_LOCK") != "" }
 
+// CallsFail tests that every call fails, and returns nothing else, at an engine that does
+// not do what it is asked for. It takes two seconds at most.
+func CallsFail(t *testing.T, s Store) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	got, err := s.Load(ctx, "away")
+	require.Error(t, err)
+	require.Nil(t, got)
+	require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	require.Error(t, s.Delete(ctx, "away"))
+	a, secret := Token("a"), Token("S3CRET")
+	for _, err := range []error{
+		s.Save(ctx, "away", secret),
+		s.Swap(ctx, "away", a, secret),
+		s.Swap(ctx, "away", nil, secret),
+		s.Swap(ctx, "away", a, nil),
+		s.Swap(ctx, "away", nil, nil),
+	} {
+		require.Error(t, err)
+		require.NotErrorIs(t, err, ganbauth.ErrSuperseded)
+		require.NotContains(t, err.Error(), "S3CRET")
+	}
+	keys, err := s.Expiring(ctx, a.ExpiresAt)
+	require.Error(t, err)
+	require.Empty(t, keys)
+	page, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, a.ExpiresAt, 1)
+	require.Error(t, err)
+	require.Empty(t, page)
+	fingerprint, unlock, err := s.LockRecord(ctx, "away")
+	require.Error(t, err)
+	require.Empty(t, fingerprint)
+	require.Nil(t, unlock)
+	unlock, err = s.Lock(ctx, "away")
+	require.Error(t, err)
+	require.Nil(t, unlock)
+}
+
 // EngineGoesAway tests an engine that is paused, stopped and started again: errors that
 // are no logout, contexts obeyed, no secret told, and recovery without a restart.
 func EngineGoesAway(t *testing.T, engine *testenv.Process, s Store) {
 	require.NoError(t, s.Save(t.Context(), "away", Token("a")))
-	fails := func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
-		got, err := s.Load(ctx, "away")
-		require.Error(t, err)
-		require.Nil(t, got)
-		require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
-		require.Error(t, s.Delete(ctx, "away"))
-		a, secret := Token("a"), Token("S3CRET")
-		for _, err := range []error{
-			s.Save(ctx, "away", secret),
-			s.Swap(ctx, "away", a, secret),
-			s.Swap(ctx, "away", nil, secret),
-			s.Swap(ctx, "away", a, nil),
-			s.Swap(ctx, "away", nil, nil),
-		} {
-			require.Error(t, err)
-			require.NotErrorIs(t, err, ganbauth.ErrSuperseded)
-			require.NotContains(t, err.Error(), "S3CRET")
-		}
-		keys, err := s.Expiring(ctx, a.ExpiresAt)
-		require.Error(t, err)
-		require.Empty(t, keys)
-		page, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, a.ExpiresAt, 1)
-		require.Error(t, err)
-		require.Empty(t, page)
-		fingerprint, unlock, err := s.LockRecord(ctx, "away")
-		require.Error(t, err)
-		require.Empty(t, fingerprint)
-		require.Nil(t, unlock)
-		unlock, err = s.Lock(ctx, "away")
-		require.Error(t, err)
-		require.Nil(t, unlock)
-	}
 	comesBack := func(want string) {
 		require.Eventually(t, func() bool {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -224,12 +228,12 @@ func EngineGoesAway(t *testing.T, engine *testenv.Process, s Store) {
 		}, 20*time.Second, 10*time.Millisecond)
 	}
 	engine.Stop()
-	fails()
+	CallsFail(t, s)
 	engine.Start(t)
 	comesBack("a")
 	require.NoError(t, s.Save(t.Context(), "away", Token("b")))
 	engine.Pause()
-	fails()
+	CallsFail(t, s)
 	engine.Resume()
 	require.Eventually(t, func() bool { return s.Save(t.Context(), "away", Token("c")) == nil }, 20*time.Second, 10*time.Millisecond)
 	comesBack("c")
