@@ -89,8 +89,10 @@ const (
 	minPause = 5 * time.Millisecond
 	maxPause = 100 * time.Millisecond
 
-	// How many locks are extended or released at the same time.
-	maxBusy = 8
+	// How many statements of a kind are under way at the same time. A beat that hangs for a
+	// hundredth of a lease gives up its place.
+	maxBusy          = 8
+	patiencePerLease = 100
 )
 
 // Locker takes locks in one engine on behalf of this process. It is a ganbauth.Locker and
@@ -98,7 +100,10 @@ const (
 type Locker struct {
 	engine Engine
 	lease  time.Duration
-	slots  chan struct{} // one for each lock that is being extended or released
+
+	// Places for statements that are under way: beats, those whose last one was not
+	// answered, and releases of names.
+	beats, late, releases chan struct{}
 
 	mu      sync.Mutex
 	holds   map[*hold]struct{}
@@ -109,7 +114,8 @@ type Locker struct {
 type hold struct {
 	key, holder string
 	due         time.Time // when it is extended or released next
-	busy        bool      // it is being extended or released
+	busy        bool      // it is being extended or released, or waits for that
+	late        bool      // its last beat was not answered
 
 	// If the name is to be released: until when that is tried, and whether it has been done
 	// once.
@@ -125,10 +131,12 @@ func New(engine Engine, lease time.Duration) *Locker {
 		lease = defaultLease
 	}
 	return &Locker{
-		engine: engine,
-		lease:  min(max(lease, minLease), maxLease),
-		slots:  make(chan struct{}, maxBusy),
-		holds:  map[*hold]struct{}{},
+		engine:   engine,
+		lease:    min(max(lease, minLease), maxLease),
+		beats:    make(chan struct{}, maxBusy),
+		late:     make(chan struct{}, maxBusy),
+		releases: make(chan struct{}, maxBusy),
+		holds:    map[*hold]struct{}{},
 	}
 }
 
@@ -260,10 +268,7 @@ func (l *Locker) add(h *hold) {
 func (l *Locker) remove(h *hold) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.holds, h)
-	if len(l.holds) == 0 {
-		l.wake()
-	}
+	l.drop(h)
 }
 
 // wake has the loop look at the holds before its time. The caller holds l.mu.
@@ -274,7 +279,8 @@ func (l *Locker) wake() {
 	}
 }
 
-// loop extends the locks of this process and releases names, until there are none.
+// loop extends the locks of this process and releases names, until there are none. It waits
+// for no statement: one that hangs must not keep others from being sent.
 func (l *Locker) loop(changed <-chan struct{}) {
 	var busy sync.WaitGroup
 	ticker := time.NewTicker(l.interval())
@@ -289,11 +295,7 @@ func (l *Locker) loop(changed <-chan struct{}) {
 			break
 		}
 		for _, h := range due {
-			l.slots <- struct{}{}
-			busy.Go(func() {
-				defer func() { <-l.slots }()
-				l.serve(h)
-			})
+			busy.Go(func() { l.queue(h) })
 		}
 	}
 	busy.Wait()
@@ -320,6 +322,47 @@ func (l *Locker) due(now time.Time) (due []*hold, done bool) {
 	return due, len(l.holds) == 0
 }
 
+// queue serves h when there is a place. A healthy lock waits neither for releases, which
+// hang when the application has used up its pool, nor for beats that hang, as those of one
+// node of a Cluster may.
+func (l *Locker) queue(h *hold) {
+	places := l.beats
+	switch {
+	case !h.end.IsZero():
+		places = l.releases
+	case h.late:
+		places = l.late
+	}
+	places <- struct{}{}
+	leave := sync.OnceFunc(func() { <-places })
+	defer leave()
+	if h.end.IsZero() {
+		defer time.AfterFunc(l.lease/patiencePerLease, leave).Stop()
+	}
+	if l.wants(h) {
+		l.serve(h)
+	}
+}
+
+// wants reports whether h is still to be extended or released: it may have waited for long.
+func (l *Locker) wants(h *hold) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !h.end.IsZero() && time.Now().After(h.end) {
+		l.drop(h)
+	}
+	_, ok := l.holds[h]
+	return ok
+}
+
+// drop forgets h. The caller holds l.mu.
+func (l *Locker) drop(h *hold) {
+	delete(l.holds, h)
+	if len(l.holds) == 0 {
+		l.wake()
+	}
+}
+
 // serve extends a lock or releases a name. A failure is not the end: the next tick may find
 // the engine well again. A name is released twice, as the engine may get the statement that
 // took the lock after the one that released it.
@@ -336,12 +379,10 @@ func (l *Locker) serve(h *hold) {
 	defer l.mu.Unlock()
 	now := time.Now()
 	if !h.end.IsZero() && (err == nil && h.released || now.After(h.end)) {
-		delete(l.holds, h)
-		if len(l.holds) == 0 {
-			l.wake()
-		}
+		l.drop(h)
 		return
 	}
+	h.late = err != nil && ctx.Err() != nil
 	h.released = h.released || err == nil
 	h.busy, h.due = false, now.Add(l.interval()/2)
 }

@@ -3,6 +3,7 @@ package lease_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"runtime"
 	"strings"
@@ -464,6 +465,82 @@ func (s stalling) Extend(ctx context.Context, key, holder string) error {
 	return s.engine.Extend(ctx, key, holder)
 }
 
+// Many of them do not, either, from their first one on.
+func TestBeatsThatHang(t *testing.T) {
+	for _, n := range []int{8, 200} {
+		bubble(t, func(t *testing.T, e *engine) {
+			l := lease.New(partly{e}, aLease)
+			var unlocks []func()
+			for i := range n {
+				unlock, err := l.Lock(t.Context(), fmt.Sprint("slow", i))
+				require.NoError(t, err)
+				unlocks = append(unlocks, unlock)
+			}
+			unlock, err := l.Lock(t.Context(), "k")
+			require.NoError(t, err)
+			require.ErrorIs(t, try(t, e, 6*aLease), lease.ErrHeld)
+			require.LessOrEqual(t, int(e.pending.Load()), n, "one for each lock at most")
+			for _, unlock := range append(unlocks, unlock) {
+				unlock()
+			}
+		})
+	}
+}
+
+// partly is an engine one part of which hangs.
+type partly struct{ *engine }
+
+func (p partly) Extend(ctx context.Context, key, holder string) error {
+	if strings.HasPrefix(key, "slow") {
+		key = "slow"
+	}
+	return stalling(p).Extend(ctx, key, holder)
+}
+
+// Releases that hang keep no lock from being extended: the application has used up its pool,
+// and beats have connections of their own. Names are let go after a lease.
+func TestReleasesThatHang(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		pool := &starved{engine: e}
+		l := lease.New(pool, aLease)
+		unlock, err := l.Lock(t.Context(), "k")
+		require.NoError(t, err)
+		pool.hangs.Store(true)
+		for i := range 100 {
+			go func() { _, _ = l.Lock(t.Context(), fmt.Sprint("other", i)) }()
+		}
+		require.ErrorIs(t, try(t, e, 3*aLease), lease.ErrHeld)
+		require.LessOrEqual(t, pool.releases.Load(), int32(8*aLease/callTimeout+8))
+		pool.hangs.Store(false)
+		unlock()
+		require.NoError(t, try(t, e, time.Millisecond))
+	})
+}
+
+// starved is an engine all of whose connections are in use, but those for beats.
+type starved struct {
+	*engine
+	hangs    atomic.Bool
+	releases atomic.Int32
+}
+
+func (s *starved) TryLock(ctx context.Context, key, holder string, dead lease.Hold) (lease.Hold, error) {
+	if s.hangs.Load() {
+		<-ctx.Done()
+		return lease.Hold{}, ctx.Err()
+	}
+	return s.engine.TryLock(ctx, key, holder, dead)
+}
+
+func (s *starved) Unlock(ctx context.Context, key, holder string) error {
+	if s.hangs.Load() {
+		s.releases.Add(1)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return s.engine.Unlock(ctx, key, holder)
+}
+
 // A process that was taken for dead does not end the lock of the next holder.
 func TestALostLock(t *testing.T) {
 	bubble(t, func(t *testing.T, e *engine) {
@@ -660,7 +737,7 @@ func TestANameIsReleasedTwice(t *testing.T) {
 	}
 }
 
-// While the engine hangs, eight statements are under way, and nobody waits for the
+// While the engine hangs, eight statements are sent at first, and nobody waits for the
 // goroutine that sends them.
 func TestAnEngineThatHangsHoldsUpNobody(t *testing.T) {
 	bubble(t, func(t *testing.T, e *engine) {
