@@ -16,6 +16,7 @@ import (
 	"github.com/ganbauth/ganbauth/goredisstore"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/lease"
 )
 
 func client(t *testing.T, addr string) *redis.Client {
@@ -201,6 +202,40 @@ func TestF8FullRedis(t *testing.T) {
 	addr := testenv.Redis(t).Addr
 	p := storetest.NewProxy(t, addr)
 	storetest.F8Full(t, p, stores(t, p.Addr)(), stores(t, addr)())
+}
+
+// While Redis takes no writes the holder cannot beat. A waiter fails then, and does not take
+// it for dead.
+func TestLockFailsWhereBeatsDo(t *testing.T) {
+	addr := testenv.Redis(t).Addr
+	admin, ctx := client(t, addr), t.Context()
+	holder, waiter := storeWithLease(t, addr, 0), storeWithLease(t, addr, 0)
+	unlock, err := holder.Lock(ctx, "k")
+	require.NoError(t, err)
+	defer unlock()
+	config := func(name, value string) func() error {
+		return func() error { return admin.ConfigSet(ctx, name, value).Err() }
+	}
+	replicaOf := func(host, port string) func() error {
+		return func() error { return admin.SlaveOf(ctx, host, port).Err() }
+	}
+	for code, writes := range map[string]struct{ end, begin func() error }{
+		"NOREPLICAS": {config("min-replicas-to-write", "1"), config("min-replicas-to-write", "0")},
+		"OOM":        {config("maxmemory", "1"), config("maxmemory", "0")},
+		"READONLY":   {replicaOf("127.0.0.1", "1"), replicaOf("no", "one")},
+	} {
+		require.NoError(t, writes.end())
+		short, cancel := context.WithTimeout(ctx, 5*time.Second)
+		_, err := waiter.Lock(short, "k")
+		cancel()
+		require.ErrorContains(t, err, code)
+		require.NotErrorIs(t, err, lease.ErrHeld)
+		require.NoError(t, writes.begin())
+	}
+	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	_, err = waiter.Lock(ctx, "k")
+	require.ErrorIs(t, err, lease.ErrHeld)
 }
 
 func TestI16README(t *testing.T) {

@@ -53,7 +53,9 @@ type Hold struct {
 type Engine interface {
 	// TryLock gives the lock on key to holder, with 0 beats, if nobody holds it, if holder
 	// holds it already, or if what holds it equals dead. It returns the hold that is there
-	// afterwards: its Holder is holder exactly if the lock was taken.
+	// afterwards: its Holder is holder exactly if the lock was taken. It must fail where
+	// Extend would, also if somebody else holds the lock: an engine that answers reads and
+	// refuses writes would show a holder that stands still, and lives.
 	TryLock(ctx context.Context, key, holder string, dead Hold) (Hold, error)
 	// Extend adds one to the beats of the lock on key, if holder holds it.
 	Extend(ctx context.Context, key, holder string) error

@@ -11,11 +11,14 @@ import (
 var (
 	// takeLock takes the lock if it is free, or the caller's own, or held as by the dead.
 	// It returns the hold and, if it was taken, the fingerprint of the record. Of a
-	// record without a fingerprint, of an earlier version, that is "?".
+	// record without a fingerprint, of an earlier version, that is "?". Where it is not taken,
+	// HSETNX changes nothing, and fails if Redis takes no writes: then the holder's beats
+	// fail, too.
 	takeLock = newScript(`
 local held = redis.call('HMGET', KEYS[1], 'holder', 'beats')
 local holder, deadholder, deadbeats, lock = unpack(ARGV)
 if held[1] and held[1] ~= holder and not (held[1] == deadholder and held[2] == deadbeats) then
+	redis.call('HSETNX', KEYS[1], 'holder', '')
 	return {held[1], tonumber(held[2]), ''}
 end
 redis.call('HSET', KEYS[1], 'holder', holder, 'beats', 0)
