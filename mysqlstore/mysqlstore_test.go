@@ -17,6 +17,7 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/lease"
 	"github.com/ganbauth/ganbauth/mysqlstore"
 )
 
@@ -209,6 +210,26 @@ func TestF8FullMariaDB(t *testing.T) {
 	server, direct := testenv.MariaDB(t)
 	p := storetest.NewProxy(t, server.Addr)
 	storetest.F8Full(t, p, stores(t, dsn(p.Addr))(), stores(t, direct)())
+}
+
+// While MariaDB takes no writes the holder cannot beat. A waiter fails then, and does not
+// take it for dead.
+func TestLockFailsWhereBeatsDo(t *testing.T) {
+	server, dsn := testenv.MariaDB(t)
+	unlock, err := stores(t, dsn)().Lock(t.Context(), "k")
+	require.NoError(t, err)
+	defer unlock()
+	admin := pool(t, dsn, 1) // to whom read_only does not apply
+	for _, sql := range []string{"CREATE USER app@'%'", "GRANT ALL ON app.* TO app@'%'", "SET GLOBAL read_only = 1"} {
+		_, err := admin.ExecContext(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	waiter := mysqlstore.New(pool(t, "app@tcp("+server.Addr+")/app", 1), mysqlstore.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, err = waiter.Lock(ctx, "k")
+	require.ErrorContains(t, err, "read-only")
+	require.NotErrorIs(t, err, lease.ErrHeld)
 }
 
 func TestRoundTrips(t *testing.T) {

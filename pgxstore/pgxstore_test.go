@@ -15,6 +15,7 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/lease"
 	"github.com/ganbauth/ganbauth/pgxstore"
 )
 
@@ -237,6 +238,21 @@ func TestF8FullPostgres(t *testing.T) {
 	server, direct := testenv.Postgres(t)
 	p := storetest.NewProxy(t, server.Addr)
 	storetest.F8Full(t, p, stores(t, dsn(p.Addr))(), stores(t, direct)())
+}
+
+// While PostgreSQL takes no writes the holder cannot beat. A waiter fails then, and does not
+// take it for dead.
+func TestLockFailsWhereBeatsDo(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	unlock, err := stores(t, dsn)().Lock(t.Context(), "k")
+	require.NoError(t, err)
+	defer unlock()
+	waiter := pgxstore.New(pool(t, dsn+"&default_transaction_read_only=on"), pgxstore.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, err = waiter.Lock(ctx, "k")
+	require.ErrorContains(t, err, "read-only transaction")
+	require.NotErrorIs(t, err, lease.ErrHeld)
 }
 
 func TestI16README(t *testing.T) {
