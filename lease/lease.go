@@ -46,7 +46,8 @@ type Hold struct {
 
 // Engine keeps locks, each under a key of any content. Every method is one statement, or
 // one step that cannot be interrupted. Methods are called concurrently. They return an
-// error when ctx ends; the Locker gives them three seconds at most.
+// error when ctx ends; the Locker gives them three seconds at most, and Extend no more than
+// a quarter of the lease.
 //
 // An error means that nobody knows whether the statement has happened. The same statement
 // may be sent again, by the Locker or by the engine's own client.
@@ -84,7 +85,8 @@ const (
 
 	beatsPerLease = 4
 
-	// How long one statement may take.
+	// How long one statement may take. A beat also ends with the interval of beats, so that
+	// one that hangs loses no lock.
 	callTimeout = 3 * time.Second
 
 	// How often a waiter asks: soon at first, then regularly.
@@ -366,15 +368,17 @@ func (l *Locker) drop(h *hold) {
 }
 
 // serve extends a lock or releases a name. A failure is not the end: the next tick may find
-// the engine well again. A name is released twice, as the engine may get the statement that
-// took the lock after the one that released it.
+// the engine well again, and what was not answered is sent again at once. A name is released
+// twice, as the engine may get the statement that took the lock after the one that released
+// it.
 func (l *Locker) serve(h *hold) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	statement := l.engine.Extend
+	statement, timeout := l.engine.Extend, min(callTimeout, l.interval())
 	if !h.end.IsZero() {
-		statement = l.engine.Unlock
+		statement, timeout = l.engine.Unlock, callTimeout
 	}
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
 	err := guarded(func() error { return statement(ctx, h.key, h.holder) })
 
 	l.mu.Lock()
@@ -386,7 +390,10 @@ func (l *Locker) serve(h *hold) {
 	}
 	h.late = err != nil && ctx.Err() != nil
 	h.released = h.released || err == nil
-	h.busy, h.due = false, now.Add(l.interval()/2)
+	h.busy, h.due = false, begun.Add(l.interval()/2)
+	if h.late {
+		l.wake()
+	}
 }
 
 // guarded turns a panic of the engine into an error: here it would end the process.

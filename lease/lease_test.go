@@ -465,7 +465,40 @@ func (s stalling) Extend(ctx context.Context, key, holder string) error {
 	return s.engine.Extend(ctx, key, holder)
 }
 
-// Many of them do not, either, from their first one on.
+// One beat that hangs, as on a connection that is dead, loses no lock, however short its
+// lease is. Nor do two.
+func TestABeatThatHangsIsRepeated(t *testing.T) {
+	for _, aLease := range []time.Duration{time.Second, 3 * time.Second, aLease} {
+		for hang := range 3 {
+			bubble(t, func(t *testing.T, e *engine) {
+				unlock, err := lease.New(&flaky{engine: e, hang: hang}, aLease).Lock(t.Context(), "k")
+				require.NoError(t, err)
+				defer unlock()
+				ctx, cancel := context.WithTimeout(t.Context(), 4*aLease)
+				defer cancel()
+				_, err = lease.New(e, aLease).Lock(ctx, "k")
+				require.ErrorIs(t, err, lease.ErrHeld)
+			})
+		}
+	}
+}
+
+// flaky is an engine at which that many beats hang at first.
+type flaky struct {
+	*engine
+	hang int
+}
+
+func (f *flaky) Extend(ctx context.Context, key, holder string) error {
+	if f.hang--; f.hang >= 0 {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return f.engine.Extend(ctx, key, holder)
+}
+
+// Beats that hang for many locks, from their first one on, do not keep others from being
+// extended.
 func TestBeatsThatHang(t *testing.T) {
 	for _, n := range []int{8, 200} {
 		bubble(t, func(t *testing.T, e *engine) {
