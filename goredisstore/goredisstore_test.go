@@ -3,7 +3,9 @@ package goredisstore_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -202,6 +204,28 @@ func TestF8FullRedis(t *testing.T) {
 	addr := testenv.Redis(t).Addr
 	p := storetest.NewProxy(t, addr)
 	storetest.F8Full(t, p, stores(t, p.Addr)(), stores(t, addr)())
+}
+
+// A connection more hangs, as at a proxy that lets it wait: a lock is extended over the
+// application's.
+func TestF8BeatsThatHang(t *testing.T) {
+	addr := testenv.Redis(t).Addr
+	other, opened := storeWithLease(t, addr, 2*time.Second), atomic.Int32{}
+	c := redis.NewClient(&redis.Options{Addr: addr, PoolSize: 1, Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if opened.Add(1) > 1 {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}})
+	t.Cleanup(func() { c.Close() })
+	unlock, err := goredisstore.New(c, goredisstore.Options{Lease: 2 * time.Second}).Lock(t.Context(), "k")
+	require.NoError(t, err)
+	defer unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+	defer cancel()
+	_, err = other.Lock(ctx, "k")
+	require.ErrorIs(t, err, lease.ErrHeld)
 }
 
 // While Redis takes no writes the holder cannot beat. A waiter fails then, and does not take

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/ganbauth/ganbauth/lease"
 )
@@ -66,14 +67,27 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 }
 
 // Extend has connections of its own: the application may use up its pool just when its
-// refreshes take long. It does with the pool where no other connection is to be had.
-func (e engine) Extend(ctx context.Context, key, holder string) (err error) {
+// refreshes take long. It does with the pool where no other connection is to be had, or
+// where one has to wait for it, as at a proxy.
+func (e engine) Extend(ctx context.Context, key, holder string) error {
 	if beats := e.beatPool(); beats != nil {
-		if _, err = exec(ctx, beats, extendSQL(key, holder)); err == nil || ctx.Err() != nil {
+		if err := extendApart(ctx, beats, key, holder); err == nil || ctx.Err() != nil {
 			return err
 		}
 	}
-	_, err = e.exec(ctx, extendSQL(key, holder))
+	_, err := e.exec(ctx, extendSQL(key, holder))
+	return err
+}
+
+// extendApart extends a lock over a connection for beats, in half of the time that is left.
+func extendApart(ctx context.Context, beats *sql.DB, key, holder string) error {
+	apart := maxApart
+	if end, ok := ctx.Deadline(); ok {
+		apart = min(apart, time.Until(end)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, apart)
+	defer cancel()
+	_, err := exec(ctx, beats, extendSQL(key, holder))
 	return err
 }
 
@@ -82,7 +96,11 @@ func (e engine) Unlock(ctx context.Context, key, holder string) error {
 	return err
 }
 
-const maxBeatConns = 2
+const (
+	maxBeatConns = 2
+	// How long a beat waits for one of them, and for its answer.
+	maxApart = time.Second
+)
 
 // beatPool returns the pool for beats, and makes it if there is none. Without
 // Options.Connector it is nil.

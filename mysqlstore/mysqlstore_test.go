@@ -212,6 +212,29 @@ func TestF8FullMariaDB(t *testing.T) {
 	storetest.F8Full(t, p, stores(t, dsn(p.Addr))(), stores(t, direct)())
 }
 
+// A connection more hangs, as at a proxy that lets it wait: a lock is extended over one of
+// the application's.
+func TestF8BeatsThatHang(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	other := storeWithLease(t, dsn, 2*time.Second)
+	s := mysqlstore.New(pool(t, dsn, 1), mysqlstore.Options{Lease: 2 * time.Second, Connector: waiting{}})
+	unlock, err := s.Lock(t.Context(), "k")
+	require.NoError(t, err)
+	defer unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+	defer cancel()
+	_, err = other.Lock(ctx, "k")
+	require.ErrorIs(t, err, lease.ErrHeld)
+}
+
+// waiting connects nobody, and refuses nobody.
+type waiting struct{ driver.Connector }
+
+func (waiting) Connect(ctx context.Context) (driver.Conn, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
 // While MariaDB takes no writes the holder cannot beat. A waiter fails then, and does not
 // take it for dead.
 func TestLockFailsWhereBeatsDo(t *testing.T) {

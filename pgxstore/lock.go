@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -72,15 +73,29 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 }
 
 // Extend has connections of its own: the application may use up its pool just when its
-// refreshes take long. It does with the pool where no other connection is to be had.
+// refreshes take long. It does with the pool where no other connection is to be had, or
+// where one has to wait for it, as at a pooler.
 func (e engine) Extend(ctx context.Context, key, holder string) error {
-	beats, err := e.beatPool()
-	if err == nil {
-		_, err = beats.Exec(ctx, extendSQL, []byte(key), holder)
-	}
+	err := e.extendApart(ctx, key, holder)
 	if err != nil && ctx.Err() == nil {
 		_, err = e.exec(ctx, extendSQL, []byte(key), holder)
 	}
+	return err
+}
+
+// extendApart extends a lock over a connection for beats, in half of the time that is left.
+func (e engine) extendApart(ctx context.Context, key, holder string) error {
+	beats, err := e.beatPool()
+	if err != nil {
+		return err
+	}
+	apart := maxApart
+	if end, ok := ctx.Deadline(); ok {
+		apart = min(apart, time.Until(end)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, apart)
+	defer cancel()
+	_, err = beats.Exec(ctx, extendSQL, []byte(key), holder)
 	return err
 }
 
@@ -89,7 +104,11 @@ func (e engine) Unlock(ctx context.Context, key, holder string) error {
 	return err
 }
 
-const maxBeatConns = 2
+const (
+	maxBeatConns = 2
+	// How long a beat waits for one of them, and for its answer.
+	maxApart = time.Second
+)
 
 // beatPool returns the pool for beats, and makes it if there is none.
 func (s *Store) beatPool() (*pgxpool.Pool, error) {

@@ -2,7 +2,9 @@ package pgxstore_test
 
 import (
 	"context"
+	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -238,6 +240,32 @@ func TestF8FullPostgres(t *testing.T) {
 	server, direct := testenv.Postgres(t)
 	p := storetest.NewProxy(t, server.Addr)
 	storetest.F8Full(t, p, stores(t, dsn(p.Addr))(), stores(t, direct)())
+}
+
+// A connection more hangs, as at a pooler that lets it wait: a lock is extended over one of
+// the application's.
+func TestF8BeatsThatHang(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	other, opened := storeWithLease(t, dsn, 2*time.Second), atomic.Int32{}
+	config, err := pgxpool.ParseConfig(dsn + "&pool_max_conns=1")
+	require.NoError(t, err)
+	config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if opened.Add(1) > 1 {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
+	p, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(p.Close)
+	unlock, err := pgxstore.New(p, pgxstore.Options{Lease: 2 * time.Second}).Lock(t.Context(), "k")
+	require.NoError(t, err)
+	defer unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+	defer cancel()
+	_, err = other.Lock(ctx, "k")
+	require.ErrorIs(t, err, lease.ErrHeld)
 }
 
 // While PostgreSQL takes no writes the holder cannot beat. A waiter fails then, and does not

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/ganbauth/ganbauth/lease"
 )
@@ -88,18 +89,27 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 	return held, err
 }
 
-// Extend goes over the spare client, if there is one, and over the application's where
-// that one cannot connect.
+// maxApart is how long a beat waits for a spare connection, and for its answer.
+const maxApart = time.Second
+
+// Extend goes over the spare client, if there is one, in half of the time that is left, and
+// over the application's where that one does not answer.
 func (e engine) Extend(ctx context.Context, key, holder string) error {
-	extend := func(client Client) error {
+	extend := func(ctx context.Context, client Client) error {
 		return e.run(ctx, client, extendLock, []string{e.name(key)}, holder, lockSeconds).Err
 	}
 	if spare, ok := e.client.(Spare); ok {
-		if err := extend(spare.Beats()); err == nil || ctx.Err() != nil {
+		apart := maxApart
+		if end, ok := ctx.Deadline(); ok {
+			apart = min(apart, time.Until(end)/2)
+		}
+		short, cancel := context.WithTimeout(ctx, apart)
+		defer cancel()
+		if err := extend(short, spare.Beats()); err == nil || ctx.Err() != nil {
 			return err
 		}
 	}
-	return extend(e.client)
+	return extend(ctx, e.client)
 }
 
 func (e engine) Unlock(ctx context.Context, key, holder string) error {
