@@ -2,17 +2,25 @@ package pgxstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // How long one call may take, the wait for a connection included: pgx itself waits forever.
 // It is up to a second more.
 const callTimeout = 3 * time.Second
+
+// Codes of PostgreSQL's.
+const (
+	serializationFailure = "40001"
+	deadlockDetected     = "40P01"
+)
 
 // call runs fn with a connection of the pool, and leaves it when ctx ends. A caller that
 // leaves while it waits for a connection gives up its place. A statement that is on its
@@ -45,13 +53,25 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *pgxpoo
 			return
 		}
 		defer conn.Release()
-		a.value, a.err = fn(bounded, conn)
+		a.value, a.err = untilDone(waiting, func() (T, error) { return fn(bounded, conn) })
 	}()
 	select {
 	case a := <-answered:
 		return a.value, a.err
 	case <-ctx.Done():
 		return *new(T), ctx.Err()
+	}
+}
+
+// untilDone repeats a statement, until ctx ends, that PostgreSQL has undone for the sake of
+// another: because of a default isolation above read committed, or of a deadlock.
+func untilDone[T any](ctx context.Context, fn func() (T, error)) (value T, err error) {
+	for {
+		value, err = fn()
+		var e *pgconn.PgError
+		if !errors.As(err, &e) || e.Code != serializationFailure && e.Code != deadlockDetected || ctx.Err() != nil {
+			return value, err
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/ganbauth/ganbauth/lease"
@@ -95,7 +96,9 @@ func (e engine) extendApart(ctx context.Context, key, holder string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, apart)
 	defer cancel()
-	_, err = beats.Exec(ctx, extendSQL, []byte(key), holder)
+	_, err = untilDone(ctx, func() (pgconn.CommandTag, error) {
+		return beats.Exec(ctx, extendSQL, []byte(key), holder)
+	})
 	return err
 }
 

@@ -2,6 +2,7 @@ package pgxstore_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,39 @@ func TestStore(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
 	s := stores(t, dsn)()
 	ganbtest.TestStore(t, func() ganbauth.TokenStore { return s })
+}
+
+// The application's default isolation may be stricter than a single statement needs.
+func TestIsolation(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	for _, level := range []string{"repeatable%20read", "serializable"} {
+		s := pgxstore.New(pool(t, dsn+"&pool_max_conns=8&default_transaction_isolation="+level), pgxstore.Options{})
+		require.NoError(t, s.Migrate(t.Context()))
+		require.NoError(t, s.Save(t.Context(), level, storetest.Token("0")))
+		refresh := func(access string) error {
+			unlock, err := s.Lock(t.Context(), level)
+			if err != nil {
+				return err
+			}
+			defer unlock()
+			old, err := s.Load(t.Context(), level)
+			if err != nil {
+				return err
+			}
+			return s.Swap(t.Context(), level, old, storetest.Token(access))
+		}
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				for j := range 10 {
+					if err := refresh(fmt.Sprint(i, j)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
 }
 
 // Several processes that start together migrate together, and a second start changes
