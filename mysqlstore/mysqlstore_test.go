@@ -255,6 +255,53 @@ func TestLockFailsWhereBeatsDo(t *testing.T) {
 	require.NotErrorIs(t, err, lease.ErrHeld)
 }
 
+// What MariaDB undoes because of somebody else's locks is done in the end.
+func TestUndoneStatementsAreRepeated(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	s := mysqlstore.New(pool(t, dsn+"?innodb_lock_wait_timeout=1", 1), mysqlstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	require.NoError(t, s.Save(t.Context(), "k", storetest.Token("a")))
+	db := pool(t, dsn, 2)
+	exec := func(tx *sql.Tx, query string) {
+		_, err := tx.ExecContext(t.Context(), query)
+		require.NoError(t, err)
+	}
+	const (
+		row   = "SELECT 1 FROM ganbauth_tokens WHERE `key` = 'k' FOR UPDATE"
+		index = "SELECT recorded FROM ganbauth_tokens FORCE INDEX (ganbauth_tokens_touched) WHERE recorded = 1 LOCK IN SHARE MODE"
+		// The server undoes the transaction that has changed less.
+		heavy = "INSERT INTO ganbauth_tokens (`key`, touched_at) SELECT concat('x', seq), 0 FROM seq_1_to_100"
+	)
+	for name, test := range map[string]struct {
+		before []string // while the store writes: locks of another transaction
+		after  string   // when the store waits
+		held   time.Duration
+	}{
+		"lock wait timeout": {[]string{row}, row, 1500 * time.Millisecond},
+		"deadlock":          {[]string{heavy, index}, row, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := db.ExecContext(t.Context(), "UPDATE ganbauth_tokens SET touched_at = 0") // so that a save changes the index
+			require.NoError(t, err)
+			tx, err := db.BeginTx(t.Context(), nil)
+			require.NoError(t, err)
+			for _, query := range test.before {
+				exec(tx, query)
+			}
+			saved := make(chan error)
+			go func() { saved <- s.Save(t.Context(), "k", storetest.Token("b")) }()
+			require.Eventually(t, func() (waits bool) {
+				require.NoError(t, db.QueryRowContext(t.Context(), "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'").Scan(&waits))
+				return waits
+			}, 20*time.Second, 150*time.Millisecond) // the server looks no sooner
+			exec(tx, test.after)
+			time.Sleep(test.held)
+			require.NoError(t, tx.Rollback())
+			require.NoError(t, <-saved)
+		})
+	}
+}
+
 func TestRoundTrips(t *testing.T) {
 	_, dsn := testenv.MariaDB(t)
 	db := pool(t, dsn, 1)

@@ -135,3 +135,10 @@ func isDuplicate(err error) bool {
 	var e *mysql.MySQLError
 	return errors.As(err, &e) && e.Number == duplicateEntry
 }
+
+// isUndone reports whether the server has undone a statement because of a lock.
+func isUndone(err error) bool {
+	const lockWaitTimeout, deadlock = 1205, 1213
+	var e *mysql.MySQLError
+	return errors.As(err, &e) && (e.Number == lockWaitTimeout || e.Number == deadlock)
+}
