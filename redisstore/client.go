@@ -51,6 +51,13 @@ func (c Command) Format(f fmt.State, _ rune) {
 // LogValue implements [slog.LogValuer] and shows no argument.
 func (c Command) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(c)) }
 
+// MarshalText always fails, and so do encoding/json and other encodings that use it: tokens
+// are among the arguments.
+func (Command) MarshalText() ([]byte, error) { return nil, errNotToEncode }
+
+// GobEncode always fails, as MarshalText does.
+func (Command) GobEncode() ([]byte, error) { return nil, errNotToEncode }
+
 // Answer is what Redis answers to a [Command].
 type Answer struct {
 	// Value is a string, an int64, a list of these as []any, or nil if there is nothing.
@@ -72,6 +79,15 @@ func (a Answer) Format(f fmt.State, _ rune) {
 
 // LogValue implements [slog.LogValuer] and shows no value.
 func (a Answer) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(a)) }
+
+// MarshalText always fails, and so do encoding/json and other encodings that use it: a
+// token may be the value.
+func (Answer) MarshalText() ([]byte, error) { return nil, errNotToEncode }
+
+// GobEncode always fails, as MarshalText does.
+func (Answer) GobEncode() ([]byte, error) { return nil, errNotToEncode }
+
+var errNotToEncode = errors.New("redisstore: commands and answers are not to be encoded, as tokens are in them")
 
 // How long one call may take, whatever the client's timeouts and retries are.
 const callTimeout = 3 * time.Second

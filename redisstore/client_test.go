@@ -3,9 +3,13 @@ package redisstore_test
 import (
 	"bytes"
 	"context"
+	"encoding/gob"
+	"encoding/json"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"testing"
 	"time"
 
@@ -26,9 +30,19 @@ func (l logging) Do(_ context.Context, commands []redisstore.Command) []redissto
 	}
 	for _, h := range []slog.Handler{slog.NewTextHandler(l.out, nil), slog.NewJSONHandler(l.out, nil)} {
 		slog.New(h).Info("sent", "command", commands[0], "answer", answers[0])
+		slog.New(h).Info("sent", "commands", commands, "answers", answers)
 	}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
 		fmt.Fprintf(l.out, verb+verb, commands, answers)
+	}
+	for _, value := range []any{commands, answers, &commands[0], &answers[0]} {
+		for name, err := range map[string]error{
+			"JSON": json.NewEncoder(l.out).Encode(value),
+			"XML":  xml.NewEncoder(l.out).Encode(value),
+			"gob":  gob.NewEncoder(l.out).Encode(value),
+		} {
+			fmt.Fprintf(l.out, "\n%s: %v\n", name, err)
+		}
 	}
 	return answers
 }
@@ -45,6 +59,11 @@ func TestF1CommandsAndAnswersPrintNoToken(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "S3CRET-access", found.AccessToken, "there was something to show")
 	require.Contains(t, out.String(), "EVALSHA")
+	encoded := regexp.MustCompile("(?m)^(JSON|XML|gob): (.*)").FindAllStringSubmatch(out.String(), -1)
+	require.Len(t, encoded, 2*4*3)
+	for _, result := range encoded {
+		require.Contains(t, result[2], "are not to be encoded")
+	}
 	require.NotContains(t, out.String(), "S3CRET")
 }
 
