@@ -3,8 +3,10 @@ package mysqlstore
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 )
 
@@ -44,6 +46,9 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *sql.Co
 			return
 		}
 		defer conn.Close()
+		if a.err = s.pooled.look(bounded, conn); a.err != nil {
+			return
+		}
 		for {
 			a.value, a.err = fn(bounded, conn)
 			if !isUndone(a.err) || waiting.Err() != nil {
@@ -57,6 +62,29 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *sql.Co
 	case <-ctx.Done():
 		return *new(T), ctx.Err()
 	}
+}
+
+var errNoAutocommit = errors.New("the connections have autocommit off, with which nothing is stored: leave it on")
+
+// autocommit is whether connections have autocommit on. Without it a statement seems done,
+// and is undone when its connection ends. One look is enough: connections are made alike.
+type autocommit struct{ on atomic.Bool }
+
+func (a *autocommit) look(ctx context.Context, conn interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}) error {
+	if a.on.Load() {
+		return nil
+	}
+	var on bool
+	if err := conn.QueryRowContext(ctx, "SELECT @@autocommit").Scan(&on); err != nil {
+		return err
+	}
+	if !on {
+		return errNoAutocommit
+	}
+	a.on.Store(true)
+	return nil
 }
 
 // queue returns the context with which a call waits for a connection. Where all

@@ -71,7 +71,7 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 // where one has to wait for it, as at a proxy.
 func (e engine) Extend(ctx context.Context, key, holder string) error {
 	if beats := e.beatPool(); beats != nil {
-		if err := extendApart(ctx, beats, key, holder); err == nil || ctx.Err() != nil {
+		if err := e.extendApart(ctx, beats, key, holder); err == nil || ctx.Err() != nil {
 			return err
 		}
 	}
@@ -80,13 +80,16 @@ func (e engine) Extend(ctx context.Context, key, holder string) error {
 }
 
 // extendApart extends a lock over a connection for beats, in half of the time that is left.
-func extendApart(ctx context.Context, beats *sql.DB, key, holder string) error {
+func (e engine) extendApart(ctx context.Context, beats *sql.DB, key, holder string) error {
 	apart := maxApart
 	if end, ok := ctx.Deadline(); ok {
 		apart = min(apart, time.Until(end)/2)
 	}
 	ctx, cancel := context.WithTimeout(ctx, apart)
 	defer cancel()
+	if err := e.apart.look(ctx, beats); err != nil {
+		return err
+	}
 	_, err := exec(ctx, beats, extendSQL(key, holder))
 	return err
 }

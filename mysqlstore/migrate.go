@@ -13,8 +13,11 @@ import (
 var Schema string
 
 // Migrate creates the table where it is missing. It may run at every start, in several
-// processes at once.
+// processes at once. It fails if autocommit is off.
 func (s *Store) Migrate(ctx context.Context) error {
+	if err := s.pooled.look(ctx, s.db); err != nil {
+		return fmt.Errorf("mysqlstore: migrate: %w", err)
+	}
 	if _, err := s.db.ExecContext(ctx, Schema); err != nil {
 		return fmt.Errorf("mysqlstore: migrate: %w", err)
 	}

@@ -31,7 +31,8 @@
 //
 // Every statement is one request of plain SQL whose values are hexadecimal literals: it
 // needs no prepared statement and no option of the driver, and depends on no character
-// set and no sql_mode. Reads must reach the primary: a proxy that sends SELECT to
+// set and no sql_mode. Autocommit must be on, as it is by default: every call fails where it
+// is off. Reads must reach the primary: a proxy that sends SELECT to
 // replicas must send those on ganbauth_tokens to the primary.
 package mysqlstore
 
@@ -76,6 +77,8 @@ type Store struct {
 	connector driver.Connector
 	ttl       time.Duration
 	locker    *lease.Locker
+
+	pooled, apart autocommit // of the pool's connections, and of those for beats
 
 	mu    sync.Mutex
 	beats *sql.DB // for beats alone, while this process holds locks; or nil

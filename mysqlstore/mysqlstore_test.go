@@ -74,6 +74,41 @@ func TestStore(t *testing.T) {
 	}
 }
 
+// Without autocommit nothing would be stored, and no call seems to succeed.
+func TestAutocommitIsOff(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	on, ctx := storeWithLease(t, dsn, time.Second), t.Context()
+	require.NoError(t, on.Save(ctx, "k", storetest.Token("a")))
+	off := mysqlstore.New(pool(t, dsn+"?autocommit=0", 2), mysqlstore.Options{})
+	for name, call := range map[string]func() error{
+		"Migrate":  func() error { return off.Migrate(ctx) },
+		"Load":     func() error { _, err := off.Load(ctx, "k"); return err },
+		"Save":     func() error { return off.Save(ctx, "k", storetest.Token("b")) },
+		"Swap":     func() error { return off.Swap(ctx, "k", storetest.Token("a"), storetest.Token("b")) },
+		"Delete":   func() error { return off.Delete(ctx, "k") },
+		"Lock":     func() error { _, err := off.Lock(ctx, "k"); return err },
+		"Expiring": func() error { _, err := off.Expiring(ctx, time.Now()); return err },
+	} {
+		require.ErrorContains(t, call(), "autocommit", name)
+	}
+	_, err := on.Load(ctx, "k")
+	require.NoError(t, err)
+}
+
+// Only the connections for beats have it off: a lock is extended over the pool.
+func TestAutocommitIsOffForBeats(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	other := stores(t, dsn)()
+	s := mysqlstore.New(pool(t, dsn, 1), mysqlstore.Options{Lease: time.Second, Connector: connector(t, dsn+"?autocommit=0")})
+	unlock, err := s.Lock(t.Context(), "k")
+	require.NoError(t, err)
+	defer unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	_, err = other.Lock(ctx, "k")
+	require.ErrorIs(t, err, lease.ErrHeld)
+}
+
 func TestMigrate(t *testing.T) {
 	_, dsn := testenv.MariaDB(t)
 	var wg sync.WaitGroup
