@@ -41,7 +41,8 @@ type Options struct {
 // Store keeps tokens in Redis and locks them there. It is safe for concurrent use.
 //
 // Every call ends with its context, and after three seconds at most, whatever the client's
-// timeouts are. A list of tokens takes as many calls as it has pages.
+// timeouts are. A lock that somebody holds is waited for until the context ends. A list of
+// tokens takes as many calls as it has pages.
 type Store = redisstore.Store
 
 // New returns a Store that uses client, which its owner closes.

@@ -70,8 +70,9 @@ type Options struct {
 // ganbauth_tokens of the connection's database. It is safe for concurrent use.
 //
 // Every call but Migrate and Cleanup ends with its context, and after three seconds at
-// most. A statement that is on its way when the caller leaves is let finish: ending it
-// would cost its connection. A list of tokens takes as many calls as it has pages.
+// most. A lock that somebody holds is waited for until the context ends. A statement that
+// is on its way when the caller leaves is let finish: ending it would cost its
+// connection. A list of tokens takes as many calls as it has pages.
 type Store struct {
 	db        *sql.DB
 	connector driver.Connector

@@ -18,8 +18,8 @@ var ErrUnfit = errors.New("redisstore: tokens are not safe in this Redis")
 //     with Options.TTL. Users have to connect again then.
 //   - The client reads from replicas, which may lag behind. Not every client can tell.
 //
-// Call it when the application starts. The Store also checks by itself before its first
-// lock, and logs a warning.
+// Call it when the application starts. The Store also checks by itself at its first lock,
+// and logs a warning.
 func (s *Store) Check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -38,13 +38,15 @@ func (s *Store) Check(ctx context.Context) error {
 	return nil
 }
 
-// warn checks once. What cannot be checked is not worth a warning.
+// warn checks once, and others do not wait for that. What cannot be checked is not worth a
+// warning.
 func (s *Store) warn(ctx context.Context) {
-	s.checked.Do(func() {
-		if err := s.Check(ctx); errors.Is(err, ErrUnfit) {
-			s.log.WarnContext(ctx, err.Error())
-		}
-	})
+	if s.checked.Swap(true) {
+		return
+	}
+	if err := s.Check(ctx); errors.Is(err, ErrUnfit) {
+		s.log.WarnContext(ctx, err.Error())
+	}
 }
 
 // checkNode looks at what a node says about its memory. One that says nothing, as some

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"regexp"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -78,6 +79,35 @@ func TestClientWithoutAnswers(t *testing.T) {
 	_, err := s.Load(t.Context(), "k")
 	require.ErrorContains(t, err, "redisstore: load: the client has not answered every command")
 	require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
+}
+
+// silent answers nothing until its caller leaves.
+type silent struct{ logging }
+
+func (silent) Do(ctx context.Context, commands []redisstore.Command) []redisstore.Answer {
+	<-ctx.Done()
+	return nil
+}
+
+func (silent) Memory(ctx context.Context) (infos []string, err error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Redis is asked for its memory at the first lock. Who comes second does not wait for that.
+func TestTheSecondLockWaitsForNoCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := redisstore.New(silent{}, redisstore.Options{})
+		go func() { _, _ = s.Lock(t.Context(), "first") }()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		began := time.Now()
+		_, err := s.Lock(ctx, "second")
+		require.Error(t, err)
+		require.Equal(t, 100*time.Millisecond, time.Since(began))
+		time.Sleep(time.Minute) // both names are given up
+	})
 }
 
 // odd answers what no Redis would.

@@ -36,7 +36,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -68,7 +67,8 @@ type Options struct {
 // Store keeps tokens in Redis and locks them there. It is safe for concurrent use.
 //
 // Every call ends with its context, and after three seconds at most, as the [Client] ends
-// with the context. A list of tokens takes as many calls as it has pages.
+// with the context. A lock that somebody holds is waited for until the context ends. A list
+// of tokens takes as many calls as it has pages.
 type Store struct {
 	client Client
 	prefix string
@@ -80,7 +80,7 @@ type Store struct {
 	// where they are in different slots.
 	split atomic.Bool
 
-	checked sync.Once
+	checked atomic.Bool
 }
 
 var (

@@ -76,7 +76,8 @@ const (
 // Store keeps tokens in Redis and locks them there. It is safe for concurrent use. It has
 // the methods of [redisstore.Store].
 //
-// Every call ends with its context, and after three seconds at most. A list of tokens
+// Every call ends with its context, and after three seconds at most; Load after three and a
+// half. A lock that somebody holds is waited for until the context ends. A list of tokens
 // takes as many calls as it has pages.
 type Store struct {
 	*redisstore.Store
