@@ -304,7 +304,7 @@ func (l *Locker) loop(changed <-chan struct{}) {
 	}
 	busy.Wait()
 	if r, ok := l.engine.(Rester); ok {
-		r.Rest()
+		_ = guarded(func() error { r.Rest(); return nil })
 	}
 }
 

@@ -603,6 +603,27 @@ func TestAPanicOfTheEngineDoesNotEndTheProcess(t *testing.T) {
 	})
 }
 
+func TestAPanicOfRestDoesNotEndTheProcess(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		logger, log := slog.Default(), &strings.Builder{}
+		slog.SetDefault(slog.New(slog.NewTextHandler(log, nil)))
+		defer slog.SetDefault(logger)
+		l := lease.New(restless{e}, aLease)
+		for range 2 {
+			unlock, err := l.Lock(t.Context(), "k")
+			require.NoError(t, err)
+			unlock()
+			synctest.Wait()
+		}
+		require.Equal(t, 2, strings.Count(log.String(), "a fault of Rest"))
+	})
+}
+
+// restless is an engine that cannot rest.
+type restless struct{ *engine }
+
+func (restless) Rest() { panic("a fault of Rest") }
+
 // LockWith brings along what its function has seen when the lock was taken.
 func TestLockWith(t *testing.T) {
 	bubble(t, func(t *testing.T, e *engine) {
