@@ -129,7 +129,7 @@ type hold struct {
 
 // New returns a Locker that uses engine. The lease is how long a lock outlives a process
 // that has died: one to twenty seconds, ten if it is 0. It must be longer than the
-// engine's client takes to connect again.
+// engine's client takes to connect again, and than four answers of the engine take.
 func New(engine Engine, lease time.Duration) *Locker {
 	if lease == 0 {
 		lease = defaultLease
@@ -173,6 +173,7 @@ func (l *Locker) LockWith(ctx context.Context, key string, try Try) (unlock func
 		watch  = watch{lease: l.lease}
 	)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		asked := time.Now()
 		held, err := try.bounded(ctx, holder, watch.dead)
 		if err != nil {
 			l.release(key, holder)
@@ -181,7 +182,7 @@ func (l *Locker) LockWith(ctx context.Context, key string, try Try) (unlock func
 		if held.Holder == holder {
 			return l.hold(key, holder), nil
 		}
-		watch.see(held, time.Now())
+		watch.see(held, asked, time.Now())
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -213,19 +214,26 @@ func failure(ctx context.Context, err error, answered time.Time) error {
 type watch struct {
 	lease    time.Duration
 	seen     Hold
-	since    time.Time // when seen was seen first
-	answered time.Time // when the engine answered last
-	dead     Hold      // what has not changed for a lease
+	since    time.Time     // when seen was seen first
+	answered time.Time     // when the engine answered last
+	quickest time.Duration // how long it takes to answer
+	dead     Hold          // what has not changed for a lease
 }
 
-func (w *watch) see(held Hold, now time.Time) {
+// see is told what the engine answered now, and when it was asked.
+func (w *watch) see(held Hold, asked, now time.Time) {
+	if took := now.Sub(asked); w.answered.IsZero() || took < w.quickest {
+		w.quickest = took
+	}
 	// If the engine or this process was paused, the holder may have been paused too: watch
-	// again from the start.
-	paused := now.Sub(w.answered) > w.lease/beatsPerLease
+	// again from the start. That the engine is far is no pause, unless no beat would be
+	// answered in its time.
+	beat := w.lease / beatsPerLease
+	paused := now.Sub(w.answered)-min(w.quickest, beat) > beat
 	w.answered = now
 	if held != w.seen || paused {
 		w.seen, w.since = held, now
-	} else if now.Sub(w.since) > w.lease {
+	} else if asked.Sub(w.since) > w.lease {
 		w.dead = held
 	}
 }

@@ -685,6 +685,47 @@ func TestWhenADeadLockIsTakenOver(t *testing.T) {
 	})
 }
 
+// An engine that is far is not one that pauses.
+func TestADeadLockAtAFarEngineIsTakenOver(t *testing.T) {
+	for aLease, far := range map[time.Duration]time.Duration{
+		time.Second: 240 * time.Millisecond, 2 * time.Second: 410 * time.Millisecond, 3 * time.Second: 700 * time.Millisecond,
+	} {
+		bubble(t, func(t *testing.T, e *engine) {
+			e.held["k"] = lease.Hold{Holder: "dead"}
+			e.before = func(string) error {
+				time.Sleep(far)
+				return nil
+			}
+			began := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), 3*aLease)
+			defer cancel()
+			unlock, err := lease.New(e, aLease).Lock(ctx, "k")
+			require.NoError(t, err)
+			require.Greater(t, time.Since(began), aLease+2*far)
+			unlock()
+		})
+	}
+}
+
+// A living holder keeps its lock there.
+func TestALivingHolderAtAFarEngineKeepsItsLock(t *testing.T) {
+	for _, far := range []time.Duration{100 * time.Millisecond, 240 * time.Millisecond, 600 * time.Millisecond} {
+		bubble(t, func(t *testing.T, e *engine) {
+			e.before = func(string) error {
+				time.Sleep(far)
+				return nil
+			}
+			unlock, err := lease.New(e, time.Second).Lock(t.Context(), "k")
+			require.NoError(t, err)
+			defer unlock()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			_, err = lease.New(e, time.Second).Lock(ctx, "k")
+			require.ErrorIs(t, err, lease.ErrHeld)
+		})
+	}
+}
+
 // What the engine said before its statement was cut off, or failed.
 func TestWhatAFailureMeans(t *testing.T) {
 	t.Run("it answers slowly, and the caller leaves", func(t *testing.T) {
