@@ -118,8 +118,8 @@ type turn struct {
 }
 
 // enter waits for the turn of key. The error is an ErrUnavailable if the bank is away, if
-// ctx ends, or if the bank's rate does not let the turn come within maxQueue. Without patience the turn
-// comes at once or not at all. A job waits for as long as ctx lasts.
+// ctx ends, or if the bank's rate does not let the turn come within maxQueue. Without
+// patience the turn comes at once or not at all. A job waits for as long as ctx lasts.
 func (g *guard) enter(ctx context.Context, key string, c class, patient bool) (*turn, error) {
 	t := &turn{guard: g, key: key, class: c, ready: make(chan struct{})}
 	g.mu.Lock()

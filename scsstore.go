@@ -24,10 +24,12 @@ import (
 //
 // A record ends with the session that holds its key, or else sessions.Lifetime after the
 // login; a refresh does not prolong it. An application that renews a session's token
-// prolongs the session, and the record with the next refresh. sessions.Iterate meets each record as a session
-// with the one value "ganbauth", whose Deadline says nothing. Set sessions.Codec before: a
-// codec that ignores what follows its own encoding, such as scs's GobCodec, makes records
-// that are quick to read. All of scs's stores work, those with a context included.
+// prolongs the session, and the record with the next refresh.
+//
+// sessions.Iterate meets each record as a session with the one value "ganbauth", whose
+// Deadline says nothing. Set sessions.Codec before: a codec that ignores what follows its
+// own encoding, such as scs's GobCodec, makes records that are quick to read. All of scs's
+// stores work, those with a context included.
 //
 // No cookie can name a record. An application that takes session tokens from elsewhere, a
 // header for instance, must refuse those that begin with a semicolon.
@@ -180,7 +182,7 @@ func (s *scsStore) deadline(ctx context.Context, key string, token, stored *Toke
 	if err != nil {
 		return time.Time{}, fmt.Errorf("ganbauth: scs store: %w", err)
 	}
-	for kit, h := range handles(s.sessions, session) {
+	for kit, h := range handles(session, s.sessions) {
 		if strings.HasPrefix(h.held, kit+"/") && (key == h.held || strings.HasPrefix(key, h.held+"/")) {
 			return s.sessions.Deadline(session), nil
 		}
@@ -303,7 +305,7 @@ func (h handle) after(ancestors ...string) handle {
 }
 
 // handles are what the kits have left in a session, by the kits' names.
-func handles(sessions *scs.SessionManager, ctx context.Context) iter.Seq2[string, handle] {
+func handles(ctx context.Context, sessions *scs.SessionManager) iter.Seq2[string, handle] {
 	return func(yield func(string, handle) bool) {
 		for _, name := range sessions.Keys(ctx) {
 			kit, ok := strings.CutPrefix(name, sessionPrefix)

@@ -215,7 +215,7 @@ func (o *owners) began(r *http.Request, beginner string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for _, h := range handles(s.SessionManager, s.ctx) {
+	for _, h := range handles(s.ctx, s.SessionManager) {
 		if h.descends(beginner) {
 			return true, nil // begun in another tab, before another login, which may be another kit's
 		}
@@ -255,7 +255,7 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 // hasOthers reports whether a session has connections that a login does not replace: of
 // another kit, or by other names.
 func (o *owners) hasOthers(s session) bool {
-	for kit, h := range handles(s.SessionManager, s.ctx) {
+	for kit, h := range handles(s.ctx, s.SessionManager) {
 		if h.held != "" && (kit != o.kit || o.connectionOf != nil) {
 			return true
 		}

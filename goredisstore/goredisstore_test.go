@@ -241,7 +241,7 @@ func TestLockFailsWhereBeatsDo(t *testing.T) {
 		return func() error { return admin.ConfigSet(ctx, name, value).Err() }
 	}
 	replicaOf := func(host, port string) func() error {
-		return func() error { return admin.SlaveOf(ctx, host, port).Err() }
+		return func() error { return admin.ReplicaOf(ctx, host, port).Err() }
 	}
 	for code, writes := range map[string]struct{ end, begin func() error }{
 		"NOREPLICAS": {config("min-replicas-to-write", "1"), config("min-replicas-to-write", "0")},

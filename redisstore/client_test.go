@@ -82,7 +82,7 @@ func TestClientWithoutAnswers(t *testing.T) {
 }
 
 // silent answers nothing until its caller leaves.
-type silent struct{ logging }
+type silent struct{}
 
 func (silent) Do(ctx context.Context, commands []redisstore.Command) []redisstore.Answer {
 	<-ctx.Done()
