@@ -401,6 +401,7 @@ func NewGuardWithLog(rate float64, log *slog.Logger) Guard {
 // Turn is a turn.
 type Turn struct{ *turn }
 
+func (t Turn) StepAside()                                     { t.stepAside() }
 func (t Turn) Sent()                                          { t.sent() }
 func (t Turn) WasSent() bool                                  { return t.wasSent() }
 func (t Turn) IsProbe() bool                                  { return t.probe }

@@ -326,7 +326,7 @@ func (tn *turn) stepAside() {
 	g := tn.guard
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if tn.left || !tn.sentAt.IsZero() || g.aside == maxAside {
+	if tn.left || tn.aside || !tn.sentAt.IsZero() || g.aside == maxAside {
 		return
 	}
 	tn.aside = true

@@ -836,3 +836,47 @@ func TestReliabilityNumbers(t *testing.T) {
 		require.True(t, strings.Contains(page, sentence), "the page does not say %q", sentence)
 	}
 }
+
+// A turn that waits for a lock steps aside, whatever else happens to it, and its place is
+// counted once.
+func TestGuardAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := ganbauth.NewGuard(0)
+		now := func(key string) (ganbauth.Turn, error) { return g.Enter(t.Context(), key, 'u', false) }
+		var turns []ganbauth.Turn
+		enter := func(n int) {
+			for range n {
+				turn, err := now(fmt.Sprint("u", len(turns)))
+				require.NoError(t, err)
+				turns = append(turns, turn)
+			}
+			_, err := now("one more")
+			require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		}
+		enter(64)
+		for range 2 { // a second try of the same refresh waits for the lock, too
+			for _, turn := range turns {
+				turn.StepAside()
+			}
+		}
+		enter(64)
+		turns[0].Sent()
+		turns[0].StepAside() // the timer was late
+		require.Equal(t, 64+64, g.Held())
+		for _, turn := range turns[64:] {
+			turn.StepAside()
+		}
+		enter(63)
+		for _, turn := range turns[128:] {
+			turn.StepAside() // there is room for one more, as one has come back
+		}
+		enter(1)
+		for _, turn := range turns {
+			turn.Leave()
+			turn.StepAside()
+		}
+		require.Zero(t, g.Held())
+		turns = nil
+		enter(64)
+	})
+}
