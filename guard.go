@@ -433,12 +433,13 @@ func (tn *turn) leave() {
 	}
 	tn.left = true
 	tn.comeBack()
-	delete(g.asked, tn.key)
 	g.out[tn.class]--
 	if tn.late != nil {
 		tn.late.Stop()
 	}
-	if tn.sentAt.IsZero() {
+	if !tn.sentAt.IsZero() {
+		delete(g.asked, tn.key)
+	} else {
 		g.pace.giveBack()
 		if tn.class == forJob {
 			g.nextJob = now
