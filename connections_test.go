@@ -499,6 +499,23 @@ func TestTabsOfTwoKits(t *testing.T) {
 	})
 }
 
+// A login that leaves no other connection in the session gives it its whole life.
+func TestLoginProlongsTheSession(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		a.mux.HandleFunc("/app", func(_ http.ResponseWriter, r *http.Request) { a.sessions.Put(r.Context(), "app", "its own") })
+		b := a.browser()
+		b.get("/app")
+		for range 2 {
+			time.Sleep(20 * time.Hour)
+			b.login()
+			ctx, err := a.sessions.Load(t.Context(), b.cookie("session"))
+			require.NoError(t, err)
+			require.Equal(t, 24*time.Hour, time.Until(a.sessions.Deadline(ctx)))
+			require.Equal(t, "its own", a.sessions.GetString(ctx, "app"))
+		}
+	})
+}
+
 // A connection lasts as long as the session, though another one's login renews it.
 func TestConnectionsEndWithTheSession(t *testing.T) {
 	inBubble(t, office(false), func(t *testing.T, a *app) {

@@ -255,8 +255,8 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 // hasOthers reports whether a session has connections that a login does not replace: of
 // another kit, or by other names.
 func (o *owners) hasOthers(s session) bool {
-	for kit, h := range handles(s.ctx, s.SessionManager) {
-		if h.held != "" && (kit != o.kit || o.connectionOf != nil) {
+	for kit := range handles(s.ctx, s.SessionManager) {
+		if kit != o.kit || o.connectionOf != nil {
 			return true
 		}
 	}
