@@ -227,9 +227,7 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 		return
 	}
 	again, back := k.pagesOf(r, kind, own)
-	if kind == formPost && again != "" {
-		again = k.notWith(r, again, err)
-	}
+	again = k.notWith(r, again, err)
 	to := exits{again: again, sentFrom: kind == formPost, home: k.defaultReturn}
 	var asked []string
 	var j *jar
@@ -326,11 +324,11 @@ func (k *Kit) loginURL(r *http.Request, own string, err error) string {
 	return k.notWith(r, k.marked(own, returnMark, cmp.Or(k.ownPage(r, "Referer"), k.defaultReturn)), err)
 }
 
-// notWith marks a path so that it begins a login while the connection of r is what it is: r
-// has a live token, and err says that the bank's API does not take it.
+// notWith marks a path, if there is one, so that it begins a login while the connection of r
+// is what it is: r has a live token, and err says that the bank's API does not take it.
 func (k *Kit) notWith(r *http.Request, path string, err error) string {
 	g := grantOf(r.Context(), k)
-	if g == nil || g.token.Epoch == "" || kindOf(err).topic != topicConnect {
+	if path == "" || g == nil || g.token.Epoch == "" || kindOf(err).topic != topicConnect {
 		return path
 	}
 	return k.marked(path, refusedMark, hash(g.token.Epoch))

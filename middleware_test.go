@@ -888,6 +888,33 @@ func TestConnectionThatTheAPIRefuses(t *testing.T) {
 	})
 }
 
+// Only what the API refuses of a connection that has a name is marked, and only a navigation
+// follows the mark.
+func TestMarkOfARefusedConnection(t *testing.T) {
+	store := ganbauth.NewMemoryStore()
+	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: func(*http.Request) (string, error) { return "u", nil }}})
+	var refuse error
+	a.next.serve = func(w http.ResponseWriter, r *http.Request) {
+		if refuse != nil {
+			a.kit.Refuse(w, r, refuse)
+		}
+	}
+	expired, b := &ganbauth.APIError{StatusCode: 401, Code: "WG_ERR_105"}, a.browser()
+	token := &ganbauth.Token{AccessToken: "a", RefreshToken: "r", TokenType: "Bearer", ExpiresAt: time.Now().Add(time.Hour)}
+	for _, epoch := range []string{"", "e"} { // records of the first version have none
+		token.Epoch = epoch
+		require.NoError(t, store.Save(t.Context(), "bank/u", token))
+		for _, refuse = range []error{expired, ganbauth.ErrInsufficientScope} {
+			link := problemOf(t, b.do("GET", "/p", program)).LoginURL
+			require.Equal(t, epoch != "" && refuse == expired, strings.Contains(link, "ganb.bank.refused="), link)
+			refuse = nil
+			require.Equal(t, 200, b.do("GET", link, program).StatusCode)
+			atBank := strings.HasPrefix(b.get(link).Header.Get("Location"), a.bank.URL)
+			require.Equal(t, strings.Contains(link, "refused="), atBank)
+		}
+	}
+}
+
 // A login_url that another site has made up sends nobody anywhere: with a Strict session the
 // kit's own reload would lend it the cookie.
 func TestLoginURLOfAnotherSite(t *testing.T) {
