@@ -404,6 +404,27 @@ func (l *Locker) serve(h *hold) {
 	}
 }
 
+// maxApart is how long a beat waits for a connection of its own, and for its answer.
+const maxApart = time.Second
+
+// Extend is for an [Engine] whose Extend has connections of its own, because the application
+// may use up its pool just when its refreshes take long. It calls apart, which has half of
+// the time that ctx has left, and a second at most. If that fails, as where no other
+// connection is to be had, or one has to be waited for, it calls shared, over the
+// application's pool. It returns the error of the last call.
+func Extend(ctx context.Context, apart, shared func(context.Context) error) error {
+	wait := maxApart
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)/2)
+	}
+	short, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if err := apart(short); err == nil || ctx.Err() != nil {
+		return err
+	}
+	return shared(ctx)
+}
+
 // guarded turns a panic of the engine into an error: here it would end the process.
 func guarded(fn func() error) (err error) {
 	defer func() {

@@ -891,3 +891,41 @@ func TestRestWaitsForWhatIsUnderWay(t *testing.T) {
 		unlock()
 	})
 }
+
+// A beat goes over the connection of its own, and over the application's where that one does
+// not answer in half of the time, a second at most.
+func TestExtend(t *testing.T) {
+	refused := errors.New("refused")
+	hangs := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	for name, test := range map[string]struct {
+		apart  func(context.Context) error
+		within time.Duration
+		shared bool
+		after  time.Duration
+	}{
+		"answered":              {func(context.Context) error { return nil }, time.Second, false, 0},
+		"refused":               {func(context.Context) error { return refused }, time.Second, true, 0},
+		"it hangs":              {hangs, time.Minute, true, time.Second},
+		"it hangs, little time": {hangs, time.Second, true, time.Second / 2},
+		"without a deadline":    {hangs, 0, true, time.Second},
+		"the time is over":      {hangs, -time.Second, false, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := t.Context(), context.CancelFunc(func() {})
+			if test.within != 0 {
+				ctx, cancel = context.WithTimeout(ctx, test.within)
+			}
+			defer cancel()
+			begun, called := time.Now(), false
+			err := lease.Extend(ctx, test.apart, func(given context.Context) error {
+				called = true
+				require.Equal(t, ctx, given)
+				return refused
+			})
+			require.Equal(t, test.after, time.Since(begun), name)
+			require.Equal(t, test.shared, called, name)
+			require.Equal(t, test.shared, errors.Is(err, refused), name)
+			require.Equal(t, name == "answered", err == nil, name)
+		})
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/ganbauth/ganbauth/lease"
 )
@@ -66,32 +65,23 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 	return found.hold, err
 }
 
-// Extend has connections of its own: the application may use up its pool just when its
-// refreshes take long. It does with the pool where no other connection is to be had, or
-// where one has to wait for it, as at a proxy.
+// Extend goes over the connections for beats, if there are any, or else over the pool.
 func (e engine) Extend(ctx context.Context, key, holder string) error {
-	if beats := e.beatPool(); beats != nil {
-		if err := e.extendApart(ctx, beats, key, holder); err == nil || ctx.Err() != nil {
-			return err
-		}
-	}
-	_, err := e.exec(ctx, extendSQL(key, holder))
-	return err
-}
-
-// extendApart extends a lock over a connection for beats, in half of the time that is left.
-func (e engine) extendApart(ctx context.Context, beats *sql.DB, key, holder string) error {
-	apart := maxApart
-	if end, ok := ctx.Deadline(); ok {
-		apart = min(apart, time.Until(end)/2)
-	}
-	ctx, cancel := context.WithTimeout(ctx, apart)
-	defer cancel()
-	if err := e.apart.look(ctx, beats); err != nil {
+	shared := func(ctx context.Context) error {
+		_, err := e.exec(ctx, extendSQL(key, holder))
 		return err
 	}
-	_, err := exec(ctx, beats, extendSQL(key, holder))
-	return err
+	beats := e.beatPool()
+	if beats == nil {
+		return shared(ctx)
+	}
+	return lease.Extend(ctx, func(ctx context.Context) error {
+		if err := e.apart.look(ctx, beats); err != nil {
+			return err
+		}
+		_, err := exec(ctx, beats, extendSQL(key, holder))
+		return err
+	}, shared)
 }
 
 func (e engine) Unlock(ctx context.Context, key, holder string) error {
@@ -99,11 +89,7 @@ func (e engine) Unlock(ctx context.Context, key, holder string) error {
 	return err
 }
 
-const (
-	maxBeatConns = 2
-	// How long a beat waits for one of them, and for its answer.
-	maxApart = time.Second
-)
+const maxBeatConns = 2
 
 // beatPool returns the pool for beats, and makes it if there is none. Without
 // Options.Connector it is nil.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -73,33 +72,20 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 	return found.hold, err
 }
 
-// Extend has connections of its own: the application may use up its pool just when its
-// refreshes take long. It does with the pool where no other connection is to be had, or
-// where one has to wait for it, as at a pooler.
+// Extend goes over the connections for beats, or else over the pool.
 func (e engine) Extend(ctx context.Context, key, holder string) error {
-	err := e.extendApart(ctx, key, holder)
-	if err != nil && ctx.Err() == nil {
-		_, err = e.exec(ctx, extendSQL, []byte(key), holder)
-	}
-	return err
-}
-
-// extendApart extends a lock over a connection for beats, in half of the time that is left.
-func (e engine) extendApart(ctx context.Context, key, holder string) error {
-	beats, err := e.beatPool()
-	if err != nil {
+	return lease.Extend(ctx, func(ctx context.Context) error {
+		beats, err := e.beatPool()
+		if err == nil {
+			_, err = untilDone(ctx, func() (pgconn.CommandTag, error) {
+				return beats.Exec(ctx, extendSQL, []byte(key), holder)
+			})
+		}
 		return err
-	}
-	apart := maxApart
-	if end, ok := ctx.Deadline(); ok {
-		apart = min(apart, time.Until(end)/2)
-	}
-	ctx, cancel := context.WithTimeout(ctx, apart)
-	defer cancel()
-	_, err = untilDone(ctx, func() (pgconn.CommandTag, error) {
-		return beats.Exec(ctx, extendSQL, []byte(key), holder)
+	}, func(ctx context.Context) error {
+		_, err := e.exec(ctx, extendSQL, []byte(key), holder)
+		return err
 	})
-	return err
 }
 
 func (e engine) Unlock(ctx context.Context, key, holder string) error {
@@ -107,11 +93,7 @@ func (e engine) Unlock(ctx context.Context, key, holder string) error {
 	return err
 }
 
-const (
-	maxBeatConns = 2
-	// How long a beat waits for one of them, and for its answer.
-	maxApart = time.Second
-)
+const maxBeatConns = 2
 
 // beatPool returns the pool for beats, and makes it if there is none.
 func (s *Store) beatPool() (*pgxpool.Pool, error) {

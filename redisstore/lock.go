@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/ganbauth/ganbauth/lease"
 )
@@ -89,27 +88,18 @@ func (e engine) TryLock(ctx context.Context, key, holder string, dead lease.Hold
 	return held, err
 }
 
-// maxApart is how long a beat waits for a spare connection, and for its answer.
-const maxApart = time.Second
-
-// Extend goes over the spare client, if there is one, in half of the time that is left, and
-// over the application's where that one does not answer.
+// Extend goes over the spare client, if there is one, or else over the application's.
 func (e engine) Extend(ctx context.Context, key, holder string) error {
-	extend := func(ctx context.Context, client Client) error {
-		return e.run(ctx, client, extendLock, []string{e.name(key)}, holder, lockSeconds).Err
-	}
-	if spare, ok := e.client.(Spare); ok {
-		apart := maxApart
-		if end, ok := ctx.Deadline(); ok {
-			apart = min(apart, time.Until(end)/2)
-		}
-		short, cancel := context.WithTimeout(ctx, apart)
-		defer cancel()
-		if err := extend(short, spare.Beats()); err == nil || ctx.Err() != nil {
-			return err
+	over := func(client Client) func(context.Context) error {
+		return func(ctx context.Context) error {
+			return e.run(ctx, client, extendLock, []string{e.name(key)}, holder, lockSeconds).Err
 		}
 	}
-	return extend(ctx, e.client)
+	spare, ok := e.client.(Spare)
+	if !ok {
+		return over(e.client)(ctx)
+	}
+	return lease.Extend(ctx, over(spare.Beats()), over(e.client))
 }
 
 func (e engine) Unlock(ctx context.Context, key, holder string) error {
