@@ -3,9 +3,7 @@ package goredisstore_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -210,22 +208,10 @@ func TestF8FullRedis(t *testing.T) {
 // application's.
 func TestF8BeatsThatHang(t *testing.T) {
 	addr := testenv.Redis(t).Addr
-	other, opened := storeWithLease(t, addr, 2*time.Second), atomic.Int32{}
-	c := redis.NewClient(&redis.Options{Addr: addr, PoolSize: 1, Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if opened.Add(1) > 1 {
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}
-		return new(net.Dialer).DialContext(ctx, network, addr)
-	}})
+	other := storeWithLease(t, addr, 2*time.Second)
+	c := redis.NewClient(&redis.Options{Addr: addr, PoolSize: 1, Dialer: storetest.DialOnce()})
 	t.Cleanup(func() { c.Close() })
-	unlock, err := goredisstore.New(c, goredisstore.Options{Lease: 2 * time.Second}).Lock(t.Context(), "k")
-	require.NoError(t, err)
-	defer unlock()
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
-	defer cancel()
-	_, err = other.Lock(ctx, "k")
-	require.ErrorIs(t, err, lease.ErrHeld)
+	storetest.LockIsKept(t, goredisstore.New(c, goredisstore.Options{Lease: 2 * time.Second}), other, 6*time.Second)
 }
 
 // While Redis takes no writes the holder cannot beat. A waiter fails then, and does not take
@@ -249,11 +235,7 @@ func TestLockFailsWhereBeatsDo(t *testing.T) {
 		"READONLY":   {replicaOf("127.0.0.1", "1"), replicaOf("no", "one")},
 	} {
 		require.NoError(t, writes.end())
-		short, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_, err := waiter.Lock(short, "k")
-		cancel()
-		require.ErrorContains(t, err, code)
-		require.NotErrorIs(t, err, lease.ErrHeld)
+		storetest.LockFails(t, waiter, "k", code)
 		require.NoError(t, writes.begin())
 	}
 	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)

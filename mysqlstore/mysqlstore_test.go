@@ -17,7 +17,6 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
-	"github.com/ganbauth/ganbauth/lease"
 	"github.com/ganbauth/ganbauth/mysqlstore"
 )
 
@@ -100,13 +99,7 @@ func TestAutocommitIsOffForBeats(t *testing.T) {
 	_, dsn := testenv.MariaDB(t)
 	other := stores(t, dsn)()
 	s := mysqlstore.New(pool(t, dsn, 1), mysqlstore.Options{Lease: time.Second, Connector: connector(t, dsn+"?autocommit=0")})
-	unlock, err := s.Lock(t.Context(), "k")
-	require.NoError(t, err)
-	defer unlock()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
-	defer cancel()
-	_, err = other.Lock(ctx, "k")
-	require.ErrorIs(t, err, lease.ErrHeld)
+	storetest.LockIsKept(t, s, other, 4*time.Second)
 }
 
 func TestMigrate(t *testing.T) {
@@ -253,13 +246,7 @@ func TestF8BeatsThatHang(t *testing.T) {
 	_, dsn := testenv.MariaDB(t)
 	other := storeWithLease(t, dsn, 2*time.Second)
 	s := mysqlstore.New(pool(t, dsn, 1), mysqlstore.Options{Lease: 2 * time.Second, Connector: waiting{}})
-	unlock, err := s.Lock(t.Context(), "k")
-	require.NoError(t, err)
-	defer unlock()
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
-	defer cancel()
-	_, err = other.Lock(ctx, "k")
-	require.ErrorIs(t, err, lease.ErrHeld)
+	storetest.LockIsKept(t, s, other, 6*time.Second)
 }
 
 // waiting connects nobody, and refuses nobody.
@@ -283,11 +270,7 @@ func TestLockFailsWhereBeatsDo(t *testing.T) {
 		require.NoError(t, err)
 	}
 	waiter := mysqlstore.New(pool(t, "app@tcp("+server.Addr+")/app", 1), mysqlstore.Options{})
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	_, err = waiter.Lock(ctx, "k")
-	require.ErrorContains(t, err, "read-only")
-	require.NotErrorIs(t, err, lease.ErrHeld)
+	storetest.LockFails(t, waiter, "k", "read-only")
 }
 
 // What MariaDB undoes because of somebody else's locks is done in the end.

@@ -3,9 +3,7 @@ package pgxstore_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,7 +16,6 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
-	"github.com/ganbauth/ganbauth/lease"
 	"github.com/ganbauth/ganbauth/pgxstore"
 )
 
@@ -280,26 +277,14 @@ func TestF8FullPostgres(t *testing.T) {
 // the application's.
 func TestF8BeatsThatHang(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
-	other, opened := storeWithLease(t, dsn, 2*time.Second), atomic.Int32{}
+	other := storeWithLease(t, dsn, 2*time.Second)
 	config, err := pgxpool.ParseConfig(dsn + "&pool_max_conns=1")
 	require.NoError(t, err)
-	config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if opened.Add(1) > 1 {
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}
-		return new(net.Dialer).DialContext(ctx, network, addr)
-	}
+	config.ConnConfig.DialFunc = storetest.DialOnce()
 	p, err := pgxpool.NewWithConfig(t.Context(), config)
 	require.NoError(t, err)
 	t.Cleanup(p.Close)
-	unlock, err := pgxstore.New(p, pgxstore.Options{Lease: 2 * time.Second}).Lock(t.Context(), "k")
-	require.NoError(t, err)
-	defer unlock()
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
-	defer cancel()
-	_, err = other.Lock(ctx, "k")
-	require.ErrorIs(t, err, lease.ErrHeld)
+	storetest.LockIsKept(t, pgxstore.New(p, pgxstore.Options{Lease: 2 * time.Second}), other, 6*time.Second)
 }
 
 // While PostgreSQL takes no writes the holder cannot beat. A waiter fails then, and does not
@@ -310,11 +295,7 @@ func TestLockFailsWhereBeatsDo(t *testing.T) {
 	require.NoError(t, err)
 	defer unlock()
 	waiter := pgxstore.New(pool(t, dsn+"&default_transaction_read_only=on"), pgxstore.Options{})
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	_, err = waiter.Lock(ctx, "k")
-	require.ErrorContains(t, err, "read-only transaction")
-	require.NotErrorIs(t, err, lease.ErrHeld)
+	storetest.LockFails(t, waiter, "k", "read-only transaction")
 }
 
 func TestI16README(t *testing.T) {

@@ -321,11 +321,5 @@ func F8Full(t *testing.T, p *Proxy, s, other Store) {
 		require.NoError(t, s.Save(t.Context(), "full", Token("a")))
 	}
 	p.Fill()
-	unlock, err := s.Lock(t.Context(), "full")
-	require.NoError(t, err)
-	requireLocked(t, other, "full", 4*time.Second)
-	unlock()
-	unlock, err = other.Lock(t.Context(), "full")
-	require.NoError(t, err)
-	unlock()
+	LockIsKept(t, s, other, 4*time.Second)
 }

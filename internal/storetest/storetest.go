@@ -5,11 +5,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/ganbtest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/lease"
 )
 
 // Store is a store that can do everything that a store can.
@@ -124,20 +127,50 @@ func requireLocked(t *testing.T, s Store, key string, wait time.Duration) {
 	defer cancel()
 	_, err := s.Lock(ctx, key)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, err, lease.ErrHeld)
+}
+
+// LockIsKept tests that other does not get a lock of s's, for that long, and gets it when it
+// is released.
+func LockIsKept(t *testing.T, s, other Store, wait time.Duration) {
+	t.Helper()
+	unlock, err := s.Lock(t.Context(), "kept")
+	require.NoError(t, err)
+	requireLocked(t, other, "kept", wait)
+	unlock()
+	unlock() // once more does no harm
+	unlock, err = other.Lock(t.Context(), "kept")
+	require.NoError(t, err)
+	unlock()
+}
+
+// LockFails tests that a waiter for a lock that somebody holds is told why the engine fails,
+// and that it does not take the holder for dead.
+func LockFails(t *testing.T, waiter Store, key, why string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, err := waiter.Lock(ctx, key)
+	require.ErrorContains(t, err, why)
+	require.NotErrorIs(t, err, lease.ErrHeld)
+}
+
+// DialOnce returns a dialer that connects once, and then lets everybody wait.
+func DialOnce() func(ctx context.Context, network, addr string) (net.Conn, error) {
+	var opened atomic.Bool
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if opened.Swap(true) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
 }
 
 // LeaseIsExtended tests that a lock that is held for longer than its lease is kept. The
 // stores' leases are a second.
 func LeaseIsExtended(t *testing.T, newStore func() Store) {
-	one, two := newStore(), newStore()
-	unlock, err := one.Lock(t.Context(), "extended")
-	require.NoError(t, err)
-	requireLocked(t, two, "extended", 2500*time.Millisecond)
-	unlock()
-	unlock() // once more does no harm
-	unlock, err = two.Lock(t.Context(), "extended")
-	require.NoError(t, err)
-	unlock()
+	LockIsKept(t, newStore(), newStore(), 2500*time.Millisecond)
 }
 
 // HolderIsKilled tests kill -9 of the process that holds the lock: the others go on when
