@@ -509,12 +509,22 @@ func is(target error) func(error) bool {
 	return func(err error) bool { return errors.Is(err, target) }
 }
 
-func isA[T interface {
+// pointer is an error that is a pointer, as all types here are.
+type pointer interface {
 	error
 	comparable
-}](err error) bool {
-	var e, none T
-	return errors.As(err, &e) && e != none
+}
+
+// find returns the T in err's chain. A nil pointer is none.
+func find[T pointer](err error) (e T, ok bool) {
+	var none T
+	ok = errors.As(err, &e) && e != none
+	return e, ok
+}
+
+func isA[T pointer](err error) bool {
+	_, ok := find[T](err)
+	return ok
 }
 
 func both(a, b func(error) bool) func(error) bool {
@@ -524,24 +534,24 @@ func both(a, b func(error) bool) func(error) bool {
 // consent matches an AuthorizationError with that code.
 func consent(code string) func(error) bool {
 	return func(err error) bool {
-		var e *AuthorizationError
-		return errors.As(err, &e) && e != nil && e.Code == code
+		e, ok := find[*AuthorizationError](err)
+		return ok && e.Code == code
 	}
 }
 
 // tokenCode matches a refusal of the token endpoint with that code.
 func tokenCode(code string) func(error) bool {
 	return func(err error) bool {
-		var e *TokenError
-		return errors.As(err, &e) && e != nil && e.Code == code
+		e, ok := find[*TokenError](err)
+		return ok && e.Code == code
 	}
 }
 
 // tokenStatus matches a refusal of the token endpoint with one of these statuses.
 func tokenStatus(statuses ...int) func(error) bool {
 	return func(err error) bool {
-		var e *TokenError
-		return errors.As(err, &e) && e != nil && slices.Contains(statuses, e.StatusCode)
+		e, ok := find[*TokenError](err)
+		return ok && slices.Contains(statuses, e.StatusCode)
 	}
 }
 
@@ -561,15 +571,11 @@ func maintenance(err error) bool {
 
 // answer returns the status and the code that the bank answered, or 0 and "".
 func answer(err error) (status int, code string) {
-	var (
-		token *TokenError
-		api   *APIError
-	)
-	switch {
-	case errors.As(err, &token) && token != nil:
-		return token.StatusCode, token.Code
-	case errors.As(err, &api) && api != nil:
-		return api.StatusCode, api.Code
+	if e, ok := find[*TokenError](err); ok {
+		return e.StatusCode, e.Code
+	}
+	if e, ok := find[*APIError](err); ok {
+		return e.StatusCode, e.Code
 	}
 	return 0, ""
 }
@@ -582,13 +588,10 @@ func apiExpired(err error) bool {
 // noAnswer reports whether the bank did not answer a request, or not to the end: one to
 // the token endpoint, or one that an [http.Client] sent.
 func noAnswer(err error) bool {
-	var (
-		token *TokenError
-		sent  *url.Error
-	)
-	if errors.As(err, &token) && token != nil {
-		return token.StatusCode == 0
+	if e, ok := find[*TokenError](err); ok {
+		return e.StatusCode == 0
 	}
+	var sent *url.Error
 	return isA[*cutError](err) || errors.As(err, &sent) && sent.Op != "parse"
 }
 
