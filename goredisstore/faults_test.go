@@ -65,23 +65,16 @@ func TestEveryRoundTripThatFails(t *testing.T) {
 
 // A record of an earlier version has no fingerprint beside it, and is locked all the same.
 func TestLockOfARecordWithoutAFingerprint(t *testing.T) {
-	c := client(t, testenv.Redis(t).Addr)
-	s, ctx := goredisstore.New(c, goredisstore.Options{}), t.Context()
-	token := storetest.Token("a")
-	require.NoError(t, s.Save(ctx, "k", token))
-	names, err := c.Keys(ctx, "*:token").Result()
-	require.NoError(t, err)
-	require.NoError(t, c.HDel(ctx, names[0], "print").Err())
-	fingerprint, unlock, err := s.LockRecord(ctx, "k")
-	require.NoError(t, err)
-	require.Equal(t, token.Fingerprint(), fingerprint)
-	unlock()
-
-	require.NoError(t, c.HSet(ctx, names[0], "token", "spoilt").Err())
-	fingerprint, unlock, err = s.LockRecord(ctx, "k")
-	require.ErrorContains(t, err, "redisstore: load: ")
-	require.Empty(t, fingerprint)
-	require.Nil(t, unlock)
+	c, ctx := client(t, testenv.Redis(t).Addr), t.Context()
+	var names []string
+	strip := func() (err error) {
+		if names, err = c.Keys(ctx, "*:token").Result(); err != nil {
+			return err
+		}
+		return c.HDel(ctx, names[0], "print").Err()
+	}
+	spoil := func() error { return c.HSet(ctx, names[0], "token", "spoilt").Err() }
+	storetest.LockWithoutFingerprint(t, goredisstore.New(c, goredisstore.Options{}), strip, spoil, "redisstore: load: ")
 	require.False(t, c.HExists(ctx, names[0], "holder").Val(), "the lock is given back")
 }
 

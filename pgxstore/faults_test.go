@@ -60,20 +60,15 @@ func TestCallerThatHasGone(t *testing.T) {
 // read.
 func TestLockOfARecordWithoutAFingerprint(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
-	s, p, token := stores(t, dsn)(), pool(t, dsn), storetest.Token("a")
-	require.NoError(t, s.Save(t.Context(), "k", token))
-	_, err := p.Exec(t.Context(), "UPDATE ganbauth_tokens SET fingerprint = NULL")
-	require.NoError(t, err)
-	fingerprint, unlock, err := s.LockRecord(t.Context(), "k")
-	require.NoError(t, err)
-	require.Equal(t, token.Fingerprint(), fingerprint)
-	unlock()
-	_, err = p.Exec(t.Context(), "UPDATE ganbauth_tokens SET expires_at = 'infinity'") // no time.Time
-	require.NoError(t, err)
-	fingerprint, unlock, err = s.LockRecord(t.Context(), "k")
-	require.ErrorContains(t, err, "pgxstore: load: ")
-	require.Empty(t, fingerprint)
-	require.Nil(t, unlock)
+	p := pool(t, dsn)
+	exec := func(sql string) func() error {
+		return func() error {
+			_, err := p.Exec(t.Context(), sql)
+			return err
+		}
+	}
+	storetest.LockWithoutFingerprint(t, stores(t, dsn)(), exec("UPDATE ganbauth_tokens SET fingerprint = NULL"),
+		exec("UPDATE ganbauth_tokens SET expires_at = 'infinity'"), "pgxstore: load: ") // it is no time.Time
 	var holder *string
 	require.NoError(t, p.QueryRow(t.Context(), "SELECT holder FROM ganbauth_tokens").Scan(&holder))
 	require.Nil(t, holder, "the lock is given back")

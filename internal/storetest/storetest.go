@@ -155,6 +155,25 @@ func LockFails(t *testing.T, waiter Store, key, why string) {
 	require.NotErrorIs(t, err, lease.ErrHeld)
 }
 
+// LockWithoutFingerprint tests the lock of a record of a version that kept no fingerprint:
+// strip takes it away. When spoil has made the record one that cannot be read, the error says
+// why.
+func LockWithoutFingerprint(t *testing.T, s Store, strip, spoil func() error, why string) {
+	t.Helper()
+	token := Token("a")
+	require.NoError(t, s.Save(t.Context(), "k", token))
+	require.NoError(t, strip())
+	fingerprint, unlock, err := s.LockRecord(t.Context(), "k")
+	require.NoError(t, err)
+	require.Equal(t, token.Fingerprint(), fingerprint)
+	unlock()
+	require.NoError(t, spoil())
+	fingerprint, unlock, err = s.LockRecord(t.Context(), "k")
+	require.ErrorContains(t, err, why)
+	require.Empty(t, fingerprint)
+	require.Nil(t, unlock)
+}
+
 // DialOnce returns a dialer that connects once, and then lets everybody wait.
 func DialOnce() func(ctx context.Context, network, addr string) (net.Conn, error) {
 	var opened atomic.Bool
