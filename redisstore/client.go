@@ -96,7 +96,7 @@ var errNoAnswer = errors.New("the client has not answered every command")
 
 // do sends commands with the time that one call may take.
 func (s *Store) do(ctx context.Context, client Client, commands ...Command) []Answer {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := WithTimeout(ctx, callTimeout)
 	defer cancel()
 	answers := client.Do(ctx, commands)
 	for len(answers) < len(commands) {

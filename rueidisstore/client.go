@@ -78,7 +78,7 @@ type caching struct {
 
 // Do implements [redisstore.Client] for a single HGET.
 func (c caching) Do(ctx context.Context, list []redisstore.Command) []redisstore.Answer {
-	ctx, cancel := context.WithTimeout(ctx, nearTimeout)
+	ctx, cancel := redisstore.WithTimeout(ctx, nearTimeout)
 	defer cancel()
 	read := c.client.B().Hget().Key(list[0].Keys[0]).Field(list[0].Args[0]).Cache()
 	result := c.client.DoCache(untimed{ctx}, read, c.ttl)
