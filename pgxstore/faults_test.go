@@ -2,10 +2,14 @@ package pgxstore_test
 
 import (
 	"context"
+	"fmt"
+	"math"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -36,6 +40,55 @@ func TestPoolPanics(t *testing.T) {
 	require.NoError(t, err)
 	s := pgxstore.New(p, pgxstore.Options{}) // the pool cannot be closed: it waits for the connection of the panic
 	require.ErrorContains(t, s.Save(t.Context(), "k", storetest.Token("a")), "pgxstore: save: panic: a hook")
+}
+
+// What PostgreSQL undoes for the sake of another is done in the end, or until the caller
+// leaves. Nothing else is repeated.
+func TestUndoneStatementsAreRepeated(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	p := pool(t, dsn)
+	s := stores(t, dsn)()
+	// fail has the next statements that write fail so often. The count outlives what is undone.
+	fail := func(times int, code string) {
+		_, err := p.Exec(t.Context(), fmt.Sprintf(`CREATE OR REPLACE FUNCTION fail() RETURNS trigger AS $$ BEGIN
+			IF nextval('tries') <= %d THEN RAISE EXCEPTION USING ERRCODE = '%s'; END IF;
+			RETURN NEW; END $$ LANGUAGE plpgsql; ALTER SEQUENCE tries RESTART`, times, code))
+		require.NoError(t, err)
+	}
+	tries := func() (n int) {
+		require.NoError(t, p.QueryRow(t.Context(), "SELECT last_value FROM tries").Scan(&n))
+		return n
+	}
+	_, err := p.Exec(t.Context(), "CREATE SEQUENCE tries")
+	require.NoError(t, err)
+	fail(0, "40001")
+	_, err = p.Exec(t.Context(), "CREATE TRIGGER fail BEFORE INSERT OR UPDATE ON ganbauth_tokens FOR EACH ROW EXECUTE FUNCTION fail()")
+	require.NoError(t, err)
+	for _, code := range []string{"40001", "40P01"} {
+		fail(3, code)
+		require.NoError(t, s.Save(t.Context(), code, storetest.Token("a")))
+		require.Equal(t, 4, tries())
+	}
+	fail(3, "53100") // the disk is full
+	var refused *pgconn.PgError
+	require.ErrorAs(t, s.Save(t.Context(), "k", storetest.Token("a")), &refused)
+	require.Equal(t, "53100", refused.Code)
+	require.Equal(t, 1, tries())
+
+	fail(math.MaxInt32, "40001")
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() { left <- s.Save(ctx, "k", storetest.Token("a")) }()
+	require.Eventually(t, func() bool { return tries() > 10 }, 20*time.Second, time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-left, context.Canceled)
+	before := -1
+	require.Eventually(t, func() bool { // the last one may be on its way
+		n := tries()
+		ended := n == before
+		before = n
+		return ended
+	}, 20*time.Second, 100*time.Millisecond)
 }
 
 // A caller that has gone sends nothing.
@@ -72,4 +125,55 @@ func TestLockOfARecordWithoutAFingerprint(t *testing.T) {
 	var holder *string
 	require.NoError(t, p.QueryRow(t.Context(), "SELECT holder FROM ganbauth_tokens").Scan(&holder))
 	require.Nil(t, holder, "the lock is given back")
+}
+
+// A call has three to four seconds. Those that begin in the same second share a timer, and
+// nothing else.
+func TestBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b pgxstore.Bounds
+		gone, cancel := context.WithCancel(context.WithValue(t.Context(), t, "value"))
+		cancel()
+		first, second := b.Join(gone), b.Join(t.Context())
+		require.Same(t, pgxstore.Shared(first), pgxstore.Shared(second))
+		require.NoError(t, first.Err(), "a statement is let finish")
+		require.Equal(t, "value", first.Value(t))
+		require.Nil(t, second.Value(t))
+		for range 20 {
+			begun := time.Now()
+			bounded := b.Join(t.Context())
+			child, cancel := context.WithCancel(bounded)
+			go func() {
+				<-child.Done()
+				if took := time.Since(begun); took < 3*time.Second || took > 4*time.Second {
+					t.Error("a call has ended after", took)
+				}
+				cancel()
+			}()
+			time.Sleep(300 * time.Millisecond)
+		}
+		require.NotSame(t, pgxstore.Shared(first), pgxstore.Shared(b.Join(t.Context())))
+		time.Sleep(5 * time.Second)
+	})
+}
+
+// A caller that leaves while all connections are in use gives up its place.
+func TestPlaceInTheQueue(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	p := pool(t, dsn+"&pool_max_conns=1")
+	s := pgxstore.New(p, pgxstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	conn, err := p.Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() { left <- s.Save(ctx, "k", storetest.Token("a")) }()
+	time.Sleep(50 * time.Millisecond) // it waits
+	cancel()
+	require.ErrorIs(t, <-left, context.Canceled)
+	require.Eventually(t, func() bool { return p.Stat().CanceledAcquireCount() == 1 }, 2*time.Second, time.Millisecond)
+	conn.Release()
+	_, err = s.Load(t.Context(), "k")
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
 }
