@@ -1,3 +1,7 @@
 package mysqlstore
 
+import "github.com/ganbauth/ganbauth/lease"
+
 var PageSQL = pageSQL
+
+func EngineOf(s *Store) lease.Engine { return engine{s} }

@@ -208,6 +208,23 @@ func TestF7CallersThatLeave(t *testing.T) {
 }
 
 // The application uses all of its connections.
+// connections counts those of all clients.
+func connections(t *testing.T, watch *sql.DB) (n int) {
+	require.NoError(t, watch.QueryRowContext(t.Context(), "SELECT count(*) FROM information_schema.processlist WHERE user = 'root'").Scan(&n))
+	return n
+}
+
+func TestEngine(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	db, watch := pool(t, dsn, 1), pool(t, dsn, 1)
+	s := mysqlstore.New(db, mysqlstore.Options{Connector: connector(t, dsn)})
+	require.NoError(t, s.Migrate(t.Context()))
+	storetest.Engine(t, mysqlstore.EngineOf(s), func() int { return connections(t, watch) }, func() {
+		_, err := watch.ExecContext(t.Context(), "DROP TABLE ganbauth_tokens")
+		require.NoError(t, err)
+	})
+}
+
 func TestF8StarvedPool(t *testing.T) {
 	_, direct := testenv.MariaDB(t)
 	starved, watch := pool(t, direct, 2), pool(t, direct, 1)
@@ -227,11 +244,7 @@ func TestF8StarvedPool(t *testing.T) {
 		}
 	}
 	starve(t)() // both are connected
-	connections := func() (n int) {
-		require.NoError(t, watch.QueryRowContext(t.Context(), "SELECT count(*) FROM information_schema.processlist WHERE user = 'root'").Scan(&n))
-		return n
-	}
-	storetest.F8(t, one, other, starve, connections)
+	storetest.F8(t, one, other, starve, func() int { return connections(t, watch) })
 }
 
 func TestF8FullMariaDB(t *testing.T) {

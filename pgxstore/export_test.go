@@ -1,6 +1,10 @@
 package pgxstore
 
-import "context"
+import (
+	"context"
+
+	"github.com/ganbauth/ganbauth/lease"
+)
 
 const PageSQL = pageSQL
 
@@ -10,3 +14,5 @@ func (b *bounds) Join(ctx context.Context) context.Context { return b.join(ctx) 
 
 // Shared is the context whose timer calls share.
 func Shared(bounded context.Context) context.Context { return bounded.(boundedContext).Context }
+
+func EngineOf(s *Store) lease.Engine { return engine{s} }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -141,8 +142,9 @@ func TestBounds(t *testing.T) {
 		require.Nil(t, second.Value(t))
 		for range 20 {
 			begun := time.Now()
-			bounded := b.Join(t.Context())
-			child, cancel := context.WithCancel(bounded)
+			before := runtime.NumGoroutine()
+			child, cancel := context.WithCancel(b.Join(t.Context()))
+			require.LessOrEqual(t, runtime.NumGoroutine(), before, "nothing watches it")
 			go func() {
 				<-child.Done()
 				if took := time.Since(begun); took < 3*time.Second || took > 4*time.Second {

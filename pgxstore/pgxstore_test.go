@@ -242,6 +242,23 @@ func TestF7CallersThatLeave(t *testing.T) {
 }
 
 // The application uses all of its connections.
+// connections counts those of all clients.
+func connections(t *testing.T, watch *pgxpool.Pool) (n int) {
+	require.NoError(t, watch.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'").Scan(&n))
+	return n
+}
+
+func TestEngine(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	p, watch := pool(t, dsn+"&pool_max_conns=1"), pool(t, dsn+"&pool_max_conns=1")
+	s := pgxstore.New(p, pgxstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	storetest.Engine(t, pgxstore.EngineOf(s), func() int { return connections(t, watch) }, func() {
+		_, err := watch.Exec(t.Context(), "DROP TABLE ganbauth_tokens")
+		require.NoError(t, err)
+	})
+}
+
 func TestF8StarvedPool(t *testing.T) {
 	_, direct := testenv.Postgres(t)
 	starved, watch := pool(t, direct+"&pool_max_conns=2"), pool(t, direct+"&pool_max_conns=1")
@@ -260,11 +277,7 @@ func TestF8StarvedPool(t *testing.T) {
 		}
 	}
 	starve(t)() // both are connected
-	connections := func() (n int) {
-		require.NoError(t, watch.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'").Scan(&n))
-		return n
-	}
-	storetest.F8(t, one, other, starve, connections)
+	storetest.F8(t, one, other, starve, func() int { return connections(t, watch) })
 }
 
 func TestF8FullPostgres(t *testing.T) {

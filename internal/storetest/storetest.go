@@ -130,6 +130,43 @@ func requireLocked(t *testing.T, s Store, key string, wait time.Duration) {
 	require.ErrorIs(t, err, lease.ErrHeld)
 }
 
+// Engine tests what a store's locks are made of, and its connections for beats, which own
+// counts among others. At last it tests that every statement fails when the table is gone.
+func Engine(t *testing.T, e lease.Engine, own func() int, drop func()) {
+	ctx := t.Context()
+	try := func(holder string, dead lease.Hold) lease.Hold {
+		t.Helper()
+		hold, err := e.TryLock(ctx, "k", holder, dead)
+		require.NoError(t, err)
+		return hold
+	}
+	one, two := lease.Hold{Holder: "one"}, lease.Hold{Holder: "two"}
+	require.Equal(t, one, try("one", lease.Hold{}))
+	require.Equal(t, one, try("two", lease.Hold{}))
+	others := own()
+	for range 2 { // they are made again
+		require.NoError(t, e.Extend(ctx, "k", "one"))
+		require.Greater(t, own(), others)
+		e.(lease.Rester).Rest()
+		require.Eventually(t, func() bool { return own() <= others }, 20*time.Second, 10*time.Millisecond)
+	}
+	e.(lease.Rester).Rest() // with nothing to close
+	require.NoError(t, e.Extend(ctx, "k", "two"), "which does not hold it")
+	require.Equal(t, lease.Hold{Holder: "one", Beats: 2}, try("two", lease.Hold{Holder: "one", Beats: 1}))
+	require.Equal(t, two, try("two", lease.Hold{Holder: "one", Beats: 2}))
+	require.NoError(t, e.Unlock(ctx, "k", "one"))
+	require.Equal(t, two, try("one", lease.Hold{}))
+	require.NoError(t, e.Unlock(ctx, "k", "two"))
+	require.Equal(t, one, try("one", lease.Hold{}))
+	drop()
+	hold, err := e.TryLock(ctx, "k", "one", lease.Hold{})
+	require.Error(t, err)
+	require.Zero(t, hold)
+	require.Error(t, e.Extend(ctx, "k", "one"))
+	require.Error(t, e.Unlock(ctx, "k", "one"))
+	e.(lease.Rester).Rest()
+}
+
 // LockIsKept tests that other does not get a lock of s's, for that long, and gets it when it
 // is released.
 func LockIsKept(t *testing.T, s, other Store, wait time.Duration) {
