@@ -14,8 +14,8 @@ import (
 // forever.
 const callTimeout = 3 * time.Second
 
-// call runs fn with a connection of the pool, and leaves it when ctx ends. It repeats what
-// the server has undone for the sake of another statement, as in a deadlock. A statement
+// call runs fn with a connection of the pool, and leaves it when ctx ends. Until then it
+// repeats what the server has undone for the sake of another, as in a deadlock. A statement
 // that is on its way is let finish in the background, in the time that a call has: to
 // cancel it would cost its connection, and a new one is the last thing that a server
 // needs from which many callers are leaving.
@@ -51,7 +51,7 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *sql.Co
 		}
 		for {
 			a.value, a.err = fn(bounded, conn)
-			if !isUndone(a.err) || waiting.Err() != nil {
+			if !isUndone(a.err) || ctx.Err() != nil {
 				return
 			}
 		}

@@ -1,12 +1,18 @@
 package mysqlstore_test
 
 import (
+	"context"
+	"fmt"
 	"testing"
+	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/stretchr/testify/require"
 
+	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/mysqlstore"
 )
 
 // MariaDB is well and refuses each statement.
@@ -17,4 +23,81 @@ func TestStatementsFail(t *testing.T) {
 	require.NoError(t, err)
 	storetest.CallsFail(t, s)
 	require.ErrorContains(t, s.Save(t.Context(), "k", storetest.Token("a")), "mysqlstore: save: ")
+}
+
+// What the server undoes is repeated until the caller leaves, and nothing else is repeated.
+func TestOnlyUndoneStatementsAreRepeated(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	s, db := stores(t, dsn)(), pool(t, dsn, 1)
+	exec := func(query string) {
+		t.Helper()
+		_, err := db.ExecContext(t.Context(), query)
+		require.NoError(t, err)
+	}
+	exec("CREATE TABLE tries (n INT NOT NULL) ENGINE = MyISAM") // the count outlives what is undone
+	exec("INSERT INTO tries VALUES (0)")
+	fail := func(number int) {
+		exec("UPDATE tries SET n = 0")
+		exec(fmt.Sprintf(`CREATE OR REPLACE TRIGGER fail BEFORE INSERT ON ganbauth_tokens FOR EACH ROW BEGIN
+			UPDATE tries SET n = n + 1; SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = %d; END`, number))
+	}
+	tries := func() (n int) {
+		require.NoError(t, db.QueryRowContext(t.Context(), "SELECT n FROM tries").Scan(&n))
+		return n
+	}
+	fail(1644)
+	var refused *mysql.MySQLError
+	require.ErrorAs(t, s.Save(t.Context(), "k", storetest.Token("a")), &refused)
+	require.Equal(t, uint16(1644), refused.Number)
+	require.Equal(t, 1, tries())
+
+	fail(1213)
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() { left <- s.Save(ctx, "k", storetest.Token("a")) }()
+	require.Eventually(t, func() bool { return tries() > 10 }, 20*time.Second, time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-left, context.Canceled)
+	before := -1
+	require.Eventually(t, func() bool { // the last one may be on its way
+		n := tries()
+		ended := n == before
+		before = n
+		return ended
+	}, 2*time.Second, 100*time.Millisecond)
+}
+
+// A caller that has gone sends nothing.
+func TestCallerThatHasGone(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	db := pool(t, dsn, 0)
+	s := mysqlstore.New(db, mysqlstore.Options{})
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		require.ErrorIs(t, s.Save(gone, "k", storetest.Token("a")), context.Canceled)
+	}
+	time.Sleep(50 * time.Millisecond)
+	require.Zero(t, db.Stats().OpenConnections)
+}
+
+// A caller that leaves while all connections are in use gives up its place.
+func TestPlaceInTheQueue(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	db := pool(t, dsn, 1)
+	s := mysqlstore.New(db, mysqlstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	conn, err := db.Conn(t.Context())
+	require.NoError(t, err)
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() { left <- s.Save(ctx, "k", storetest.Token("a")) }()
+	require.Eventually(t, func() bool { return db.Stats().WaitCount == 1 }, 20*time.Second, time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-left, context.Canceled)
+	time.Sleep(50 * time.Millisecond) // it leaves
+	require.NoError(t, conn.Close())
+	_, err = s.Load(t.Context(), "k") // after whoever waits still
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
 }
