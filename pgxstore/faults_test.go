@@ -30,6 +30,31 @@ func TestStatementsFail(t *testing.T) {
 	require.ErrorContains(t, s.Save(t.Context(), "k", storetest.Token("a")), "pgxstore: save: ")
 }
 
+// A user that may not change the schema learns it from Migrate, and changes nothing.
+func TestMigrateFails(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	owner := pool(t, dsn)
+	exec := func(sql string) {
+		t.Helper()
+		_, err := owner.Exec(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	exec("CREATE ROLE clerk; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+	clerk := pgxstore.New(pool(t, dsn+"&role=clerk"), pgxstore.Options{})
+	require.ErrorContains(t, clerk.Migrate(t.Context()), "pgxstore: migrate: ERROR: permission denied")
+
+	exec("CREATE TABLE ganbauth_tokens (key bytea PRIMARY KEY)") // as of an earlier version
+	require.ErrorContains(t, clerk.Migrate(t.Context()), "pgxstore: migrate: ERROR: must be owner")
+	exec("DROP TABLE ganbauth_tokens")
+
+	s := pgxstore.New(owner, pgxstore.Options{})
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, s.Migrate(ended), context.Canceled)
+	require.NoError(t, s.Migrate(t.Context()))
+	require.NoError(t, clerk.Migrate(t.Context()), "nothing is missing")
+}
+
 // A hook of the application's pool panics. The call has an error, and the process lives.
 func TestPoolPanics(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
