@@ -93,10 +93,11 @@ const (
 	minPause = 5 * time.Millisecond
 	maxPause = 100 * time.Millisecond
 
-	// How many statements of a kind are under way at the same time. A beat that hangs for a
-	// hundredth of a lease gives up its place.
+	// How many statements of a kind are under way at the same time. A beat that is not
+	// answered in a thousandth of a lease gives up its place: a thousand that hang, which is
+	// about as many as ganbauth makes, hold up the others for an eighth of a lease.
 	maxBusy          = 8
-	patiencePerLease = 100
+	patiencePerLease = 1000
 )
 
 // Locker takes locks in one engine on behalf of this process. It is a ganbauth.Locker and
@@ -105,9 +106,8 @@ type Locker struct {
 	engine Engine
 	lease  time.Duration
 
-	// Places for statements that are under way: beats, those whose last one was not
-	// answered, and releases of names.
-	beats, late, releases chan struct{}
+	// Places for statements that are under way: beats, and releases of names.
+	beats, releases chan struct{}
 
 	mu      sync.Mutex
 	holds   map[*hold]struct{}
@@ -119,7 +119,6 @@ type hold struct {
 	key, holder string
 	due         time.Time // when it is extended or released next
 	busy        bool      // it is being extended or released, or waits for that
-	late        bool      // its last beat was not answered
 
 	// If the name is to be released: until when that is tried, and whether it has been done
 	// once.
@@ -138,7 +137,6 @@ func New(engine Engine, lease time.Duration) *Locker {
 		engine:   engine,
 		lease:    min(max(lease, minLease), maxLease),
 		beats:    make(chan struct{}, maxBusy),
-		late:     make(chan struct{}, maxBusy),
 		releases: make(chan struct{}, maxBusy),
 		holds:    map[*hold]struct{}{},
 	}
@@ -334,16 +332,13 @@ func (l *Locker) due(now time.Time) (due []*hold, done bool) {
 	return due, len(l.holds) == 0
 }
 
-// queue serves h when there is a place. A healthy lock waits neither for releases, which
-// hang when the application has used up its pool, nor for beats that hang, as those of one
-// node of a Cluster may.
+// queue serves h when there is a place. A healthy lock does not wait for releases, which
+// hang when the application has used up its pool, and not for long for beats that hang, as
+// those of one node of a Cluster may.
 func (l *Locker) queue(h *hold) {
 	places := l.beats
-	switch {
-	case !h.end.IsZero():
+	if !h.end.IsZero() {
 		places = l.releases
-	case h.late:
-		places = l.late
 	}
 	places <- struct{}{}
 	leave := sync.OnceFunc(func() { <-places })
@@ -391,15 +386,13 @@ func (l *Locker) serve(h *hold) {
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
-	if !h.end.IsZero() && (err == nil && h.released || now.After(h.end)) {
+	if !h.end.IsZero() && err == nil && h.released {
 		l.drop(h)
 		return
 	}
-	h.late = err != nil && ctx.Err() != nil
 	h.released = h.released || err == nil
 	h.busy, h.due = false, begun.Add(l.interval()/2)
-	if h.late {
+	if ctx.Err() != nil {
 		l.wake()
 	}
 }

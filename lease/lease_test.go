@@ -500,7 +500,7 @@ func (f *flaky) Extend(ctx context.Context, key, holder string) error {
 // Beats that hang for many locks, from their first one on, do not keep others from being
 // extended.
 func TestBeatsThatHang(t *testing.T) {
-	for _, n := range []int{8, 200} {
+	for _, n := range []int{8, 200, 960} {
 		bubble(t, func(t *testing.T, e *engine) {
 			l := lease.New(partly{e}, aLease)
 			var unlocks []func()
@@ -608,14 +608,17 @@ func TestAPanicOfRestDoesNotEndTheProcess(t *testing.T) {
 		logger, log := slog.Default(), &strings.Builder{}
 		slog.SetDefault(slog.New(slog.NewTextHandler(log, nil)))
 		defer slog.SetDefault(logger)
-		l := lease.New(restless{e}, aLease)
-		for range 2 {
-			unlock, err := l.Lock(t.Context(), "k")
-			require.NoError(t, err)
-			unlock()
-			synctest.Wait()
+		for _, e := range []lease.Engine{restless{e}, struct{ lease.Engine }{e}} { // the second one has no Rest
+			l := lease.New(e, aLease)
+			for range 2 {
+				unlock, err := l.Lock(t.Context(), "k")
+				require.NoError(t, err)
+				unlock()
+				synctest.Wait()
+			}
 		}
 		require.Equal(t, 2, strings.Count(log.String(), "a fault of Rest"))
+		require.Equal(t, 2, strings.Count(log.String(), "level=ERROR"))
 	})
 }
 
@@ -666,6 +669,27 @@ func TestWhenADeadLockIsTakenOver(t *testing.T) {
 			unlock, err := lease.New(e, 1155*time.Millisecond).Lock(t.Context(), "k") // as above
 			require.NoError(t, err)
 			require.Equal(t, 1355*time.Millisecond, time.Since(began))
+			unlock()
+		})
+	})
+	t.Run("not a lease after a pause, however slow the first answer was", func(t *testing.T) {
+		bubble(t, func(t *testing.T, e *engine) {
+			e.held["k"] = lease.Hold{Holder: "dead"}
+			began := time.Now()
+			slow := map[int]time.Duration{1: 2 * time.Second, 50: 2900 * time.Millisecond}
+			paused := time.Duration(0)
+			e.before = func(string) error {
+				n := e.count("lock")
+				time.Sleep(slow[n])
+				if n == 50 {
+					paused = time.Since(began)
+				}
+				return nil
+			}
+			unlock, err := lease.New(e, aLease).Lock(t.Context(), "k")
+			require.NoError(t, err)
+			require.Greater(t, paused, 2*time.Second)
+			require.Greater(t, time.Since(began), paused+aLease)
 			unlock()
 		})
 	})
