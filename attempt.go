@@ -439,11 +439,17 @@ func (j *jar) forget(w http.ResponseWriter, name string) {
 	w.Header().Add("Set-Cookie", j.setCookie(name, ""))
 }
 
-// removeOf removes the attempts of that connection, or all if none is named.
-func (j *jar) removeOf(w http.ResponseWriter, connection string) {
-	j.remove(w, slices.DeleteFunc(j.ranked(), func(c attemptCookie) bool {
+// removeOf removes the attempts of that connection, or all if none is named, and returns the
+// names of their cookies.
+func (j *jar) removeOf(w http.ResponseWriter, connection string) (names []string) {
+	gone := slices.DeleteFunc(j.ranked(), func(c attemptCookie) bool {
 		return connection != "" && c.connection != connection
-	}))
+	})
+	j.remove(w, gone)
+	for _, c := range gone {
+		names = append(names, c.name)
+	}
+	return names
 }
 
 // remove removes cookies, as many as an answer has room for.

@@ -489,7 +489,7 @@ func Replace(k *Kit, ctx context.Context, key, refused string) (*Token, error) {
 type Owners struct{ o *owners }
 
 func NewOwners(sessions *scs.SessionManager, keyOf, connectionOf func(*http.Request) (string, error)) Owners {
-	return Owners{&owners{"bank", "ganbauth.bank", sessions, keyOf, connectionOf}}
+	return Owners{&owners{kit: "bank", handleName: "ganbauth.bank", namesName: "ganbauth:bank", sessions: sessions, keyOf: keyOf, connectionOf: connectionOf}}
 }
 
 func (o Owners) StoreKey(r *http.Request) (string, error) {

@@ -1,6 +1,7 @@
 package ganbauth
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -31,12 +32,13 @@ type flights[V any] struct {
 }
 
 type flight[V any] struct {
-	begun  time.Time     // zero while its first request waits to be admitted
-	over   bool          // that request was not admitted, or has left: another may begin it
-	done   chan struct{} // closed when value and err are there, or over
-	rested chan struct{} // closed when the rest has been done, too
-	value  V
-	err    error
+	begun   time.Time     // zero while its first request waits to be admitted
+	over    bool          // that request was not admitted, or has left: another may begin it
+	done    chan struct{} // closed when value and err are there, or over
+	rested  chan struct{} // closed when the rest has been done, too
+	value   V
+	err     error
+	refusal error // what those who wait are told in place of the outcome
 }
 
 // call is one run of a flight. It returns the outcome, and the rest: what is left to do
@@ -69,9 +71,25 @@ func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Cont
 		}
 		if !c.over {
 			c.awaitRest(ctx)
-			return c.value, c.err
+			return c.value, cmp.Or(f.refusal(c), c.err)
 		}
 	}
+}
+
+// refuse has the flight of key end with err for all who wait for it and all who join it,
+// whatever its outcome is.
+func (f *flights[V]) refuse(key string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c := f.m[key]; c != nil {
+		c.refusal = err
+	}
+}
+
+func (f *flights[V]) refusal(c *flight[V]) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return c.refusal
 }
 
 // awaitRest waits for what belongs to the answer, for a moment.
@@ -197,6 +215,22 @@ func (f *flights[V]) forget(key string, c *flight[V]) {
 	if f.forgotten != nil {
 		f.forgotten(c.value, c.err)
 	}
+}
+
+// remembered returns the outcomes that are remembered and no failures.
+func (f *flights[V]) remembered() (values []V) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.m {
+		select {
+		case <-c.done:
+			if c.err == nil {
+				values = append(values, c.value)
+			}
+		default:
+		}
+	}
+	return values
 }
 
 // remove takes c out of the flights to join. The caller holds f.mu.

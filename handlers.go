@@ -95,11 +95,7 @@ func (k *Kit) CallbackHandler() http.Handler {
 		start := time.Now()
 		err := k.serveCallback(w, r, start)
 		if err != nil {
-			connection := ""
-			if login := (*loginError)(nil); errors.As(err, &login) {
-				connection = login.connection
-			}
-			k.event(k.aboutRequest(r, connection), EventLoginFailed, time.Since(start), err)
+			k.event(k.aboutError(r, err), EventLoginFailed, time.Since(start), err)
 		}
 		return err
 	})
@@ -162,7 +158,7 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 	}
 	found, err := k.judgeCallback(r, c.attempt)
 	if err != nil {
-		return err
+		return k.loginFailed(r, c, err)
 	}
 	if found == callbackForeign || found == callbackOver {
 		if pause, ok := k.sessionMayCome(r); ok {
@@ -192,10 +188,10 @@ func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mi
 	if err == nil {
 		connected, err = k.connect(r, c.attempt, c.query, c.name)
 	}
-	if errors.Is(r.Context().Err(), context.Canceled) {
-		return err // nobody reads the answer
-	}
-	if err == nil {
+	switch {
+	case errors.Is(r.Context().Err(), context.Canceled): // a new session cookie would be lost
+		err = &resumableError{cmp.Or(err, errNotFinished)}
+	case err == nil:
 		err = k.attach(w, r, connected, c.attempt)
 	}
 	if errors.Is(err, errRenewedSince) && k.marksOf(r).reloads < maxReloads {
@@ -279,27 +275,44 @@ func (k *Kit) LogoutHandler() http.Handler {
 //
 // Without Options.Key, an application that ends a login of its own by RenewToken and Remove
 // must call Forget: otherwise the next user of that session has the former user's bank
-// account. If the session has several connections, a request that names none takes all of
-// them out of the session.
+// account. If the session has several connections, a request that names none forgets all of
+// them, up to the sixteen newest.
 func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 	if err := k.usable(); err != nil {
 		return err
 	}
 	start := time.Now()
 	connection, err := k.connection(r)
-	k.attempts.read(r, "").removeOf(w, connection)
-	var who owner
+	for _, name := range k.attempts.read(r, "").removeOf(w, connection) {
+		k.exchanges.refuse(name, errLoggedOut) // the browser has its cookie for as long as the callback takes
+	}
+	var gone []owner
 	if err == nil {
+		var who owner
 		who, err = k.whoseConnection(r, connection)
+		gone = append(gone, who)
 	}
 	if err != nil && !errors.Is(err, ErrNoUser) {
 		return err
 	}
-	if who.storeKey != "" {
-		if err := k.keeper.drop(r.Context(), who.storeKey); err != nil {
+	if connection == "" {
+		all, err := k.all(r)
+		if err != nil {
 			return err
 		}
-		k.event(k.about(r.Context(), who), EventLogout, time.Since(start), nil)
+		gone = append(gone, all...)
+	}
+	for _, who := range gone {
+		if who.storeKey == "" {
+			continue
+		}
+		was, err := k.keeper.drop(r.Context(), who.storeKey)
+		if err != nil {
+			return err
+		}
+		if was {
+			k.event(k.about(r.Context(), who), EventLogout, time.Since(start), nil)
+		}
 	}
 	return k.detach(w, r, connection)
 }
@@ -431,7 +444,22 @@ func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, kind requestKind, e
 	}
 	own := ownAnswer(func(w http.ResponseWriter, err error) { k.answer(w, r, kind, err, to, loginURL) })
 	ctx := context.WithValue(r.Context(), ownAnswerKey{k}, own)
-	k.onError(w, k.withOwner(r.WithContext(ctx)), err)
+	k.onError(w, r.WithContext(k.aboutError(r.WithContext(ctx), err)), err)
+}
+
+// aboutError is aboutRequest for an error of r: a callback does not name the connection, and
+// the error of its login does.
+func (k *Kit) aboutError(r *http.Request, err error) context.Context {
+	connection := ""
+	if login := (*loginError)(nil); errors.As(err, &login) {
+		connection = login.connection
+	}
+	if connection == "" {
+		if connection, err = k.connection(r); err != nil {
+			return r.Context()
+		}
+	}
+	return k.aboutRequest(r, connection)
 }
 
 // ownAnswer is what the kit would answer without OnError, which may leave an error to it.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -79,7 +80,8 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		attempts:      s.attempts,
 		observer:      o,
 		owners: owners{
-			kit: s.Name, handleName: sessionPrefix + s.Name, sessions: sessions, keyOf: s.Key, connectionOf: s.Connection,
+			kit: s.Name, handleName: sessionPrefix + s.Name, namesName: namesPrefix + s.Name, sessions: sessions,
+			keyOf: s.Key, connectionOf: s.Connection,
 		},
 	}
 	k.keeper = &keeper{connector: c, records: s.records, leeway: s.RefreshLeeway, guard: newGuard(s.TokenRate, o), observer: o}
@@ -200,15 +202,6 @@ func (k *Kit) aboutRequest(r *http.Request, connection string) context.Context {
 	return k.about(r.Context(), who)
 }
 
-// withOwner returns r with a context that says whose connection it is about.
-func (k *Kit) withOwner(r *http.Request) *http.Request {
-	connection, err := k.connection(r)
-	if err != nil {
-		return r
-	}
-	return r.WithContext(k.aboutRequest(r, connection))
-}
-
 // SetToken stores a token that came from elsewhere, another SDK's for instance: its user
 // need not connect again. It replaces what is there, as a login would; key and connection
 // are as in [Kit.Token].
@@ -266,7 +259,8 @@ func (k *Kit) Disconnect(ctx context.Context, key string, connection ...string) 
 	if err != nil {
 		return err
 	}
-	return k.keeper.drop(ctx, who.storeKey)
+	_, err = k.keeper.drop(ctx, who.storeKey)
+	return err
 }
 
 // KeepAlive keeps every token of the Store alive until ctx ends or [Kit.Shutdown] is
@@ -333,7 +327,8 @@ func (k *Kit) startEngine(ctx context.Context, what string) (_ context.Context, 
 }
 
 // Shutdown ends [Kit.KeepAlive] and waits until every token that the bank has issued is
-// stored, or until ctx ends, whose error it then returns. A refresh goes on when its
+// stored, or until ctx ends, whose error it then returns. It deletes the tokens of logins
+// whose browser has gone, as no session has them. A refresh goes on when its
 // request has gone: call Shutdown after [http.Server.Shutdown] and before the process
 // ends. The Kit can be used during and after it, except for KeepAlive and
 // [Kit.RefreshExpiring].
@@ -346,6 +341,7 @@ func (k *Kit) Shutdown(ctx context.Context) error {
 		err = k.engine.shutdown(ctx)
 	}
 	err = errors.Join(err, k.keeper.refreshes.wait(ctx), k.exchanges.wait(ctx), k.keeper.unsaved.wait(ctx))
+	k.forgetUnattached(ctx)
 	if err != nil {
 		return fmt.Errorf("ganbauth: a token is not stored yet: %w", err)
 	}
@@ -375,6 +371,21 @@ func rememberLogin(_ *connection, err error) time.Duration {
 // forgetLogin deletes a token that no session has asked for.
 func (k *Kit) forgetLogin(c *connection, err error) {
 	if err == nil && !c.attached.Load() {
-		_ = k.keeper.drop(context.Background(), c.storeKey)
+		_, _ = k.keeper.drop(context.Background(), c.storeKey)
+	}
+}
+
+// forgetUnattached is forgetLogin for all logins that are remembered, before the process
+// ends or ctx does.
+func (k *Kit) forgetUnattached(ctx context.Context) {
+	var gone sync.WaitGroup
+	for _, c := range k.exchanges.remembered() {
+		gone.Go(func() { k.forgetLogin(c, nil) })
+	}
+	done := make(chan struct{})
+	go func() { gone.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
 }

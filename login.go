@@ -147,27 +147,34 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 	}
 	ctx := k.about(r.Context(), who)
 	began := false
+	var begun login
 	var turn *turn
 	c, err := k.exchanges.do(ctx, name, func(ctx context.Context) (leave func(), err error) {
-		if turn, err = k.keeper.guard.enter(ctx, name, forLogin, true); err != nil {
-			return nil, &resumableError{err}
+		if begun, err = k.keeper.beginLogin(ctx, who.storeKey); err == nil {
+			if turn, err = k.keeper.guard.enter(ctx, name, forLogin, true); err == nil {
+				return turn.leave, nil
+			}
+			begun.place.leave()
 		}
-		return turn.leave, nil
+		if isNew { // nobody else knows this key
+			go func() { _, _ = k.keeper.drop(ctx, who.storeKey) }()
+		}
+		return nil, &resumableError{err}
 	}, func(ctx context.Context) (*connection, func(), error) {
 		began = true
 		c := &connection{owner: who}
 		c.attached.Store(!isNew)
-		err := k.keeper.connect(ctx, who.storeKey, func(ctx context.Context) (*Token, error) {
+		err := k.keeper.connect(ctx, who.storeKey, begun, func(ctx context.Context) (*Token, error) {
 			return k.exchange(ctx, a, q.code, turn)
 		})
 		if err == nil || c.attached.Load() {
 			return c, nil, err
 		}
-		return c, func() { _ = k.keeper.drop(ctx, who.storeKey) }, err // nobody else knows this key
+		return c, func() { _, _ = k.keeper.drop(ctx, who.storeKey) }, err // nobody else knows this key
 	})
 	switch {
 	case ctx.Err() != nil:
-		return nil, &resumableError{k.keeper.guard.notYet(name, unavailable("ganbauth: the login is not finished yet"))}
+		return nil, &resumableError{k.keeper.guard.notYet(name, errNotFinished)}
 	case err != nil:
 		return nil, err
 	case !isNew && c.storeKey != who.storeKey:
@@ -186,6 +193,8 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 	}
 	return c, nil
 }
+
+var errNotFinished = unavailable("ganbauth: the login is not finished yet")
 
 // exchange spends the code of a callback.
 func (k *Kit) exchange(ctx context.Context, a *attempt, code string, turn *turn) (*Token, error) {
@@ -218,7 +227,7 @@ func (k *Kit) dropFormer(ctx context.Context, former string) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := k.keeper.drop(ctx, former); err != nil {
+		if _, err := k.keeper.drop(ctx, former); err != nil {
 			k.say(ctx, slog.LevelError, "ganbauth: the token of the login before could not be deleted", "error", err)
 		}
 	}()

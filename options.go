@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/alexedwards/scs/v2"
-	"github.com/alexedwards/scs/v2/memstore"
 )
 
 // Options configure a [Kit]. RedirectURI and Scopes are required; the zero value of every
@@ -369,11 +368,7 @@ func (s *settings) warn(c *Connector, sessions *scs.SessionManager) {
 
 // inMemory reports whether the default store is used in the memory of one process.
 func inMemory(store TokenStore, sessions *scs.SessionManager) bool {
-	if store != nil {
-		return false
-	}
-	_, ok := sessions.Store.(*memstore.MemStore)
-	return ok
+	return store == nil && isInMemory(sessions.Store)
 }
 
 // warnOfCookie logs what is wrong with the session's cookie.

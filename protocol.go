@@ -255,13 +255,9 @@ func (k *keeper) warnOfRace(ctx context.Context, key string, old *Token) {
 	})
 }
 
-// connect is a login: exchange sends the code and returns the token. The error is a
-// *resumableError if the code was not sent and the callback may be delivered again.
-func (k *keeper) connect(ctx context.Context, key string, exchange func(context.Context) (*Token, error)) error {
-	base, place, err := k.beginLogin(ctx, key)
-	if err != nil {
-		return &resumableError{err}
-	}
+// connect is a login that has begun at l: exchange sends the code and returns the token.
+func (k *keeper) connect(ctx context.Context, key string, l login, exchange func(context.Context) (*Token, error)) error {
+	base, place := l.base, l.place
 	defer place.leave()
 	begun := time.Now()
 	mine, err := k.ask(ctx, func() (*Token, error) { return exchange(ctx) })
@@ -295,32 +291,40 @@ func sameLogin(base *Token) func(*Token) bool {
 	return func(cur *Token) bool { return cur != nil && cur.Epoch == base.Epoch }
 }
 
-// beginLogin proves that the store takes writes under key, and returns the record that the
-// login will replace: what is there, or a mark that it has put there. The caller leaves the
-// place.
-func (k *keeper) beginLogin(ctx context.Context, key string) (base *Token, p *place, err error) {
+// login is a login that has begun: the record that it will replace, and its place among the
+// changes of its key, which is to be left.
+type login struct {
+	base  *Token
+	place *place
+}
+
+// beginLogin comes before all that a login waits for, so that a logout meanwhile wins. It
+// proves that the store takes writes under key. What the login will replace is what is
+// there, or a mark that it has put there.
+func (k *keeper) beginLogin(ctx context.Context, key string) (login, error) {
 	for range 10 {
 		cur, err := k.records.load(ctx, key)
 		if err != nil {
-			return nil, nil, err
+			return login{}, err
 		}
-		switch base = cur; {
+		base := cur
+		switch {
 		case cur == nil:
 			base = blank(rand.Text())
 		case isBlank(cur): // the same record, which must not end during this login
 			base = blank(cur.Epoch)
 		}
-		p = k.unsaved.begin(key)
+		p := k.unsaved.begin(key)
 		err = k.records.swap(ctx, key, cur, base)
 		if err == nil && !p.isTaken() { // else nobody knows what came first
-			return base, p, nil
+			return login{base, p}, nil
 		}
 		p.leave()
 		if err != nil && !errors.Is(err, ErrSuperseded) {
-			return nil, nil, err
+			return login{}, err
 		}
 	}
-	return nil, nil, unavailable("ganbauth: begin login: %w", ErrSuperseded)
+	return login{}, unavailable("ganbauth: begin login: %w", ErrSuperseded)
 }
 
 // blank returns the mark of a login under way.
@@ -358,17 +362,18 @@ func (k *keeper) loginRefused(ctx context.Context, mine, there *Token) error {
 
 var errLoggedOut = fmt.Errorf("%w: the user has logged out meanwhile", ErrLoginRequired)
 
-// drop is a logout. It waits for no bank and no refresh.
-func (k *keeper) drop(ctx context.Context, key string) error {
+// drop is a logout. It waits for no bank and no refresh. It reports whether there was a
+// token.
+func (k *keeper) drop(ctx context.Context, key string) (was bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logoutTimeout)
 	defer cancel()
 	begun := time.Now()
 	for pause := minPause; ; pause = min(2*pause, time.Second) {
-		err := k.dropOnce(ctx, key, begun.Add(lockerPatience))
+		was, err = k.dropOnce(ctx, key, begun.Add(lockerPatience))
 		if err == nil {
 			k.unsaved.take(key, nil)
 			k.coolDowns.clear(key)
-			return nil
+			return was, nil
 		}
 		if errors.Is(err, ErrSuperseded) {
 			pause = minPause
@@ -376,25 +381,26 @@ func (k *keeper) drop(ctx context.Context, key string) error {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return unavailable("ganbauth: delete token: %w", err)
+			return false, unavailable("ganbauth: delete token: %w", err)
 		}
 	}
 }
 
-// dropOnce deletes what is under key. After patience it does without a Locker that fails.
-func (k *keeper) dropOnce(ctx context.Context, key string, patience time.Time) error {
+// dropOnce deletes what is under key, and reports whether that was a token. After patience
+// it does without a Locker that fails.
+func (k *keeper) dropOnce(ctx context.Context, key string, patience time.Time) (was bool, err error) {
 	cur, err := k.records.load(ctx, key)
 	switch {
 	case isUnreadable(err):
-		return k.records.delete(ctx, key)
+		return true, k.records.delete(ctx, key)
 	case cur == nil:
-		return err
+		return false, err
 	}
 	err = k.records.swap(ctx, key, cur, nil)
 	if errors.Is(err, errNotLocked) && time.Now().After(patience) {
-		return k.records.delete(ctx, key)
+		err = k.records.delete(ctx, key)
 	}
-	return err
+	return isToken(cur), err
 }
 
 // set stores a token that came from elsewhere. It counts as a login: a mark goes before
@@ -403,15 +409,15 @@ func (k *keeper) dropOnce(ctx context.Context, key string, patience time.Time) e
 // token.
 func (k *keeper) set(ctx context.Context, key string, t *Token) error {
 	t.Epoch = rand.Text()
-	base, place, err := k.beginLogin(ctx, key)
+	l, err := k.beginLogin(ctx, key)
 	if err != nil {
 		return err
 	}
-	defer place.leave()
-	p := &placement{k, key, place, t, base, sameLogin(base)}
+	defer l.place.leave()
+	p := &placement{k, key, l.place, t, l.base, sameLogin(l.base)}
 	switch _, err := p.putLogin(ctx); {
 	case err == nil:
-		k.unsaved.take(key, place)
+		k.unsaved.take(key, l.place)
 		k.coolDowns.clear(key)
 		return nil
 	case errors.Is(err, ErrSuperseded):

@@ -51,7 +51,8 @@ type scsStore struct {
 
 const (
 	scsMark       = "ganbauth"
-	sessionPrefix = "ganbauth." // begins the names of the kits' values in a session
+	sessionPrefix = "ganbauth." // begins the names of the kits' handles in a session
+	namesPrefix   = "ganbauth:" // and of the names of their connections
 )
 
 // recordName returns the record's name in the engine, at most 43 characters, the limit of
@@ -75,8 +76,11 @@ func isHandle(s string) bool {
 }
 
 // EndsWithContext: an engine in memory keeps nobody waiting.
-func (s *scsStore) EndsWithContext() bool {
-	_, ok := s.sessions.Store.(*memstore.MemStore)
+func (s *scsStore) EndsWithContext() bool { return isInMemory(s.sessions.Store) }
+
+// isInMemory reports whether sessions are in the memory of one process.
+func isInMemory(engine scs.Store) bool {
+	_, ok := engine.(*memstore.MemStore)
 	return ok
 }
 

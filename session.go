@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"reflect"
 	"strings"
 	"time"
@@ -16,9 +17,12 @@ import (
 type owners struct {
 	kit          string // its name, which begins every store key
 	handleName   string // of the kit's value in a session
+	namesName    string // of another, with the names of the session's connections
 	sessions     *scs.SessionManager
 	keyOf        func(*http.Request) (string, error) // nil: tokens belong to sessions
 	connectionOf func(*http.Request) (string, error) // nil: there is one connection
+
+	renewing keyedMutex // by the session's token: of two logins at once the second sees the first
 }
 
 // session is the scs session of one request.
@@ -215,6 +219,9 @@ func (o *owners) began(r *http.Request, beginner string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	if own := o.handle(s); own.held == "" && own.descends(beginner) {
+		return false, nil // a logout has ended the logins that were begun before it
+	}
 	for _, h := range handles(s.ctx, s.SessionManager) {
 		if h.descends(beginner) {
 			return true, nil // begun in another tab, before another login, which may be another kit's
@@ -231,47 +238,95 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 	if s.SessionManager == nil || o.keyOf != nil && s.Token(s.ctx) == "" {
 		return "", err
 	}
-	if beginner != "" && o.keyOf == nil && o.connectionOf != nil && o.handle(s).held == "" && o.renewedSince(r) {
-		return "", errRenewedSince
-	}
 	before, deadline := hash(s.Token(s.ctx)), s.Deadline(s.ctx)
-	if err := s.RenewToken(s.ctx); err != nil {
-		return "", unavailable("ganbauth: renew session: %w", err)
+	if err := o.renew(r, s, beginner != "" && o.keyOf == nil); err != nil {
+		return "", err
 	}
 	if o.hasOthers(s) {
 		s.SetDeadline(s.ctx, deadline) // their records end then
 	}
-	if o.keyOf == nil {
-		next := o.handle(s).after(before, beginner)
-		former, next.held = next.held, o.kit+"/"+who.key
-		if former == next.held {
-			former = ""
-		}
+	if o.keyOf != nil {
+		return "", s.commit(w)
+	}
+	next := o.handle(s).after(before, beginner)
+	former, next.held = next.held, o.kit+"/"+who.key
+	if former == next.held {
+		former = ""
+	}
+	s.Put(s.ctx, o.handleName, next.String())
+	if who.connection != "" {
+		names := union([]string{url.QueryEscape(who.connection)}, strings.Fields(s.GetString(s.ctx, o.namesName)))
+		s.Put(s.ctx, o.namesName, strings.Join(names[:min(len(names), maxNames)], " "))
+	}
+	if err = s.commit(w); err != nil && former != "" {
+		next.held = former // LoadAndSave may write the session yet, and the callback come again
 		s.Put(s.ctx, o.handleName, next.String())
 	}
-	return former, s.commit(w)
+	return former, err
+}
+
+// renew gives the session a new token, unless it is gone.
+func (o *owners) renew(r *http.Request, s session, was bool) error {
+	unlock, err := o.renewing.lock(r.Context(), s.Token(s.ctx))
+	if err != nil {
+		return unavailable("ganbauth: renew session: %w", err)
+	}
+	defer unlock()
+	if err := o.checkStays(r, s, was); err != nil {
+		return err
+	}
+	if err := s.RenewToken(s.ctx); err != nil {
+		return unavailable("ganbauth: renew session: %w", err)
+	}
+	return nil
+}
+
+// maxNames is how many connections of a session are remembered for a logout that ends all.
+const maxNames = 16
+
+// all returns the owners of the connections that the session of r has by name: none can be
+// reached without its handle.
+func (o *owners) all(r *http.Request) (all []owner, err error) {
+	s, err := o.session(r)
+	if s.SessionManager == nil || o.keyOf != nil {
+		return nil, err
+	}
+	for _, name := range strings.Fields(s.GetString(s.ctx, o.namesName)) {
+		name, _ = url.QueryUnescape(name)
+		if who, err := o.inSession(o.handle(s).held, name); err == nil && who.storeKey != "" {
+			all = append(all, who)
+		}
+	}
+	return all, nil
 }
 
 // hasOthers reports whether a session has connections that a login does not replace: of
 // another kit, or by other names.
 func (o *owners) hasOthers(s session) bool {
-	for kit := range handles(s.ctx, s.SessionManager) {
-		if kit != o.kit || o.connectionOf != nil {
+	for kit, h := range handles(s.ctx, s.SessionManager) {
+		if h.held != "" && (kit != o.kit || o.connectionOf != nil) {
 			return true
 		}
 	}
 	return false
 }
 
-// errRenewedSince means that another tab's login has renewed the session. Its connections
-// would be lost with the handle of this one.
-var errRenewedSince = unavailable("ganbauth: another login has renewed the session")
+// errRenewedSince means that the session has been renewed or ended since this request began.
+// What the request knows of it must not be written back: its user may have logged out, or be
+// another one.
+var errRenewedSince = unavailable("ganbauth: the session has been renewed or ended meanwhile")
 
-// renewedSince reports whether the session that the browser sent is gone by now.
-func (o *owners) renewedSince(r *http.Request) bool {
+// checkStays fails if the session that the browser named is gone by now, unless r itself has
+// renewed it. One that s does not know any more counts only if there was one.
+func (o *owners) checkStays(r *http.Request, s session, was bool) error {
 	c, err := r.Cookie(o.sessions.Cookie.Name)
-	if err != nil {
-		return false
+	switch known := s.Token(s.ctx); {
+	case err != nil:
+		return nil
+	case known == "" && was:
+		return errRenewedSince
+	case known != c.Value:
+		return nil
 	}
 	ctx := context.Background() // not the request's, in which the session is as it was
 	if deadline, ok := r.Context().Deadline(); ok {
@@ -280,21 +335,37 @@ func (o *owners) renewedSince(r *http.Request) bool {
 		ctx = bounded
 	}
 	now, err := o.sessions.Load(ctx, c.Value)
-	return err == nil && o.sessions.Token(now) == ""
+	switch {
+	case err != nil:
+		return unavailable("ganbauth: load session: %w", err)
+	case o.sessions.Token(now) == "":
+		return errRenewedSince
+	}
+	return nil
 }
 
 // detach takes the handle out of the session, unless only that connection is forgotten. A
-// session with nothing else in it ends; another gets a new token.
+// session with nothing else in it ends; another gets a new token, and remembers for other
+// kits which it had.
 func (o *owners) detach(w http.ResponseWriter, r *http.Request, connection string) error {
 	s, err := o.session(r)
-	if s.SessionManager == nil || !s.Exists(s.ctx, o.handleName) {
+	if s.SessionManager == nil || o.handle(s).held == "" {
 		return err
 	}
 	if connection != "" {
 		return nil // the session's other connections are under the same handle
 	}
-	s.Remove(s.ctx, o.handleName)
-	if len(s.Keys(s.ctx)) == 0 {
+	switch err := o.checkStays(r, s, false); {
+	case errors.Is(err, errRenewedSince):
+		return nil // whoever did that has the last word
+	case err != nil:
+		return err
+	}
+	left := o.handle(s).after(hash(s.Token(s.ctx)))
+	left.held = ""
+	s.Remove(s.ctx, o.namesName)
+	s.Put(s.ctx, o.handleName, left.String())
+	if isLeft(s) {
 		err = s.Destroy(s.ctx)
 	} else {
 		err = s.RenewToken(s.ctx)
@@ -305,20 +376,39 @@ func (o *owners) detach(w http.ResponseWriter, r *http.Request, connection strin
 	return s.commit(w)
 }
 
-// commit does what LoadAndSave would, where there is none.
-func (s session) commit(w http.ResponseWriter) error {
-	if !s.ours {
-		return nil
+// isLeft reports whether a session has nothing in it but what logouts have left.
+func isLeft(s session) bool {
+	left := 0
+	for _, h := range handles(s.ctx, s.SessionManager) {
+		if h.held == "" {
+			left++
+		}
 	}
+	return left == len(s.Keys(s.ctx))
+}
+
+// commit writes the session and its cookie. A session that has been renewed is in the engine
+// no more, so a failure is repeated for a moment, and LoadAndSave, which does the same again
+// at the end, may fail then.
+func (s session) commit(w http.ResponseWriter) error {
 	switch s.Status(s.ctx) {
 	case scs.Modified:
+		if !s.ours && isInMemory(s.Store) {
+			return nil // it does not fail
+		}
 		token, expiry, err := s.Commit(s.ctx)
+		for pause := minPause; err != nil && pause < time.Second && s.ctx.Err() == nil; pause *= 2 {
+			time.Sleep(pause)
+			token, expiry, err = s.Commit(s.ctx)
+		}
 		if err != nil {
 			return unavailable("ganbauth: commit session: %w", err)
 		}
 		s.WriteSessionCookie(s.ctx, w, token, expiry)
 	case scs.Destroyed:
-		s.WriteSessionCookie(s.ctx, w, "", time.Time{})
+		if s.ours {
+			s.WriteSessionCookie(s.ctx, w, "", time.Time{})
+		}
 	}
 	return nil
 }

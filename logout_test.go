@@ -1,0 +1,439 @@
+package ganbauth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alexedwards/scs/v2"
+	"github.com/alexedwards/scs/v2/memstore"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ganbauth/ganbauth"
+	"github.com/ganbauth/ganbauth/ganbtest"
+)
+
+// site is an application's own login and logout, with a page that says who is logged in.
+func site(a *app) {
+	a.mux.HandleFunc("/app/login", func(_ http.ResponseWriter, r *http.Request) {
+		_ = a.sessions.RenewToken(r.Context())
+		a.sessions.Put(r.Context(), "user", r.URL.Query().Get("u"))
+	})
+	a.mux.HandleFunc("/app/logout", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("forget") {
+			if err := a.kit.Forget(w, r); err != nil {
+				a.t.Error(err)
+			}
+		}
+		_ = a.sessions.Destroy(r.Context())
+	})
+	a.mux.HandleFunc("/app/who", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, a.sessions.GetString(r.Context(), "user"))
+	})
+}
+
+// A logout that has been answered while a callback was at the bank stays, whoever of the
+// application and the kit has ended the session, and so does the next user's login.
+func TestB5LogoutDuringACallbackOfASession(t *testing.T) {
+	var sessions *scs.SessionManager
+	byUser := ganbauth.Options{Key: func(r *http.Request) (string, error) { return sessions.GetString(r.Context(), "user"), nil }}
+	for name, c := range map[string]struct {
+		options         ganbauth.Options
+		bare            bool
+		user, connected bool // before
+		meanwhile       []string
+		who             string
+	}{
+		"of a stranger":                       {meanwhile: []string{"POST /bank/logout"}},
+		"of a stranger who is connected":      {connected: true, meanwhile: []string{"POST /bank/logout"}},
+		"without LoadAndSave":                 {bare: true, meanwhile: []string{"POST /bank/logout"}},
+		"without LoadAndSave, connected":      {bare: true, connected: true, meanwhile: []string{"POST /bank/logout"}},
+		"of a user":                           {user: true, who: "alice", meanwhile: []string{"POST /bank/logout"}},
+		"of a user who is connected":          {user: true, connected: true, who: "alice", meanwhile: []string{"POST /bank/logout"}},
+		"the application's":                   {user: true, meanwhile: []string{"GET /app/logout"}},
+		"the application's, with Forget":      {user: true, meanwhile: []string{"GET /app/logout?forget"}},
+		"the application's, by Key":           {options: byUser, user: true, meanwhile: []string{"GET /app/logout"}},
+		"and another user has logged in":      {user: true, who: "bob", meanwhile: []string{"GET /app/logout?forget", "GET /app/login?u=bob"}},
+		"and another user has, without":       {user: true, who: "bob", meanwhile: []string{"GET /app/logout", "GET /app/login?u=bob"}},
+		"and another user has logged in, Key": {options: byUser, user: true, who: "bob", meanwhile: []string{"GET /app/logout", "GET /app/login?u=bob"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, setup{options: c.options, bare: c.bare, sessions: func(m *scs.SessionManager) { sessions = m }}, func(t *testing.T, a *app) {
+				site(a)
+				b := a.browser()
+				if c.user {
+					b.get("/app/login?u=alice")
+				}
+				if c.connected {
+					b.login()
+				}
+				callback := b.callbackURL("/bank/login")
+				a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(5*time.Second), 1)
+				var wg sync.WaitGroup
+				wg.Go(func() { b.follow(b.get(callback)) })
+				time.Sleep(time.Second)
+				for _, request := range c.meanwhile {
+					method, target, _ := strings.Cut(request, " ")
+					b.do(method, target, with(navigate, "Sec-Fetch-Site", "same-origin"))
+				}
+				require.False(t, b.connected())
+				wg.Wait()
+				require.False(t, b.connected())
+				if !c.bare {
+					require.Equal(t, c.who, body(b.get("/app/who")))
+				}
+				if c.options.Key == nil {
+					time.Sleep(15 * time.Minute)
+					require.Zero(t, tokens(t, a), "nobody can reach it")
+				}
+			})
+		})
+	}
+}
+
+// A logout while a callback waits for its turn at the bank stays, too.
+func TestB5LogoutBeforeACallbacksTurn(t *testing.T) {
+	for name, end := range map[string]func(a *app, b *browser){
+		"LogoutHandler": func(a *app, b *browser) {
+			require.Equal(a.t, 303, b.do("POST", "/bank/logout", with(navigate, "Sec-Fetch-Site", "same-origin", "X-User", "u")).StatusCode)
+		},
+		"Disconnect": func(a *app, _ *browser) { require.NoError(a.t, a.kit.Disconnect(a.t.Context(), "u")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, setup{options: ganbauth.Options{
+				Key:       func(r *http.Request) (string, error) { return r.Header.Get("X-User"), nil },
+				TokenRate: 0.2,
+			}}, func(t *testing.T, a *app) {
+				callback := func(b *browser, user string) *http.Request {
+					h := with(navigate, "Sec-Fetch-Site", "same-origin", "X-User", user)
+					r := mustRequest("GET", a.bank.Approve(b.do("GET", "/bank/login", h).Header.Get("Location")))
+					r.Header = with(h, "Cookie", b.cookieHeader())
+					return r
+				}
+				first, b := a.browser(), a.browser()
+				_, err := first.client.Transport.RoundTrip(callback(first, "first"))
+				require.NoError(t, err)
+				r := callback(b, "u")
+				var wg sync.WaitGroup
+				wg.Go(func() { _, _ = b.client.Transport.RoundTrip(r) })
+				time.Sleep(time.Second)
+				require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint), "it waits for its turn")
+				end(a, b)
+				wg.Wait()
+				_, err = a.kit.Token(t.Context(), "u")
+				require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+			})
+		})
+	}
+}
+
+// A logout that waits for a sick store does not bring back a session that the application
+// has ended meanwhile.
+func TestLogoutBringsNoSessionBack(t *testing.T) {
+	var sick atomic.Bool
+	inBubble(t, setup{options: ganbauth.Options{Store: &sickStore{TokenStore: ganbauth.NewMemoryStore(), sick: &sick}}}, func(t *testing.T, a *app) {
+		site(a)
+		b := a.browser()
+		b.get("/app/login?u=alice")
+		b.login()
+		sick.Store(true)
+		var wg sync.WaitGroup
+		wg.Go(func() { b.post("/bank/logout") })
+		time.Sleep(time.Second)
+		b.get("/app/logout")
+		time.Sleep(time.Second)
+		sick.Store(false)
+		wg.Wait()
+		require.Empty(t, body(b.get("/app/who")))
+	})
+}
+
+// sickStore is a store that refuses writes.
+type sickStore struct {
+	ganbauth.TokenStore
+	sick *atomic.Bool
+}
+
+func (s *sickStore) Swap(ctx context.Context, key string, old, new *ganbauth.Token) error {
+	if s.sick.Load() {
+		return errors.New("it is read-only")
+	}
+	return s.TokenStore.(ganbauth.Swapper).Swap(ctx, key, old, new)
+}
+
+// Two tabs of one user come back at once: one session and one token are left.
+func TestTwoCallbacksOfASessionAtOnce(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		site(a)
+		b := a.browser()
+		b.get("/app/login?u=alice")
+		callbacks := []string{b.callbackURL("/bank/login"), b.callbackURL("/bank/login")}
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 2)
+		var wg sync.WaitGroup
+		for _, callback := range callbacks {
+			wg.Go(func() {
+				if status := b.follow(b.get(callback)).StatusCode; status != 303 {
+					t.Error(status)
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(15 * time.Minute)
+		require.True(t, b.connected())
+		require.Equal(t, 1, tokens(t, a))
+		sessions := 0
+		require.NoError(t, a.sessions.Iterate(t.Context(), func(ctx context.Context) error {
+			if a.sessions.GetString(ctx, "user") != "" {
+				sessions++
+			}
+			return nil
+		}))
+		require.Equal(t, 1, sessions)
+	})
+}
+
+// A commit of the session that fails, whichever it is, disconnects nobody: the answer says
+// that something is away, and the callback succeeds later.
+func TestSessionCommitFailsAtACallback(t *testing.T) {
+	for _, bare := range []bool{false, true} {
+		for _, connected := range []bool{false, true} {
+			for n, met := 1, "?"; met != ""; n++ {
+				e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+				s := setup{bare: bare, sessions: func(m *scs.SessionManager) {
+					m.Store, m.ErrorFunc = e, func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(500) }
+				}}
+				inBubble(t, s, func(t *testing.T, a *app) {
+					b := a.browser()
+					if connected {
+						b.login()
+					}
+					callback := b.callbackURL("/bank/login")
+					name := e.failNext(n, false)
+					status := b.follow(b.get(callback)).StatusCode
+					met = name()
+					if status != 303 {
+						require.Contains(t, []int{500, 503}, status, "call %d %s", n, met)
+						require.Equal(t, 303, b.follow(b.get(callback)).StatusCode, "call %d %s", n, met)
+					}
+					require.True(t, b.connected(), "call %d %s", n, met)
+					time.Sleep(15 * time.Minute)
+					require.Equal(t, 1, tokens(t, a), "call %d %s", n, met)
+				})
+			}
+		}
+	}
+}
+
+// The session is written by LoadAndSave in the end, though the kit could not: the callback
+// comes again, and finds the token of the login before.
+func TestSessionIsWrittenLate(t *testing.T) {
+	e := &refusingEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+	inBubble(t, setup{sessions: func(m *scs.SessionManager) { m.Store = e }}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		callback := b.callbackURL("/bank/login")
+		e.refuse.Store(6)
+		require.Equal(t, 503, b.get(callback).StatusCode)
+		require.Zero(t, e.refuse.Load())
+		require.True(t, b.connected())
+		require.Equal(t, 303, b.get(callback).StatusCode)
+		require.True(t, b.connected())
+		time.Sleep(15 * time.Minute)
+		require.Equal(t, 1, tokens(t, a))
+	})
+}
+
+// refusingEngine refuses to write sessions, for a while.
+type refusingEngine struct {
+	*memstore.MemStore
+	refuse atomic.Int32
+}
+
+func (e *refusingEngine) Commit(name string, b []byte, expiry time.Time) error {
+	if !strings.HasPrefix(name, ";") && !strings.Contains(name, "/") && e.refuse.Load() > 0 {
+		e.refuse.Add(-1)
+		return errEngine
+	}
+	return e.MemStore.Commit(name, b, expiry)
+}
+
+// A logout at one kit leaves another kit's login alone, in the same session.
+func TestLogoutOfOneKitDuringALoginOfAnother(t *testing.T) {
+	a := newApp(t, setup{})
+	site(a)
+	other, err := ganbauth.New(a.connector(nil), a.sessions, ganbauth.Options{
+		Name: "corp", RedirectURI: appURL + "/corp/callback", Scopes: []string{"private:account"}, Logger: discard, DefaultReturn: "/home",
+	})
+	require.NoError(t, err)
+	a.mux.Handle("/corp/login", other.LoginHandler())
+	a.mux.Handle("/corp/callback", other.CallbackHandler())
+	b := a.browser()
+	b.get("/app/login?u=alice")
+	b.login()
+	corp, own := b.callbackURL("/corp/login"), b.callbackURL("/bank/login")
+	cookies := b.cookieHeader()
+	require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+	require.Equal(t, 303, b.follow(b.get(corp)).StatusCode)
+
+	// A cookie that was on its way does not let the kit's own login go on, also not by what
+	// the other kit remembers.
+	r := mustRequest("GET", own)
+	r.Header = with(navigate, "Cookie", cookies)
+	for _, c := range b.client.Jar.Cookies(mustParse(appURL)) {
+		if c.Name == a.sessions.Cookie.Name {
+			r.Header.Set("Cookie", regexp.MustCompile(`session=[^;]+`).ReplaceAllString(cookies, c.String()))
+		}
+	}
+	resp, err := b.client.Transport.RoundTrip(r)
+	require.NoError(t, err)
+	require.Equal(t, 400, resp.StatusCode)
+	require.False(t, b.connected())
+
+	require.Equal(t, 303, b.post("/bank/logout").StatusCode, "again")
+	require.Equal(t, "alice", body(b.get("/app/who")))
+	b.login()
+	require.True(t, b.connected())
+}
+
+// A logout that names no connection ends all that the session has.
+func TestLogoutOfSeveralConnections(t *testing.T) {
+	for _, unnamed := range []error{nil, ganbauth.ErrLoginRequired} {
+		a := newApp(t, setup{options: ganbauth.Options{Connection: func(r *http.Request) (string, error) {
+			if c := r.URL.Query().Get("c"); c != "" {
+				return c, nil
+			}
+			return "", unnamed
+		}}})
+		b := a.browser()
+		for _, c := range []string{"a", "b/%20", "c"} {
+			require.Equal(t, 303, b.follow(b.get(b.callbackURL("/bank/login?c="+c))).StatusCode)
+		}
+		require.Equal(t, 303, b.post("/bank/logout?c=c").StatusCode)
+		require.Equal(t, 2, tokens(t, a))
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		require.Zero(t, tokens(t, a))
+		require.Equal(t, 3, strings.Count(fmt.Sprint(a.eventTypes()), string(ganbauth.EventLogout)))
+		records, _ := stored(t, a)
+		require.Zero(t, records)
+	}
+}
+
+// A logout of a user who is not connected is no event.
+func TestLogoutOfNobodyIsNoEvent(t *testing.T) {
+	a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}})
+	require.Equal(t, 303, a.browser().post("/bank/logout").StatusCode)
+	require.Empty(t, a.eventTypes())
+}
+
+// A callback does not name its connection, but the login does: OnError and Observe are told
+// that one.
+func TestH5ErrorsOfACallbackNameTheConnection(t *testing.T) {
+	var mu sync.Mutex
+	var told []string
+	tell := func(ctx context.Context, what string) {
+		key, connection, _ := ganbauth.KeyFromContext(ctx)
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, what+" "+key+" "+connection)
+	}
+	all := func() (all []string) {
+		mu.Lock()
+		defer mu.Unlock()
+		all, told = told, nil
+		return all
+	}
+	var sick atomic.Bool
+	inBubble(t, setup{options: ganbauth.Options{
+		Store:      &unreadableStore{ganbauth.NewMemoryStore(), &sick},
+		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Connection: func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil },
+		Observe:    func(ctx context.Context, e ganbauth.Event) { tell(ctx, string(e.Type)) },
+		OnError: func(w http.ResponseWriter, r *http.Request, err error) {
+			tell(r.Context(), "OnError")
+			w.WriteHeader(ganbauth.StatusCode(err))
+		},
+	}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.get(a.bank.Deny(b.authorizationURL("/bank/login?c=firm")))
+		require.Equal(t, []string{"login_started u firm", "login_failed u firm", "OnError u firm"}, all())
+
+		r := mustRequest("GET", b.callbackURL("/bank/login?c=firm"))
+		r.Header = with(navigate, "Cookie", b.cookieHeader())
+		ctx, leave := context.WithCancel(t.Context())
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
+		time.AfterFunc(time.Second, leave)
+		_, _ = b.client.Transport.RoundTrip(r.WithContext(ctx))
+		time.Sleep(5 * time.Second)
+		require.Equal(t, []string{"login_started u firm", "login_failed u firm", "OnError u firm"}, all())
+
+		require.Equal(t, 303, b.get(r.URL.String()).StatusCode)
+		require.Equal(t, []string{"login_succeeded u firm"}, all())
+		sick.Store(true)
+		require.Equal(t, 503, b.get(r.URL.String()).StatusCode)
+		require.Equal(t, []string{"login_failed u firm", "OnError u firm"}, all())
+	})
+}
+
+// unreadableStore is a store that cannot be read.
+type unreadableStore struct {
+	ganbauth.TokenStore
+	sick *atomic.Bool
+}
+
+func (s *unreadableStore) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	if s.sick.Load() {
+		return nil, errors.New("it is away")
+	}
+	return s.TokenStore.Load(ctx, key)
+}
+
+// Shutdown deletes the token of a login whose browser has gone, which no session has. What
+// a browser has, stays.
+func TestShutdownLeavesNoTokenBehind(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		stays := a.browser()
+		stays.login()
+		b := a.browser()
+		r := mustRequest("GET", b.callbackURL("/bank/login"))
+		r.Header = with(navigate, "Cookie", b.cookieHeader())
+		ctx, leave := context.WithCancel(t.Context())
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
+		time.AfterFunc(time.Second, leave)
+		_, _ = b.client.Transport.RoundTrip(r.WithContext(ctx))
+		require.NoError(t, a.kit.Shutdown(t.Context()))
+		require.Equal(t, 1, tokens(t, a))
+		require.True(t, stays.connected())
+		require.Equal(t, 401, b.get(r.URL.String()).StatusCode, "the code is not sent again")
+		require.Equal(t, 2, a.bank.Count(ganbtest.TokenEndpoint))
+	})
+}
+
+// The context of a callback may end with its server's, and the browser read the answer: it
+// says nothing of a connection that the user does not have, and where to begin again.
+func TestCallbackWhoseContextEnds(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		b := a.browser()
+		r := mustRequest("GET", b.callbackURL("/bank/login"))
+		r.Header = with(navigate, "Cookie", b.cookieHeader())
+		ctx, end := context.WithCancel(t.Context())
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
+		time.AfterFunc(time.Second, end)
+		resp, err := b.client.Transport.RoundTrip(r.WithContext(ctx))
+		require.NoError(t, err)
+		require.Equal(t, 503, resp.StatusCode)
+		page := body(resp)
+		require.NotContains(t, page, "stays connected")
+		require.Contains(t, page, `href="/bank/login"`)
+		time.Sleep(2 * time.Second)
+		require.Equal(t, 303, b.get(r.URL.String()).StatusCode)
+		require.True(t, b.connected())
+	})
+}
