@@ -78,6 +78,12 @@ func TestLockOfARecordWithoutAFingerprint(t *testing.T) {
 	require.False(t, c.HExists(ctx, names[0], "holder").Val(), "the lock is given back")
 }
 
+func TestDetails(t *testing.T) {
+	addr := testenv.Redis(t).Addr
+	s := stores(t, addr)()
+	storetest.Details(t, s, goredisstore.New(client(t, addr), goredisstore.Options{Prefix: "ends:", TTL: time.Hour}))
+}
+
 // With a TTL there is no index.
 func TestTTLHasNoIndex(t *testing.T) {
 	c := client(t, testenv.Redis(t).Addr)

@@ -15,6 +15,12 @@ import (
 	"github.com/ganbauth/ganbauth/mysqlstore"
 )
 
+func TestDetails(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	s := stores(t, dsn)()
+	storetest.Details(t, s, mysqlstore.New(pool(t, dsn, 2), mysqlstore.Options{TTL: time.Hour}))
+}
+
 // MariaDB is well and refuses each statement.
 func TestStatementsFail(t *testing.T) {
 	_, dsn := testenv.MariaDB(t)

@@ -20,6 +20,12 @@ import (
 	"github.com/ganbauth/ganbauth/pgxstore"
 )
 
+func TestDetails(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	s := stores(t, dsn)()
+	storetest.Details(t, s, pgxstore.New(pool(t, dsn), pgxstore.Options{TTL: time.Hour}))
+}
+
 // PostgreSQL is well and refuses each statement.
 func TestStatementsFail(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
@@ -53,6 +59,12 @@ func TestMigrateFails(t *testing.T) {
 	require.ErrorIs(t, s.Migrate(ended), context.Canceled)
 	require.NoError(t, s.Migrate(t.Context()))
 	require.NoError(t, clerk.Migrate(t.Context()), "nothing is missing")
+	exec("DROP INDEX ganbauth_tokens_buried")
+	require.Error(t, clerk.Migrate(t.Context()))
+	require.NoError(t, s.Migrate(t.Context()))
+	var there bool
+	require.NoError(t, owner.QueryRow(t.Context(), "SELECT to_regclass('ganbauth_tokens_buried') IS NOT NULL").Scan(&there))
+	require.True(t, there, "what is missing is added")
 }
 
 // A hook of the application's pool panics. The call has an error, and the process lives.

@@ -198,6 +198,10 @@ func TestCleanup(t *testing.T) {
 	require.Equal(t, 2, count())
 	_, err = hour.Load(ctx, "live")
 	require.NoError(t, err)
+	_, err = p.Exec(ctx, "INSERT INTO ganbauth_tokens (key, touched_at) SELECT convert_to('k' || n, 'UTF8'), now() - interval '1 hour' FROM generate_series(1, 2500) n")
+	require.NoError(t, err)
+	clean(forever)
+	require.Equal(t, 2, count(), "in as many batches as it takes")
 }
 
 // A pooler in transaction mode gives a statement any connection: nothing may hang on one.

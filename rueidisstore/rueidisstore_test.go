@@ -65,6 +65,12 @@ func TestStore(t *testing.T) {
 	}
 }
 
+func TestDetails(t *testing.T) {
+	addr := testenv.Redis(t).Addr
+	s := stores(t, addr)()
+	storetest.Details(t, s, rueidisstore.New(client(t, []string{addr}), rueidisstore.Options{Prefix: "ends:", TTL: time.Hour}))
+}
+
 // Instances whose clients differ work together.
 func TestSharesRecordsWithGoRedis(t *testing.T) {
 	addr, ctx := testenv.Redis(t).Addr, t.Context()

@@ -130,6 +130,55 @@ func requireLocked(t *testing.T, s Store, key string, wait time.Duration) {
 	require.ErrorIs(t, err, lease.ErrHeld)
 }
 
+// Details tests what other tests have no eye for: what is no token; lists of as many tokens
+// as a page has, and one more; times in UTC; and that ending, a store with a TTL, lists
+// nothing.
+func Details(t *testing.T, s, ending Store) {
+	ctx := t.Context()
+	require.True(t, s.(interface{ EndsWithContext() bool }).EndsWithContext())
+	require.ErrorContains(t, s.Save(ctx, "k", nil), "no token to save")
+	_, err := s.Load(ctx, "k")
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+
+	due := time.Now().Add(time.Hour).Truncate(time.Second)
+	want := make([]string, 1001)
+	var saving sync.WaitGroup
+	const savers = 4
+	for first := range savers {
+		saving.Go(func() {
+			for i := first; i < len(want); i += savers {
+				token := Token("a")
+				token.ExpiresAt = due.Add(time.Duration(i) * time.Second).UTC()
+				want[i] = fmt.Sprintf("k%04d", i)
+				if err := s.Save(ctx, want[i], token); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	saving.Wait()
+	for _, n := range []int{999, 1000, 1001} {
+		keys, err := s.Expiring(ctx, due.Add(time.Duration(n)*time.Second))
+		require.NoError(t, err)
+		require.Equal(t, want[:n], keys)
+	}
+	page, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, due.Add(time.Hour), 2)
+	require.NoError(t, err)
+	require.Equal(t, []ganbauth.Expiry{{At: due.UTC(), Key: "k0000"}, {At: due.Add(time.Second).UTC(), Key: "k0001"}}, page)
+	got, err := s.Load(ctx, "k0000")
+	require.NoError(t, err)
+	require.Equal(t, time.UTC, got.ExpiresAt.Location())
+	require.Equal(t, time.UTC, got.IssuedAt.Location())
+
+	require.NoError(t, ending.Save(ctx, "ends", Token("a")))
+	keys, err := ending.Expiring(ctx, due.Add(time.Hour))
+	require.NoError(t, err)
+	require.Empty(t, keys)
+	page, err = ending.ExpiringAfter(ctx, ganbauth.Expiry{}, due.Add(time.Hour), 2)
+	require.NoError(t, err)
+	require.Empty(t, page)
+}
+
 // Engine tests what a store's locks are made of, and its connections for beats, which own
 // counts among others. At last it tests that every statement fails when the table is gone.
 func Engine(t *testing.T, e lease.Engine, own func() int, drop func()) {
