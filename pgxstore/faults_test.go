@@ -126,7 +126,7 @@ func TestUndoneStatementsAreRepeated(t *testing.T) {
 		ended := n == before
 		before = n
 		return ended
-	}, 20*time.Second, 100*time.Millisecond)
+	}, 2*time.Second, 100*time.Millisecond)
 }
 
 // A caller that has gone sends nothing.
