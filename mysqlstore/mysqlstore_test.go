@@ -385,6 +385,25 @@ func TestCleanup(t *testing.T) {
 	_, err = hour.Load(ctx, "live")
 	require.NoError(t, err)
 	require.NoError(t, hour.Swap(ctx, "old", nil, storetest.Token("b")))
+
+	_, err = db.ExecContext(ctx, "INSERT INTO ganbauth_tokens (`key`, touched_at) SELECT concat('x', seq), 0 FROM seq_1_to_2500")
+	require.NoError(t, err)
+	clean(forever, 3) // in as many batches as it takes
+	statements := func() (n int) {
+		require.NoError(t, db.QueryRowContext(ctx, "SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'COM_DELETE'").Scan(&n))
+		return n
+	}
+	ended, cancel := context.WithCancel(ctx)
+	done := make(chan error)
+	before := statements()
+	go func() { done <- forever.Cleanup(ended, 0) }()
+	time.Sleep(200 * time.Millisecond)
+	require.LessOrEqual(t, statements(), before+2, "once a second at most")
+	_, err = db.ExecContext(ctx, "INSERT INTO ganbauth_tokens (`key`, touched_at) VALUES ('k', 0)")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return count() == 3 }, 20*time.Second, 10*time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
 }
 
 // A lock without a token is not taken for one that was forgotten, however long it is held.

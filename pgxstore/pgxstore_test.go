@@ -202,6 +202,18 @@ func TestCleanup(t *testing.T) {
 	require.NoError(t, err)
 	clean(forever)
 	require.Equal(t, 2, count(), "in as many batches as it takes")
+
+	ended, cancel := context.WithCancel(ctx)
+	done := make(chan error)
+	before := p.Stat().AcquireCount()
+	go func() { done <- forever.Cleanup(ended, 0) }()
+	time.Sleep(200 * time.Millisecond)
+	require.LessOrEqual(t, p.Stat().AcquireCount(), before+2, "once a second at most")
+	_, err = p.Exec(ctx, "INSERT INTO ganbauth_tokens (key, touched_at) VALUES ('k', now() - interval '1 hour')")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return count() == 2 }, 20*time.Second, 10*time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
 }
 
 // A pooler in transaction mode gives a statement any connection: nothing may hang on one.
@@ -254,9 +266,10 @@ func connections(t *testing.T, watch *pgxpool.Pool) (n int) {
 
 func TestEngine(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
-	p, watch := pool(t, dsn+"&pool_max_conns=1"), pool(t, dsn+"&pool_max_conns=1")
+	p, watch := pool(t, dsn+"&pool_max_conns=5&pool_min_conns=4"), pool(t, dsn+"&pool_max_conns=1")
 	s := pgxstore.New(p, pgxstore.Options{})
 	require.NoError(t, s.Migrate(t.Context()))
+	require.Eventually(t, func() bool { return p.Stat().TotalConns() >= 4 && p.Stat().ConstructingConns() == 0 }, 20*time.Second, 10*time.Millisecond)
 	storetest.Engine(t, pgxstore.EngineOf(s), func() int { return connections(t, watch) }, func() {
 		_, err := watch.Exec(t.Context(), "DROP TABLE ganbauth_tokens")
 		require.NoError(t, err)
