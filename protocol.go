@@ -369,7 +369,8 @@ func (k *keeper) drop(ctx context.Context, key string) (was bool, err error) {
 	defer cancel()
 	begun := time.Now()
 	for pause := minPause; ; pause = min(2*pause, time.Second) {
-		was, err = k.dropOnce(ctx, key, begun.Add(lockerPatience))
+		there, err := k.dropOnce(ctx, key, begun.Add(lockerPatience))
+		was = was || there // the answer to the first try may have been lost
 		if err == nil {
 			k.unsaved.take(key, nil)
 			k.coolDowns.clear(key)

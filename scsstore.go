@@ -280,7 +280,7 @@ func (f amongValues) unwrap(data []byte) (record []byte) {
 }
 
 // handle is what a login leaves in a session. It is one value there, because scs decodes
-// every value on every request.
+// every value on every request. Connections that have names leave these in a second one.
 type handle struct {
 	held      string // the store key of the session's token, without a connection
 	ancestors string // hashes of tokens that the session had, the newest first, with spaces between them
