@@ -447,7 +447,7 @@ func (c *Connector) fetchUserInfo(ctx context.Context, accessToken string) ([]by
 	req.Header.Set("Accept", "application/json")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ganbauth: userinfo: %w", err)
+		return nil, fmt.Errorf("ganbauth: userinfo: %w", &cutError{err})
 	}
 	defer resp.Body.Close()
 	if err := CheckResponse(resp); err != nil {

@@ -1,13 +1,16 @@
 package ganbauth
 
 import (
+	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,14 +88,15 @@ type TokenError struct {
 }
 
 // Error returns the status, the code and the cause. It contains nothing of the request
-// and none of the bank's free text.
+// and none of the bank's free text. Of a cause that may quote what the bank sent, it has
+// the type only.
 func (e *TokenError) Error() string {
 	if e == nil {
 		return nilError
 	}
 	s := "ganbauth: token endpoint: " + statusText(e.StatusCode, e.Code)
 	if e.err != nil {
-		s += ": " + printable(e.err.Error())
+		s += ": " + causeText(e.err)
 	}
 	return s
 }
@@ -333,11 +337,69 @@ type applicationError struct{ err error }
 func (e *applicationError) Error() string { return e.err.Error() }
 func (e *applicationError) Unwrap() error { return e.err }
 
-// cutError is an answer of the bank whose body cannot be read to its end.
+// cutError is an answer of the bank that did not arrive, or not to its end.
 type cutError struct{ err error }
 
-func (e *cutError) Error() string { return e.err.Error() }
+func (e *cutError) Error() string { return causeText(e.err) }
 func (e *cutError) Unwrap() error { return e.err }
+
+// Timeout is for [url.Error], which asks only the error that it has.
+func (e *cutError) Timeout() bool { return isTimeout(e.err) }
+
+// causeText says why an answer did not arrive. Only errors that are known to be in Go's own
+// words are shown: net/http quotes an answer that it cannot read, tokens included.
+func causeText(err error) string {
+	last := err
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		switch e := e.(type) {
+		case *net.OpError:
+			return printable(opText(e))
+		case *panicError, *net.DNSError, *os.SyscallError, *tls.CertificateVerificationError, tls.RecordHeaderError:
+			return printable(e.Error())
+		}
+		if slices.Contains(plainCauses, e) || fmt.Sprintf("%T", e) == "tls.alert" {
+			return e.Error()
+		}
+		last = e
+	}
+	if isTimeout(err) {
+		return "timeout"
+	}
+	return fmt.Sprintf("an error that may quote the answer (%T)", last)
+}
+
+// plainCauses quote nothing.
+var plainCauses = []error{
+	context.Canceled, context.DeadlineExceeded, os.ErrDeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed,
+	http.ErrSchemeMismatch, gzip.ErrHeader, gzip.ErrChecksum,
+}
+
+// opText is the text of e. A proxy has written what some of its causes say.
+func opText(e *net.OpError) string {
+	s := e.Op + " " + e.Net
+	if e.Addr != nil {
+		s += " " + e.Addr.String()
+	}
+	return s + ": " + causeText(e.Err)
+}
+
+// panicError is a panic of the application's code that did not end the process.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return "ganbauth: panic: " + e.text() }
+
+// text shows the value if it is made to be read, and else its type: of a request, for
+// example, fmt would print the headers.
+func (e *panicError) text() string {
+	switch e.value.(type) {
+	case string, error, fmt.Stringer:
+		return printable(fmt.Sprint(e.value))
+	}
+	return fmt.Sprintf("a value of the type %T", e.value)
+}
 
 // StatusCode returns the HTTP status that answers err:
 //

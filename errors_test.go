@@ -2,6 +2,8 @@ package ganbauth_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +19,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -242,6 +245,54 @@ func TestErrorTexts(t *testing.T) {
 
 // The grant has ended by the authorization server's word; the gateway's needs a second one.
 // Neither counts in an answer that says that the server itself is in trouble.
+// What Go says in words of its own is shown. What may quote an answer is not: only its type.
+func TestCauseText(t *testing.T) {
+	quoting := errors.New("malformed HTTP response \"RT-2\"")
+	addr := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 443}
+	for want, err := range map[string]error{
+		"context canceled":          &url.Error{Op: "Post", URL: "https://bank.test/token", Err: context.Canceled},
+		"context deadline exceeded": fmt.Errorf("x: %w", context.DeadlineExceeded),
+		"unexpected EOF":            io.ErrUnexpectedEOF,
+		"timeout":                   fmt.Errorf("x: %w", timeout{}),
+		"dial tcp 127.0.0.1:443: connect: connection refused": &url.Error{Err: &net.OpError{
+			Op: "dial", Net: "tcp", Addr: addr, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED),
+		}},
+		"dial tcp: lookup bank.test: no such host": &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: "bank.test"}},
+		"tls: failed to verify certificate: x509: certificate signed by unknown authority": &tls.CertificateVerificationError{
+			Err: x509.UnknownAuthorityError{},
+		},
+		"proxyconnect tcp: an error that may quote the answer (*errors.errorString)": &net.OpError{Op: "proxyconnect", Net: "tcp", Err: quoting},
+		"an error that may quote the answer (*errors.errorString)":                   &url.Error{Op: "Post", Err: fmt.Errorf("x: %w", quoting)},
+	} {
+		require.Equal(t, want, ganbauth.CauseText(err))
+		require.Equal(t, "ganbauth: token endpoint: no answer: "+want, ganbauth.NoAnswer(err).Error())
+		require.ErrorIs(t, ganbauth.NoAnswer(err), err)
+	}
+	requirePrintsNoSecret(t, ganbauth.NoAnswer(&url.Error{Op: "Post", Err: quoting}), "RT-2")
+}
+
+type timeout struct{}
+
+func (timeout) Error() string   { return "RT-2" }
+func (timeout) Timeout() bool   { return true }
+func (timeout) Temporary() bool { return true }
+
+// A panic's value is shown if it is made to be read. A request is not: it has the secret.
+func TestPanicText(t *testing.T) {
+	r := mustRequest("POST", "https://bank.test/token")
+	r.SetBasicAuth("id", clientSecret)
+	for want, value := range map[string]any{
+		"ganbauth: panic: broken":                            "broken",
+		"ganbauth: panic: EOF":                               io.EOF,
+		"ganbauth: panic: 1s":                                time.Second,
+		"ganbauth: panic: a value of the type *http.Request": r,
+		"ganbauth: panic: a value of the type http.Header":   r.Header,
+		"ganbauth: panic: a value of the type int":           5,
+	} {
+		require.Equal(t, want, ganbauth.PanicText(value))
+	}
+}
+
 func TestRefreshVerdict(t *testing.T) {
 	for _, status := range []int{200, 400, 401, 499, 500, 503} {
 		for code, want := range map[string][2]bool{"invalid_grant": {true, false}, "WG_ERR_105": {false, true}, "invalid_client": {}, "": {}} {

@@ -45,6 +45,12 @@ var (
 	ErrRenewedSince   = errRenewedSince
 )
 
+// CauseText is what an error says of its cause.
+func CauseText(err error) string { return causeText(err) }
+
+// PanicText is what an error and the log say of a panic.
+func PanicText(value any) string { return (&panicError{value: value}).Error() }
+
 // CutAnswer is the error of a token request whose answer broke off.
 func CutAnswer(status int, err error) error { return &TokenError{StatusCode: status, err: err} }
 

@@ -3,7 +3,6 @@ package ganbauth
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"runtime/debug"
 	"slices"
@@ -257,14 +256,6 @@ func (f *flights[V]) wait(ctx context.Context) error {
 	}
 	return nil
 }
-
-// panicError is a panic of the application's code that did not end the process.
-type panicError struct {
-	value any
-	stack []byte
-}
-
-func (e *panicError) Error() string { return fmt.Sprintf("ganbauth: panic: %v", e.value) }
 
 // safely calls fn and turns its panic into an error.
 func safely(fn func() error) (err error) {

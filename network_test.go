@@ -97,6 +97,16 @@ func TestHostileNetwork(t *testing.T) {
 		"chunked without an end": hijack(func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
 		}),
+		"no HTTP at all":        hijack(func(c net.Conn) { io.WriteString(c, strings.ReplaceAll(goodToken, " ", "+")+"\r\n\r\n") }),
+		"a header that is lost": hijack(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\n"+goodToken[1:]+"\r\n\r\n") }),
+		"a status that is none": hijack(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 RT-2\r\n\r\n") }),
+		"a length that is none": hijack(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: RT-2\r\n\r\n") }),
+		"a Location that is none": hijack(func(c net.Conn) {
+			io.WriteString(c, "HTTP/1.1 302 Found\r\nLocation: https://x/%zz?t=RT-2\r\nContent-Length: 0\r\n\r\n")
+		}),
+		"a trailer that is none": hijack(func(c net.Conn) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n2\r\n{}\r\n0\r\n"+strings.ReplaceAll(goodToken, ":", ";")+"\r\n\r\n")
+		}),
 		"garbage":                   hijack(func(c net.Conn) { io.WriteString(c, "\x16\x03\x01 what\n\n") }),
 		"malformed header with ESC": hijack(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\n\x1b[31mINFO login ok\r\n\r\n") }),
 	} {

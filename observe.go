@@ -115,7 +115,7 @@ func (o observer) apart(ctx context.Context, tell func(context.Context)) {
 	shortly(func() {
 		if p, ok := safely(func() error { tell(ctx); return nil }).(*panicError); ok {
 			_ = safely(func() error {
-				o.log.ErrorContext(ctx, "ganbauth: Observe or the Logger panicked", "panic", p.value, "stack", string(p.stack))
+				o.log.ErrorContext(ctx, "ganbauth: Observe or the Logger panicked", "panic", p.text(), "stack", string(p.stack))
 				return nil
 			})
 		}

@@ -225,7 +225,7 @@ func (k *keeper) ask(ctx context.Context, request func() (*Token, error)) (t *To
 		return err
 	})
 	if p, ok := err.(*panicError); ok {
-		k.say(ctx, slog.LevelError, "ganbauth: a token request panicked", "panic", p.value, "stack", string(p.stack))
+		k.say(ctx, slog.LevelError, "ganbauth: a token request panicked", "panic", p.text(), "stack", string(p.stack))
 		return nil, &TokenError{err: p}
 	}
 	return t, err

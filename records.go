@@ -311,7 +311,7 @@ func await[V any](ctx context.Context, r *records, prompt bool, limit time.Durat
 func (r *records) safely(ctx context.Context, call func() error) error {
 	err := safely(call)
 	if p, ok := err.(*panicError); ok {
-		r.say(ctx, slog.LevelError, "ganbauth: the Store or the Locker panicked", "panic", p.value, "stack", string(p.stack))
+		r.say(ctx, slog.LevelError, "ganbauth: the Store or the Locker panicked", "panic", p.text(), "stack", string(p.stack))
 	}
 	return err
 }

@@ -513,7 +513,7 @@ func TestMarksStay(t *testing.T) {
 func TestTokenRequestThatPanics(t *testing.T) {
 	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
 		config := s.bank.Config()
-		config.HTTPClient = &http.Client{Transport: roundTripper(func(*http.Request) (*http.Response, error) { panic("broken") })}
+		config.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) { panic(r) })}
 		connector, err := ganbauth.NewConnector(s.bank.ClientID, s.bank.ClientSecret, s.bank.AuthMethod, config)
 		require.NoError(t, err)
 		kit, err := ganbauth.New(connector, nil, ganbauth.Options{
@@ -525,6 +525,7 @@ func TestTokenRequestThatPanics(t *testing.T) {
 		require.ErrorAs(t, err, new(*ganbauth.TokenError))
 		require.Equal(t, 503, ganbauth.StatusCode(err))
 		require.Contains(t, s.log.String(), "a token request panicked")
+		require.NotContains(t, s.log.String()+err.Error(), "Basic ", "what it panicked with is the request")
 	})
 }
 
