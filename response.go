@@ -9,6 +9,7 @@ import (
 	"math"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -77,14 +78,9 @@ type assumed struct {
 // cannot be used. It reads the answer leniently, so that a fault elsewhere does not lose
 // the refresh token.
 func (r tokenResponse) salvage(err error) error {
-	body := bytes.ToValidUTF8(bytes.TrimPrefix(r.body, []byte("\uFEFF")), []byte("\uFFFD"))
-	twice := false
-	o, _ := readObject(body, func(name string) bool {
-		twice = twice || name == "refresh_token"
-		return true
-	})
+	o, twice := readLeniently(r.body)
 	next, _, _ := member[string](o, "refresh_token")
-	if next == "" || twice || checkMember("refresh_token", next, maxReceived) != nil {
+	if next == "" || slices.Contains(twice, "refresh_token") || checkMember("refresh_token", next, maxReceived) != nil {
 		return err
 	}
 	return &salvagedError{newSecret(next), err}
@@ -230,13 +226,27 @@ func errorDetails(raw json.RawMessage, itemID string) (details []APIErrorDetail)
 	return details
 }
 
-// parseErrorBody reads the JSON of an error, and returns nil for anything else. The gateway
-// may use another charset than it says. What is not UTF-8 is replaced, because the code
-// matters and the text does not.
+// parseErrorBody reads the JSON of an error, as far as that can be read: the code matters
+// and the text does not. The gateway may use another charset than it says, Shift_JIS for
+// example, where a backslash can be half a letter. What is not UTF-8 is replaced, and a
+// name that occurs twice is left out.
 func parseErrorBody(body []byte) object {
-	body = bytes.TrimPrefix(body[:min(len(body), maxBody)], []byte("\uFEFF"))
-	o, _ := parseObject(bytes.ToValidUTF8(body, []byte("\uFFFD")))
+	o, twice := readLeniently(body[:min(len(body), maxBody)])
+	for _, name := range twice {
+		delete(o, name)
+	}
 	return o
+}
+
+// readLeniently returns the members of a JSON object before its first fault, and the names
+// that occur more than once among them.
+func readLeniently(body []byte) (o object, twice []string) {
+	body = bytes.ToValidUTF8(bytes.TrimPrefix(body, []byte("\uFEFF")), []byte("\uFFFD"))
+	o, _ = readObject(body, func(name string) bool {
+		twice = append(twice, name)
+		return true
+	})
+	return o, twice
 }
 
 // peekBody reads the first maxBody bytes of a body and puts them back, with the error

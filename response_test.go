@@ -247,6 +247,14 @@ func TestTokenErrors(t *testing.T) {
 		"999":                          {999, "", ``, "", true, 0, ""},
 		"302 with a token in its body": {302, "application/json", goodToken, "", false, 0, ""},
 		"Shift_JIS message":            {503, "application/json", "{\"errorCode\":\"WG_ERR_300\",\"errorMessage\":\"\x83\x81\x93\xfa\"}", "WG_ERR_300", true, 0, ""},
+		"Shift_JIS with a backslash":   {401, "application/json", "{\"errorCode\":\"WG_ERR_105\",\"errorMessage\":\"\x8b\x40\x94\x5c\x82\xcd\"}", "WG_ERR_105", false, 0, ""},
+		"ISO-2022-JP":                  {401, "application/json", "{\"errorCode\":\"WG_ERR_105\",\"errorMessage\":\"\x1b$B5!G=\x1b(B\"}", "WG_ERR_105", false, 0, ""},
+		"cut behind the code":          {400, "application/json", `{"error":"invalid_grant","error_description":"The gr`, "invalid_grant", false, 0, ""},
+		"cut in the code":              {400, "application/json", `{"error":"invalid_gr`, "", false, 0, ""},
+		"text behind it":               {400, "application/json", `{"error":"invalid_grant"}<!-- gw3 -->`, "invalid_grant", false, 0, ""},
+		"the text twice":               {400, "application/json", `{"error":"invalid_grant","x":1,"x":2}`, "invalid_grant", false, 0, ""},
+		"the code twice":               {400, "application/json", `{"error":"invalid_grant","error":"invalid_grant"}`, "", false, 0, ""},
+		"the gateway's code twice":     {401, "application/json", `{"errorCode":"WG_ERR_105","errorCode":"WG_ERR_105"}`, "", false, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
