@@ -461,7 +461,7 @@ func (c *Connector) fetchUserInfo(ctx context.Context, accessToken string) ([]by
 }
 
 // requestToken sends one token request. With an error, what has arrived of an answer of
-// 200 is returned as well.
+// 2xx is returned as well: it may have the next refresh token.
 func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenResponse, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -485,10 +485,10 @@ func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenR
 		return tokenResponse{}, &TokenError{err: err}
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	if !isSuccess(resp.StatusCode) {
 		return tokenResponse{}, tokenError(resp)
 	}
-	r.contentType = resp.Header.Get("Content-Type")
+	r.status, r.contentType = resp.StatusCode, resp.Header.Get("Content-Type")
 	r.body, err = readBody(resp)
 	if err != nil && !errors.Is(err, ErrTokenValue) {
 		err = &TokenError{err: err}

@@ -69,7 +69,7 @@ func RefreshVerdict(e *TokenError) (grantDead, gatewayRefused bool) {
 func LocalPath(s string) (string, bool) { return localPath(s) }
 
 func ParseToken(body []byte, asked time.Time) (*Token, string, error) {
-	answer, err := parseToken(tokenResponse{body: body, asked: asked}, assumed{})
+	answer, err := parseToken(tokenResponse{status: http.StatusOK, body: body, asked: asked}, assumed{})
 	return answer.token, answer.idToken, err
 }
 

@@ -77,6 +77,15 @@ func TestA3RefreshTokenIsSalvaged(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) { requireSalvaged(t, answers(200, test.contentType, test.body), test.want) })
 	}
+	t.Run("with another status", func(t *testing.T) {
+		for _, status := range []int{201, 202, 203, 299} {
+			requireSalvaged(t, answers(status, "application/json", answer("AT-1", "")), ganbauth.ErrTokenFormat)
+			requireSalvaged(t, answers(status, "application/json", answer("{", `{"error":"x",`)), &ganbauth.TokenError{})
+			token, err := newOP(t, answers(status, "application/json", goodToken)).connector(t).RefreshTokens(t.Context(), "RT-1")
+			require.NoError(t, err, "it is whole")
+			require.Equal(t, "RT-2", token.RefreshToken)
+		}
+	})
 	t.Run("the connection is cut behind it", func(t *testing.T) {
 		requireSalvaged(t, hijack(func(conn net.Conn) {
 			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 200\r\n\r\n"+goodToken[:60])
@@ -140,7 +149,7 @@ func TestA3NothingToSalvage(t *testing.T) {
 			require.Empty(t, ganbauth.SalvagedRefreshToken(err))
 		})
 	}
-	for _, status := range []int{201, 301, 400, 401, 500, 503} {
+	for _, status := range []int{301, 400, 401, 500, 503} {
 		_, err := newOP(t, answers(status, "application/json", goodToken)).connector(t).RefreshTokens(t.Context(), "RT-1")
 		require.ErrorAs(t, err, new(*ganbauth.TokenError))
 		require.Empty(t, ganbauth.SalvagedRefreshToken(err), status)

@@ -55,9 +55,10 @@ func readBody(resp *http.Response) ([]byte, error) {
 	return body, nil
 }
 
-// tokenResponse is an answer of 200, as the token endpoint sent it. The request was sent
+// tokenResponse is an answer of 2xx, as the token endpoint sent it. The request was sent
 // at the time asked.
 type tokenResponse struct {
+	status      int
 	contentType string
 	body        []byte
 	asked       time.Time
@@ -109,7 +110,7 @@ func parseToken(r tokenResponse, a assumed) (tokenAnswer, error) {
 	}
 	for _, name := range []string{"error", "errorCode"} {
 		if raw, ok := o[name]; ok && string(raw) != "null" {
-			e := &TokenError{StatusCode: http.StatusOK}
+			e := &TokenError{StatusCode: r.status}
 			e.read(o)
 			return tokenAnswer{}, e
 		}
