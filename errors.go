@@ -171,7 +171,8 @@ type APIError struct {
 	Code string
 	// Message is the errorMessage, made printable and cut to 256 characters.
 	Message string
-	// Details are the errorDetails, and those of the transferErrorDetails, in one list.
+	// Details are the errorDetails, and those of the transferErrorDetails, in one list:
+	// the first hundred.
 	Details []APIErrorDetail
 	// RetryAfter is the answer's Retry-After, between a second and an hour, or 0.
 	RetryAfter time.Duration

@@ -19,6 +19,7 @@ import (
 const (
 	maxReceived = 4 << 10 // bytes of a code, an access token, a refresh token or a scope
 	maxBody     = 1 << 20 // bytes of any answer, after decompression
+	maxDetails  = 100     // of an error, and of an error's list
 
 	maxLifetime     = 365 * 24 * time.Hour // of an access token
 	defaultLifetime = time.Hour            // where the bank does not say
@@ -201,22 +202,21 @@ func ParseAPIError(status int, header http.Header, body []byte) error {
 	o := parseErrorBody(body)
 	e.Code = errorCode(o, "errorCode")
 	e.Message = errorText(o, "errorMessage")
-	e.Details = errorDetails(o["errorDetails"], "")
-	items, _, _ := member[[]json.RawMessage](o, "transferErrorDetails")
-	for _, item := range items {
+	e.Details = errorDetails(nil, o["errorDetails"], "")
+	for _, item := range firstItems(o["transferErrorDetails"]) {
 		i, _ := parseObject(item)
-		e.Details = append(e.Details, errorDetails(i["errorDetails"], errorText(i, "itemId"))...)
+		e.Details = errorDetails(e.Details, i["errorDetails"], errorText(i, "itemId"))
 	}
 	return e
 }
 
 func isSuccess(status int) bool { return status >= 200 && status < 300 }
 
-// errorDetails flattens a list of errorDetails. What does not fit its form is left out.
-func errorDetails(raw json.RawMessage, itemID string) (details []APIErrorDetail) {
-	list, _, _ := member[[]json.RawMessage](object{"": raw}, "")
-	for _, item := range list {
-		if d, err := parseObject(item); err == nil {
+// errorDetails adds a list of errorDetails, up to maxDetails in all. What does not fit its
+// form is left out.
+func errorDetails(details []APIErrorDetail, raw json.RawMessage, itemID string) []APIErrorDetail {
+	for _, item := range firstItems(raw) {
+		if d, err := parseObject(item); err == nil && len(details) < maxDetails {
 			details = append(details, APIErrorDetail{
 				ItemID:  itemID,
 				Code:    errorText(d, "errorDetailsCode"),
@@ -225,6 +225,22 @@ func errorDetails(raw json.RawMessage, itemID string) (details []APIErrorDetail)
 		}
 	}
 	return details
+}
+
+// firstItems returns the first maxDetails of a JSON array.
+func firstItems(raw json.RawMessage) (items []json.RawMessage) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	if t, _ := dec.Token(); t != json.Delim('[') { // nil if it fails
+		return nil
+	}
+	for dec.More() && len(items) < maxDetails {
+		var item json.RawMessage
+		if dec.Decode(&item) != nil {
+			return items
+		}
+		items = append(items, item)
+	}
+	return items
 }
 
 // parseErrorBody reads the JSON of an error, as far as that can be read: the code matters

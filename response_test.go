@@ -420,6 +420,22 @@ func TestH9ParseAPIError(t *testing.T) {
 	}
 }
 
+// Of a mountain of details a hundred are kept, wherever they stand.
+func TestErrorDetailsAreBounded(t *testing.T) {
+	list := func(item string, n int) string { return "[" + strings.Repeat(item+",", n) + item + "]" }
+	for name, body := range map[string]string{
+		"errorDetails":         `{"errorDetails":` + list("{}", 349_000) + `}`,
+		"transferErrorDetails": `{"transferErrorDetails":` + list(`{"errorDetails":`+list("{}", 9)+`}`, 20_000) + `}`,
+		"both":                 `{"errorDetails":` + list("{}", 59) + `,"transferErrorDetails":` + list(`{"errorDetails":[{}]}`, 59) + `}`,
+	} {
+		var e *ganbauth.APIError
+		require.ErrorAs(t, ganbauth.ParseAPIError(400, nil, []byte(body)), &e, name)
+		require.Len(t, e.Details, 100, name)
+	}
+	allocs := testing.AllocsPerRun(1, func() { _ = ganbauth.ParseAPIError(400, nil, []byte(`{"errorDetails":`+list("{}", 349_000)+`}`)) })
+	require.Less(t, allocs, 3000.0)
+}
+
 // endless is a body without an end that counts what is read of it.
 type endless struct {
 	read   int
