@@ -37,9 +37,11 @@ type Config struct {
 	// [New] warns of one that is shorter than 16 bytes. Required.
 	Salt string `json:"SALT"`
 	// HTTPClient lends its Transport, and its Timeout if that is shorter than 30 seconds.
-	// Its redirect policy and its cookie jar are not used. It is not changed. Default:
-	// net/http's default transport, but with up to 1,024 connections, which are kept, and
-	// 64 KiB of response headers.
+	// Its redirect policy and its cookie jar are not used. It is not changed. The Transport
+	// serves the token endpoint and the API: do not set its MaxConnsPerHost, or slow calls
+	// of the API take the connections that token requests need. Default: for either of the
+	// two net/http's default transport, but with up to 1,024 connections, which are kept,
+	// and 64 KiB of response headers.
 	HTTPClient *http.Client `json:"-"`
 }
 

@@ -57,7 +57,7 @@ type Connector struct {
 	authURL               *url.URL
 	authorize             string // authURL with the parameters that are always the same
 	tokenURL, userInfoURL string
-	http                  *http.Client
+	http, api             *http.Client // for the token endpoint, and for everything else
 	timeout               time.Duration
 }
 
@@ -97,16 +97,20 @@ func NewConnector(clientID, clientSecret string, method AuthMethod, cfg Config) 
 	}
 	// Following a redirect would send the code and the secret to another place (307,
 	// 308), or take that place's JSON for the bank's answer (301 to 303).
-	c.http = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	if lent := cfg.HTTPClient; lent != nil {
-		c.http.Transport = lent.Transport
+		client.Transport = lent.Transport
 		if lent.Timeout > 0 {
 			c.timeout = min(c.timeout, lent.Timeout)
 		}
 	}
-	if c.http.Transport == nil {
-		c.http.Transport = defaultTransport()
+	forTokens, forAPI := client, client
+	if client.Transport == nil {
+		// Slow calls of the API must not take the connections that token requests need: the
+		// bank would seem to be away.
+		forTokens.Transport, forAPI.Transport = defaultTransport(), defaultTransport()
 	}
+	c.http, c.api = &forTokens, &forAPI
 	return c, nil
 }
 
@@ -445,7 +449,7 @@ func (c *Connector) fetchUserInfo(ctx context.Context, accessToken string) ([]by
 	}
 	req.Header.Set("Authorization", "Bearer "+accessToken)
 	req.Header.Set("Accept", "application/json")
-	resp, err := c.http.Do(req)
+	resp, err := c.api.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("ganbauth: userinfo: %w", &cutError{err})
 	}

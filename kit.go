@@ -90,7 +90,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		k.engine = &engine{keeper: k.keeper, lock: s.Name + keepAliveLock, store: s.Store, owned: k.owned, about: k.about}
 	}
 	k.exchanges = &flights[*connection]{keep: rememberLogin, most: maxRemembered, forgotten: k.forgetLogin}
-	k.api = &bankAPI{k.keeper, c.http.Transport, s.hosts}
+	k.api = &bankAPI{k.keeper, c.api.Transport, s.hosts}
 	s.warn(c, sessions)
 	return k, nil
 }
@@ -118,7 +118,8 @@ func (k *Kit) usable() error {
 //
 // The client trusts the request's token for five seconds and asks the store after that,
 // so a stream ends with the connection. Requests end with ctx, and after 60 seconds in
-// all (the client's Timeout, which may be changed).
+// all (the client's Timeout, which may be changed). Its CloseIdleConnections closes what
+// the connector keeps open, too.
 func (k *Kit) Client(ctx context.Context) *http.Client {
 	if k.usable() != nil {
 		return (&transport{ctx: ctx, fault: errNotMade}).client()

@@ -206,6 +206,26 @@ func TestDefaultTransport(t *testing.T) {
 	require.ErrorContains(t, err, "the application's")
 }
 
+// Slow calls of the API take no connection that token requests need, unless the application
+// has lent one Transport for both.
+func TestTransportsAreApart(t *testing.T) {
+	lent := &http.Transport{}
+	for name, c := range map[string]struct {
+		client *http.Client
+		apart  bool
+	}{"none lent": {nil, true}, "a client without one": {&http.Client{}, true}, "lent": {&http.Client{Transport: lent}, false}} {
+		kit, err := ganbauth.New(newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s", HTTPClient: c.client}), nil,
+			ganbauth.Options{
+				RedirectURI: appURL + "/cb", Scopes: []string{"a"}, Logger: discard, Store: ganbauth.NewMemoryStore(),
+				Key: func(*http.Request) (string, error) { return "u", nil },
+			})
+		require.NoError(t, err)
+		tokens, api := ganbauth.Transports(kit)
+		require.Equal(t, c.apart, tokens != api, name)
+		require.Equal(t, !c.apart, tokens == lent, name)
+	}
+}
+
 // A crowd's connections are kept for the next crowd, not two of them, which is net/http's
 // default.
 func TestConnectionsAreKept(t *testing.T) {
