@@ -2,6 +2,7 @@ package ganbauth
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -181,7 +182,8 @@ func lifetime(raw json.RawMessage) time.Duration {
 }
 
 // CheckResponse returns nil for a status of 2xx and an [*APIError] for any other. The
-// body stays readable from its beginning. At most 1 MiB of it is looked at.
+// body stays readable from its beginning. At most 1 MiB of it is looked at, after
+// decompression: if the request has set Accept-Encoding, net/http leaves gzip as it is.
 func CheckResponse(resp *http.Response) error {
 	switch {
 	case resp == nil:
@@ -189,7 +191,21 @@ func CheckResponse(resp *http.Response) error {
 	case isSuccess(resp.StatusCode):
 		return nil
 	}
-	return ParseAPIError(resp.StatusCode, resp.Header, peekBody(resp))
+	body := peekBody(resp)
+	if strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
+		body = inflate(body)
+	}
+	return ParseAPIError(resp.StatusCode, resp.Header, body)
+}
+
+// inflate returns the first maxBody bytes of what was compressed, as far as it can be read.
+func inflate(compressed []byte) []byte {
+	r, err := gzip.NewReader(bytes.NewReader(compressed))
+	if err != nil {
+		return nil
+	}
+	body, _ := io.ReadAll(io.LimitReader(r, maxBody))
+	return body
 }
 
 // ParseAPIError is [CheckResponse] for a response that has been read, by a generated
