@@ -58,29 +58,72 @@ func (t *transport) client() *http.Client {
 	}
 }
 
+// CloseIdleConnections closes the idle connections to the bank: a client's method of that
+// name calls it.
+func (t *transport) CloseIdleConnections() {
+	if t.api != nil {
+		t.api.keeper.connector.http.CloseIdleConnections()
+		t.api.keeper.connector.api.CloseIdleConnections()
+	}
+}
+
 // RoundTrip implements [http.RoundTripper]. Only requests to the bank's API get the token.
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+// All end with the Client's context, too.
+func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error) {
 	if t.fault != nil {
 		return refuseRequest(req, t.fault)
 	}
-	if !t.api.owns(req.URL) || t.api.cameFromElsewhere(req) {
-		if t.api.wantsHTTPS(req.URL) {
-			return refuseRequest(req, &applicationError{errors.New("ganbauth: the bank's API is https only")})
-		}
-		return t.api.base.RoundTrip(req)
+	if req.URL == nil || req.Header == nil {
+		return refuseRequest(req, &applicationError{errors.New("ganbauth: a request to the bank's API has no URL or no Header")})
 	}
-	ctx, cancel := context.WithCancel(joinedContext{req.Context(), t.ctx})
-	stop := context.AfterFunc(t.ctx, cancel)
-	release := func() { stop(); cancel() }
-
-	resp, err := t.send(ctx, req)
+	ours := t.api.owns(req.URL) && !t.api.cameFromElsewhere(req)
+	if !ours && t.api.wantsHTTPS(req.URL) {
+		return refuseRequest(req, &applicationError{errors.New("ganbauth: the bank's API is https only")})
+	}
+	ctx, release := t.join(req.Context())
+	defer func() {
+		if resp == nil { // an error, or a panic
+			release()
+		}
+	}()
+	if ours {
+		resp, err = t.send(ctx, req)
+	} else {
+		resp, err = t.api.roundTrip(req.WithContext(ctx))
+	}
 	if err != nil {
-		release()
 		return nil, err
 	}
-	resp.Request = req // the clone has the token
-	resp.Body = &releasingBody{resp.Body, release}
+	resp.Request = req // the clone has the token, and cameFromElsewhere needs one
+	if _, err := resp.Location(); err != nil && resp.StatusCode/100 == 3 {
+		resp.Header.Del("Location") // net/http's Client would quote it in an error
+	}
+	body := &releasingBody{resp.Body, release}
+	resp.Body = body
+	if w, ok := body.ReadCloser.(io.Writer); ok && resp.StatusCode == http.StatusSwitchingProtocols {
+		resp.Body = struct {
+			*releasingBody
+			io.Writer
+		}{body, w}
+	}
 	return resp, nil
+}
+
+// join returns a request's context that ends with the Client's, too: at a deadline of it as
+// at the request's own.
+func (t *transport) join(ctx context.Context) (joined context.Context, release func()) {
+	joined, cancel := context.WithCancel(joinedContext{ctx, t.ctx})
+	deadline, hasDeadline := t.ctx.Deadline()
+	end := cancel
+	if hasDeadline {
+		joined, cancel = context.WithDeadline(joined, deadline)
+	}
+	stop := context.AfterFunc(t.ctx, func() {
+		if !hasDeadline || !errors.Is(t.ctx.Err(), context.DeadlineExceeded) {
+			end()
+		}
+	})
+	return joined, func() { stop(); cancel(); end() }
 }
 
 func refuseRequest(req *http.Request, err error) (*http.Response, error) {
@@ -155,10 +198,15 @@ func (t *transport) remember(token *Token) *Token {
 	return t.token
 }
 
-// withToken clones req for base, because a RoundTripper must not change it. Set, not Add:
-// what the browser sent is not forwarded.
+// withToken clones req for base, because a RoundTripper must not change it. What the
+// browser sent is not forwarded, in no spelling.
 func withToken(req *http.Request, token *Token, base http.RoundTripper) *http.Request {
 	next := req.Clone(req.Context())
+	for name := range next.Header {
+		if strings.EqualFold(name, "X-Access-Token") {
+			delete(next.Header, name)
+		}
+	}
 	next.Header.Set("X-Access-Token", token.AccessToken)
 	sendOnce(next, base)
 	return next
@@ -187,13 +235,18 @@ func sendOnce(req *http.Request, base http.RoundTripper) {
 }
 
 // roundTrip sends req. As net/http's Client does, it forgives an answer without a Body,
-// which an application's own RoundTripper may return.
+// which an application's own RoundTripper may return, and refuses no answer at all.
 func (a *bankAPI) roundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := a.base.RoundTrip(req)
-	if err == nil && resp.Body == nil {
+	switch {
+	case err != nil:
+		return nil, &cutError{err}
+	case resp == nil:
+		return nil, &applicationError{fmt.Errorf("ganbauth: %T returned neither a response nor an error", a.base)}
+	case resp.Body == nil:
 		resp.Body = http.NoBody
 	}
-	return resp, err
+	return resp, nil
 }
 
 // owns reports whether the token may go to u.
@@ -206,10 +259,11 @@ func (a *bankAPI) wantsHTTPS(u *url.URL) bool {
 	return !secureURL(u) && slices.Contains(a.hosts, hostPort(&url.URL{Scheme: "https", Host: u.Host}))
 }
 
-// cameFromElsewhere reports whether a redirect of a host that is not the bank's led to req.
+// cameFromElsewhere reports whether a redirect of a host that is not known to be the bank's
+// led to req.
 func (a *bankAPI) cameFromElsewhere(req *http.Request) bool {
-	for resp := req.Response; resp != nil && resp.Request != nil; resp = resp.Request.Response {
-		if !a.owns(resp.Request.URL) {
+	for resp := req.Response; resp != nil; resp = resp.Request.Response {
+		if resp.Request == nil || !a.owns(resp.Request.URL) {
 			return true
 		}
 	}

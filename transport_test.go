@@ -225,11 +225,36 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 		req.Response = &http.Response{}
 		_, err := client.Transport.RoundTrip(req)
 		require.NoError(t, err)
-		require.NotEmpty(t, g.last().Header.Get("X-Access-Token"), "what led here is not known")
+		require.Empty(t, g.last().Header.Get("X-Access-Token"), "what led here is not known")
 		req.Response.Request = &http.Request{}
 		_, err = client.Transport.RoundTrip(req)
 		require.NoError(t, err)
 		require.Empty(t, g.last().Header.Get("X-Access-Token"), "a request without an address")
+	})
+	t.Run("nor from a RoundTripper that does not say what it has answered", func(t *testing.T) {
+		client, bank, g := connectedClient(t, ganbtest.Options{})
+		to := bank.APIBase() + "/accounts"
+		for _, host := range []string{"evil.example", "bank.test"} {
+			g.hosts[host] = func(r *http.Request) (*http.Response, error) {
+				delete(g.hosts, host)
+				resp := response(r, 302, "", "Location", to)
+				resp.Request = nil
+				return resp, nil
+			}
+			resp, err := client.Get("https://" + host + "/")
+			require.NoError(t, err)
+			require.Equal(t, host == "evil.example", resp.StatusCode == 401, host)
+			require.Equal(t, host == "evil.example", g.last().Header.Get("X-Access-Token") == "", host)
+		}
+	})
+	t.Run("a redirect to nowhere is handed on", func(t *testing.T) {
+		client, bank, _ := connectedClient(t, ganbtest.Options{})
+		for _, status := range []int{301, 307} {
+			bank.Fail(ganbtest.API, ganbtest.Fault{Status: status, Header: header("Location", "https://bank.test/%zz?secret")}, 1)
+			resp, err := client.Get(bank.APIBase() + "/accounts")
+			require.NoError(t, err, "net/http's would quote it")
+			require.Equal(t, status, resp.StatusCode)
+		}
 	})
 	t.Run("a redirect without end is handed on after ten", func(t *testing.T) {
 		client, bank, _ := connectedClient(t, ganbtest.Options{})
@@ -249,6 +274,11 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 		require.Len(t, g.last().Header["X-Access-Token"], 1)
 		require.NotContains(t, g.last().Header.Get("X-Access-Token"), "planted")
 		require.Equal(t, []string{"planted", "planted too"}, req.Header["X-Access-Token"], "the request is not changed")
+		req.Header = http.Header{"x-access-token": {"planted"}, "X-ACCESS-TOKEN": {"planted"}}
+		_, err = client.Do(req)
+		require.NoError(t, err)
+		require.NotContains(t, fmt.Sprint(g.last().Header), "planted")
+		require.Len(t, req.Header, 2)
 	})
 	t.Run("outside RequireToken", func(t *testing.T) {
 		a := newApp(t, setup{})
@@ -380,6 +410,29 @@ func TestClientRefreshes(t *testing.T) {
 			require.NoError(t, err)
 			require.Empty(t, body(resp))
 			require.NoError(t, resp.Body.Close())
+		}
+	})
+	t.Run("a refusal that net/http has not decompressed, as the caller has set Accept-Encoding", func(t *testing.T) {
+		for name, c := range map[string]struct {
+			encoding, body string
+			refreshes      int
+		}{
+			"gzip":              {"gzip", string(gzipped(`{"errorCode":"WG_ERR_105"}`)), 1},
+			"in capitals":       {"GZIP", string(gzipped(`{"errorCode":"WG_ERR_105"}`)), 1},
+			"cut":               {"gzip", string(gzipped(`{"errorCode":"WG_ERR_105"}` + strings.Repeat(" ", 9)))[:40], 1},
+			"gzip of a bomb":    {"gzip", string(gzipped(strings.Repeat(" ", 16<<20) + `{"errorCode":"WG_ERR_105"}`)), 0},
+			"gzip that is none": {"gzip", `{"errorCode":"WG_ERR_105"}`, 0},
+		} {
+			client, bank, _ := connectedClient(t, ganbtest.Options{})
+			refusal := ganbtest.Fault{Status: 401, Header: header("Content-Encoding", c.encoding), Body: c.body}
+			bank.Fail(ganbtest.API, refusal, 2)
+			req := mustRequest("GET", bank.APIBase()+"/accounts")
+			req.Header.Set("Accept-Encoding", "gzip")
+			resp, err := client.Do(req)
+			require.NoError(t, err)
+			require.Equal(t, 401, resp.StatusCode)
+			require.Equal(t, c.body, body(resp), "%s: it is handed on as it came", name)
+			require.Equal(t, c.refreshes, bank.Refreshes(), name)
 		}
 	})
 	for name, fault := range map[string]ganbtest.Fault{
@@ -531,6 +584,7 @@ func TestClientClosesWhatItDoesNotSend(t *testing.T) {
 		"the store is away":           {a.kit.ClientFor("u"), "https://bank.test/"},
 		"not https":                   {a.kit.ClientFor("u"), "http://bank.test/"},
 	} {
+		c.client.CloseIdleConnections()
 		sent := &closeSpy{Reader: strings.NewReader("x")}
 		req, err := http.NewRequest("POST", c.target, sent)
 		require.NoError(t, err)
@@ -579,8 +633,73 @@ func TestI11ContextsAreReleased(t *testing.T) {
 		_, err = send()
 		require.ErrorIs(t, err, io.EOF)
 		require.Error(t, g.last().Context().Err())
+		g.hosts["bank.test"] = func(*http.Request) (*http.Response, error) { panic("hook") }
+		require.Panics(t, func() { _, _ = send() })
+		require.Error(t, g.last().Context().Err())
 	})
 }
+
+// What net/http refuses is refused, and does not panic.
+func TestClientRefusesWhatIsNoRequest(t *testing.T) {
+	client, bank, g := connectedClient(t, ganbtest.Options{})
+	for name, req := range map[string]*http.Request{
+		"no URL":    {Header: http.Header{}},
+		"no Header": {URL: mustParse(bank.APIBase())},
+	} {
+		_, err := client.Transport.RoundTrip(req)
+		require.ErrorContains(t, err, "no URL or no Header", name)
+	}
+	for _, host := range []string{"bank.test", "other.test"} {
+		g.hosts[host] = func(*http.Request) (*http.Response, error) { return nil, nil }
+		_, err := client.Get("https://" + host + "/")
+		require.ErrorContains(t, err, "neither a response nor an error", host)
+		require.Equal(t, 500, ganbauth.StatusCode(err), host)
+	}
+}
+
+// What the API sends instead of an answer is in no error.
+func TestClientQuotesNoAnswer(t *testing.T) {
+	o := newOP(t, hijack(func(c net.Conn) { _, _ = io.WriteString(c, `{"balance":"S3CRET"}`+"\r\n\r\n") }))
+	_, err := clientOfAPI(t, o.URL, nil).Get(o.URL + "/accounts")
+	require.Equal(t, 503, ganbauth.StatusCode(err))
+	require.NotContains(t, err.Error(), "S3CRET")
+}
+
+// A connection that has changed its protocol can be written to.
+func TestClientUpgrades(t *testing.T) {
+	client, _, g := connectedClient(t, ganbtest.Options{})
+	for status, writable := range map[int]bool{101: true, 200: false} {
+		g.hosts["bank.test"] = func(r *http.Request) (*http.Response, error) {
+			resp := response(r, status, "")
+			resp.Body, _ = net.Pipe()
+			return resp, nil
+		}
+		resp, err := client.Transport.RoundTrip(mustRequest("GET", "https://bank.test/stream"))
+		require.NoError(t, err)
+		_, ok := resp.Body.(io.Writer)
+		require.Equal(t, writable, ok, status)
+		require.NoError(t, resp.Body.Close())
+		require.Error(t, g.last().Context().Err())
+	}
+}
+
+// An application can close what the kit keeps open, to the token endpoint as to the API.
+func TestClientClosesIdleConnections(t *testing.T) {
+	closed := 0
+	cfg := ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s", HTTPClient: &http.Client{Transport: closingTransport{&closed}}}
+	kit, err := ganbauth.New(newConnector(t, ganbauth.AuthBasic, cfg), nil, ganbauth.Options{
+		RedirectURI: appURL + "/cb", Scopes: []string{"a"}, Logger: discard, Store: ganbauth.NewMemoryStore(),
+		Key: func(*http.Request) (string, error) { return "u", nil },
+	})
+	require.NoError(t, err)
+	kit.ClientFor("u").CloseIdleConnections()
+	require.Equal(t, 2, closed)
+}
+
+type closingTransport struct{ closed *int }
+
+func (closingTransport) RoundTrip(*http.Request) (*http.Response, error) { return nil, io.EOF }
+func (c closingTransport) CloseIdleConnections()                         { *c.closed++ }
 
 // foreignContext is a context that package context does not know: whoever derives from it
 // has a goroutine watch it.
@@ -751,6 +870,32 @@ func TestClientEndsWithItsContext(t *testing.T) {
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Equal(t, 61*time.Second, time.Since(start))
 	})
+	for _, target := range []string{"https://bank.test/hangs", "https://other.test/hangs"} {
+		t.Run("a deadline is one, to "+target, func(t *testing.T) {
+			s := setup{config: func(c *ganbauth.Config) {
+				next := c.HTTPClient.Transport
+				c.HTTPClient = &http.Client{Transport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
+					if r.URL.Path == "/hangs" {
+						return hangs(r)
+					}
+					return next.RoundTrip(r)
+				})}
+			}}
+			inBubble(t, s, func(t *testing.T, a *app) {
+				a.next.serve = func(_ http.ResponseWriter, r *http.Request) {
+					ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+					defer cancel()
+					start := time.Now()
+					_, err := a.kit.Client(ctx).Get(target)
+					require.ErrorIs(t, err, context.DeadlineExceeded)
+					require.Equal(t, time.Second, time.Since(start))
+				}
+				b := a.browser()
+				b.login()
+				require.True(t, b.connected())
+			})
+		})
+	}
 }
 
 // A token from elsewhere is stored as the kit's own are: sealed, under the kit's name,
