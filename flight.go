@@ -160,10 +160,17 @@ func (f *flights[V]) begin(ctx context.Context, key string, c *flight[V], leave 
 	go f.fly(context.WithoutCancel(ctx), key, c, leave, run)
 }
 
-// fly runs a flight in its own goroutine.
+// fly runs a flight in its own goroutine. It lands also if code of the application's ends
+// the goroutine, by runtime.Goexit.
 func (f *flights[V]) fly(ctx context.Context, key string, c *flight[V], leave func(), run call[V]) {
 	var rest func()
+	defer func() { f.land(key, c, leave, rest) }()
+	c.err = unavailable("ganbauth: runtime.Goexit was called")
 	c.value, rest, c.err = guarded(ctx, run)
+}
+
+// land tells those who wait the outcome, and does the rest.
+func (f *flights[V]) land(key string, c *flight[V], leave, rest func()) {
 	leave()
 	// A request that comes after the answer must not be told an old outcome.
 	var keep time.Duration

@@ -3,6 +3,7 @@ package ganbauth_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -111,6 +112,27 @@ func TestFlightWithARest(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A flight lands also if its goroutine is ended.
+func TestFlightThatIsEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f ganbauth.Flights
+		left := 0
+		admit := func(context.Context) (func(), error) { return func() { left++ }, nil }
+		_, err := f.Do(t.Context(), "a", admit, func(context.Context) (string, func(), error) {
+			runtime.Goexit()
+			return "", nil, nil
+		})
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.ErrorContains(t, err, "Goexit")
+		require.Equal(t, 1, left)
+		value, err := f.Do(t.Context(), "a", nil, landing("x", 0, 0))
+		require.NoError(t, err)
+		require.Equal(t, "x", value)
+		require.NoError(t, f.Wait(t.Context()))
+		require.Zero(t, f.Held())
+	})
 }
 
 func TestFlightsByKey(t *testing.T) {

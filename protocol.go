@@ -218,12 +218,19 @@ func (r refresh) awaitWinner(ctx context.Context) {
 }
 
 // ask makes a token request. A panic on the way, of the application's HTTPClient for one,
-// is as good as no answer: the lock must be given back.
+// is as good as no answer: the lock must be given back. So is a runtime.Goexit, which can
+// end a goroutine of its own only.
 func (k *keeper) ask(ctx context.Context, request func() (*Token, error)) (t *Token, err error) {
-	err = safely(func() (err error) {
-		t, err = request()
-		return err
-	})
+	done := make(chan struct{})
+	err = &panicError{value: "runtime.Goexit was called"}
+	go func() {
+		defer close(done)
+		err = safely(func() (err error) {
+			t, err = request()
+			return err
+		})
+	}()
+	<-done
 	if p, ok := err.(*panicError); ok {
 		k.say(ctx, slog.LevelError, "ganbauth: a token request panicked", "panic", p.text(), "stack", string(p.stack))
 		return nil, &TokenError{err: p}

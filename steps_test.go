@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -509,24 +510,48 @@ func TestMarksStay(t *testing.T) {
 	})
 }
 
-// An HTTPClient that panics is as good as no answer, and the log says so.
+// An HTTPClient that panics, or ends its goroutine, is as good as no answer, and the log
+// says so. The lock is given back, and the next request is served.
 func TestTokenRequestThatPanics(t *testing.T) {
-	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
-		config := s.bank.Config()
-		config.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) { panic(r) })}
-		connector, err := ganbauth.NewConnector(s.bank.ClientID, s.bank.ClientSecret, s.bank.AuthMethod, config)
-		require.NoError(t, err)
-		kit, err := ganbauth.New(connector, nil, ganbauth.Options{
-			RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid"}, Store: s.stepping, Logger: textLogger(s.log),
-			Key: func(*http.Request) (string, error) { return "u", nil },
+	for name, end := range map[string]func(*http.Request){
+		"panic":  func(r *http.Request) { panic(r) },
+		"Goexit": func(*http.Request) { runtime.Goexit() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+				config := s.bank.Config()
+				straight, ended := config.HTTPClient.Transport, false
+				config.HTTPClient = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+					if !ended {
+						ended = true
+						end(r)
+					}
+					return straight.RoundTrip(r)
+				})}
+				connector, err := ganbauth.NewConnector(s.bank.ClientID, s.bank.ClientSecret, s.bank.AuthMethod, config)
+				require.NoError(t, err)
+				held := 0
+				kit, err := ganbauth.New(connector, nil, ganbauth.Options{
+					RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid"}, Store: s.stepping, Logger: textLogger(s.log),
+					Key: func(*http.Request) (string, error) { return "u", nil },
+					Locker: lockerFunc(func(context.Context, string) (func(), error) {
+						held++
+						return func() { held-- }, nil
+					}),
+				})
+				require.NoError(t, err)
+				_, err = kit.Token(t.Context(), "u")
+				require.ErrorAs(t, err, new(*ganbauth.TokenError))
+				require.Equal(t, 503, ganbauth.StatusCode(err))
+				require.Contains(t, s.log.String(), "a token request panicked")
+				require.NotContains(t, s.log.String()+err.Error(), "Basic ", "what it panicked with is the request")
+				require.Zero(t, held)
+				time.Sleep(2 * time.Second)
+				_, err = kit.Token(t.Context(), "u")
+				require.NoError(t, err)
+			})
 		})
-		require.NoError(t, err)
-		_, err = kit.Token(t.Context(), "u")
-		require.ErrorAs(t, err, new(*ganbauth.TokenError))
-		require.Equal(t, 503, ganbauth.StatusCode(err))
-		require.Contains(t, s.log.String(), "a token request panicked")
-		require.NotContains(t, s.log.String()+err.Error(), "Basic ", "what it panicked with is the request")
-	})
+	}
 }
 
 // A code that the bank refuses connects nobody, whatever mark is there by then.
