@@ -409,6 +409,9 @@ func (tn *turn) answered(err error, failingSince time.Time) {
 		g.tell(slog.LevelWarn, "ganbauth: the bank is away; one token request at a time looks for it", "error", err)
 		g.refuseAll(now)
 	}
+	if g.breaker.probe == tn {
+		g.breaker.probe = nil // it may be late, and never leave
+	}
 	g.dispatch(now)
 }
 
@@ -505,6 +508,7 @@ type breaker struct {
 	answerAt time.Time       // when the bank has last dealt with a user
 	since    time.Time       // when the first of the failing has failed
 	notUntil time.Time       // what the bank has asked for, by Retry-After
+	toldAt   time.Time       // when it has
 
 	away  bool
 	cause error     // the last failure
@@ -519,8 +523,9 @@ func (br *breaker) failed(now time.Time, t *turn, s sign, err error, failingSinc
 	if br.away && br.probe != t || !failingSince.IsZero() && failingSince.Before(br.answerAt) {
 		return false
 	}
-	if at := now.Add(hintOf(err)); at.After(br.notUntil) {
-		br.notUntil = at
+	old := !br.away && now.Sub(br.toldAt) > maxProbePause // it says nothing about this outage
+	if at := now.Add(hintOf(err)); old || at.After(br.notUntil) {
+		br.notUntil, br.toldAt = at, now
 	}
 	br.cause = err
 	if br.away {

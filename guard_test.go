@@ -624,6 +624,32 @@ func TestGuardBreaker(t *testing.T) {
 		time.Sleep(time.Nanosecond)
 		require.NoError(t, g.Away())
 	})
+	withGuard(t, "a Retry-After of before the outage does not change the pause", 0, func(t *testing.T, g ganbauth.Guard) {
+		g.Send("a", &ganbauth.TokenError{StatusCode: 503, RetryAfter: time.Hour}, time.Time{})
+		time.Sleep(2 * time.Minute)
+		g.Send("b", ganbauth.NoAnswer(context.DeadlineExceeded), time.Time{})
+		g.Send("c", ganbauth.NoAnswer(context.DeadlineExceeded), time.Time{})
+		require.Error(t, g.Away())
+		time.Sleep(time.Minute)
+		require.NoError(t, g.Away())
+	})
+	withGuard(t, "a probe that hangs for ever holds up the next one for a moment", 0, func(t *testing.T, g ganbauth.Guard) {
+		fail(g)
+		time.Sleep(time.Second)
+		hanging := turn(t, g, "hanging", 'u')
+		require.True(t, hanging.IsProbe())
+		hanging.Sent()
+		time.Sleep(10*time.Second - 1)
+		require.Error(t, g.Away())
+		time.Sleep(5 * time.Second)
+		require.NoError(t, g.Away())
+		next := turn(t, g, "next", 'u')
+		require.True(t, next.IsProbe())
+		hanging.Leave()
+		require.Error(t, g.Away(), "the next one is under way")
+		next.Finish(nil, time.Time{})
+		require.NoError(t, g.Away())
+	})
 	withGuard(t, "requests that are refused together are one refusal", 0, func(t *testing.T, g ganbauth.Guard) {
 		var turns []ganbauth.Turn
 		for i := range 10 {
@@ -732,7 +758,7 @@ func TestGuardLog(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		g.Send("probe", nil, time.Time{})
-		require.Regexp(t, `^\S+ level=INFO msg="ganbauth: the bank is back" kit="" away=\d+\.\d+s\n$`, said())
+		require.Regexp(t, `^\S+ level=INFO msg="ganbauth: the bank is back" kit="" away=[\d.]+s\n$`, said())
 		g.Send("e", nil, time.Time{})
 		require.Empty(t, said())
 	})
