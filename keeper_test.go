@@ -1112,6 +1112,25 @@ func TestReplace(t *testing.T) {
 		require.NotEqual(t, other.AccessToken, got.AccessToken)
 		require.Equal(t, 1, s.bank.Refreshes())
 	})
+	run("a new connection is not judged by the refusals of the one before", ganbtest.Options{}, 0, func(t *testing.T, s *stepTest) {
+		for connect, again := range map[string]func() error{
+			"SetToken": func() error { return s.kit.SetToken(t.Context(), "u", s.bank.Token()) },
+			"Disconnect": func() error {
+				require.NoError(t, s.kit.Disconnect(t.Context(), "u"))
+				s.put(t, s.bank.Token())
+				return nil
+			},
+		} {
+			_, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", stored(s).AccessToken)
+			require.NoError(t, err)
+			require.NoError(t, again())
+			refused := stored(s).AccessToken
+			got, err := ganbauth.Replace(s.kit, t.Context(), "bank/u", refused)
+			require.NoError(t, err)
+			require.NotEqual(t, refused, got.AccessToken, connect)
+			require.NoError(t, again())
+		}
+	})
 	for age, ends := range map[time.Duration]bool{
 		0: false, 59 * time.Second: false, time.Minute: true, -59 * time.Second: false, -time.Minute: true,
 	} {

@@ -280,17 +280,24 @@ func (k *keeper) connect(ctx context.Context, key string, l login, exchange func
 	}
 	switch {
 	case err == nil:
-		k.unsaved.take(key, place)
-		k.coolDowns.clear(key)
+		k.replaced(key, place)
 	case errors.Is(err, ErrSuperseded):
 		return k.loginRefused(ctx, mine, there)
 	case !place.serve(mine):
 		return errLoggedOut
 	default:
-		k.unsaved.take(key, place)
+		k.replaced(key, place)
 		p.keepPutting(ctx, err, begun, nil)()
 	}
 	return nil
+}
+
+// replaced forgets what was known of key's connection, as another one has taken its place,
+// which is by, or none.
+func (k *keeper) replaced(key string, by *place) {
+	k.unsaved.take(key, by)
+	k.coolDowns.clear(key)
+	k.refusals.clear(key)
 }
 
 // sameLogin returns a function that reports whether a record is base, or has become of it.
@@ -379,8 +386,7 @@ func (k *keeper) drop(ctx context.Context, key string) (was bool, err error) {
 		there, err := k.dropOnce(ctx, key, begun.Add(lockerPatience))
 		was = was || there // the answer to the first try may have been lost
 		if err == nil {
-			k.unsaved.take(key, nil)
-			k.coolDowns.clear(key)
+			k.replaced(key, nil)
 			return was, nil
 		}
 		if errors.Is(err, ErrSuperseded) {
@@ -425,8 +431,7 @@ func (k *keeper) set(ctx context.Context, key string, t *Token) error {
 	p := &placement{k, key, l.place, t, l.base, sameLogin(l.base)}
 	switch _, err := p.putLogin(ctx); {
 	case err == nil:
-		k.unsaved.take(key, l.place)
-		k.coolDowns.clear(key)
+		k.replaced(key, l.place)
 		return nil
 	case errors.Is(err, ErrSuperseded):
 		return unavailable("ganbauth: save token: the user has logged in or out meanwhile: %w", err)
