@@ -51,6 +51,7 @@ func TestA3RefreshTokenIsSalvaged(t *testing.T) {
 		"no access_token":                       {"", answer(`"access_token":"AT-1",`, ``), ganbauth.ErrTokenFormat},
 		"access_token null":                     {"", answer(`"AT-1"`, `null`), ganbauth.ErrTokenFormat},
 		"access_token too long":                 {"", answer("AT-1", long), ganbauth.ErrTokenFormat},
+		"access_token that looks sealed":        {"", answer("AT-1", `sealed.AT-1`), ganbauth.ErrTokenFormat},
 		"access_token with a line break":        {"", answer("AT-1", `AT\n1`), ganbauth.ErrTokenFormat},
 		"an ID token that is too long":          {"", answer("{", `{"id_token":"`+strings.Repeat("a", 17<<10)+`",`), ganbauth.ErrTokenFormat},
 		"an ID token of another type":           {"", answer("{", `{"id_token":{},`), ganbauth.ErrTokenFormat},

@@ -158,10 +158,12 @@ func parseToken(r tokenResponse, a assumed) (tokenAnswer, error) {
 
 var errNoAccessToken = fmt.Errorf("%w: access_token is missing", ErrTokenFormat)
 
-// checkMember refuses a value that could not stand in a header: it would fail every
-// request with the token.
+// checkMember refuses a value that could not stand in a header, which would fail every
+// request with the token, or that a store would take for a sealed token.
 func checkMember(name, value string, limit int) error {
 	switch {
+	case name == "access_token" && strings.HasPrefix(value, sealedPrefix):
+		return fmt.Errorf("%w: access_token begins with %q", ErrTokenFormat, sealedPrefix)
 	case len(value) > limit:
 		return fmt.Errorf("%w: %s is longer than %d bytes", ErrTokenFormat, name, limit)
 	case !isVisible(value, name == "scope"):

@@ -25,7 +25,7 @@ import (
 // through a pointer: export the field, or give that struct a Format of its own.
 type Token struct {
 	// AccessToken goes to the bank's API in the header x-access-token. At most 4,096
-	// bytes of visible ASCII.
+	// bytes of visible ASCII, which do not begin with "sealed.".
 	AccessToken string
 	// RefreshToken buys the next Token, once. It is empty when the bank granted none (the
 	// scope offline_access was not asked for), and in every Token that the Kit gives to

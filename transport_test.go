@@ -934,6 +934,7 @@ func TestSetToken(t *testing.T) {
 			{nil, "access_token is missing"},
 			{&ganbauth.Token{RefreshToken: "r"}, "access_token is missing"},
 			{&ganbauth.Token{AccessToken: "a\n", RefreshToken: "r"}, "access_token"},
+			{&ganbauth.Token{AccessToken: "sealed.a", RefreshToken: "r"}, "access_token begins"}, // it could not be loaded
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r r"}, "refresh_token"},
 			{&ganbauth.Token{AccessToken: strings.Repeat("a", 4097), RefreshToken: "r"}, "access_token"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Scope: "\x00"}, "scope"},
