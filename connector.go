@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strings"
@@ -467,7 +468,7 @@ func (c *Connector) fetchUserInfo(ctx context.Context, accessToken string) ([]by
 // requestToken sends one token request. With an error, what has arrived of an answer of
 // 2xx is returned as well: it may have the next refresh token.
 func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenResponse, err error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(untraced{ctx}, c.timeout)
 	defer cancel()
 	if c.method == AuthPost {
 		form.Set("client_id", c.clientID)
@@ -498,4 +499,34 @@ func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenR
 		err = &TokenError{err: err}
 	}
 	return r, err
+}
+
+// untraced is a context without the trace of package httptrace that the application may
+// have put there: it would be told the client secret, header by header. A trace that the
+// lent Transport makes is its own affair.
+type untraced struct{ context.Context }
+
+func (c untraced) Value(key any) any {
+	if key == traceKey {
+		return nil
+	}
+	return c.Context.Value(key)
+}
+
+// traceKey is the key of a trace, which package httptrace does not export.
+var traceKey = func() any {
+	var asked keyCatcher
+	httptrace.ContextClientTrace(&asked)
+	return asked.key
+}()
+
+// keyCatcher remembers what it was asked for last.
+type keyCatcher struct {
+	context.Context
+	key any
+}
+
+func (c *keyCatcher) Value(key any) any {
+	c.key = key
+	return nil
 }

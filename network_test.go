@@ -230,9 +230,13 @@ func TestTransportsAreApart(t *testing.T) {
 // default.
 func TestConnectionsAreKept(t *testing.T) {
 	const crowd = 100
-	var waiting atomic.Int32
+	var waiting, connections atomic.Int32
+	var known sync.Map
 	everybody := make(chan struct{})
 	o := newOP(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, ok := known.LoadOrStore(r.RemoteAddr, true); !ok {
+			connections.Add(1)
+		}
 		if waiting.Add(1) == crowd {
 			close(everybody)
 		}
@@ -243,25 +247,45 @@ func TestConnectionsAreKept(t *testing.T) {
 	cfg.HTTPClient = nil
 	c := newConnector(t, ganbauth.AuthBasic, cfg)
 	opened := func() int32 {
-		var opened atomic.Int32
-		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(conn httptrace.GotConnInfo) {
-			if !conn.Reused {
-				opened.Add(1)
-			}
-		}})
+		before := connections.Load()
 		var wg sync.WaitGroup
 		for range crowd {
 			wg.Go(func() {
-				if _, err := c.RefreshTokens(ctx, "RT-1"); err != nil {
+				if _, err := c.RefreshTokens(t.Context(), "RT-1"); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		wg.Wait()
-		return opened.Load()
+		return connections.Load() - before
 	}
 	require.EqualValues(t, crowd, opened())
 	require.Less(t, opened(), int32(crowd/2), "a few may not be back yet")
+}
+
+// A trace in the caller's context sees no token request, with the client secret in it. The
+// other values are there for the lent Transport, and the context's end is.
+func TestTraceSeesNoSecret(t *testing.T) {
+	type span struct{}
+	o := newOP(t, answersJSON(goodToken))
+	cfg := o.config()
+	cfg.HTTPClient.Transport = roundTripFunc(func(r *http.Request) (*http.Response, error) {
+		require.Equal(t, "of the caller", r.Context().Value(span{}))
+		require.Nil(t, httptrace.ContextClientTrace(r.Context()))
+		return http.DefaultTransport.RoundTrip(r)
+	})
+	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), span{}, "of the caller"))
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteHeaderField: func(name string, _ []string) { t.Error(name) },
+		GetConn:          func(string) { t.Error("GetConn") },
+	})
+	for _, method := range []ganbauth.AuthMethod{ganbauth.AuthBasic, ganbauth.AuthPost} {
+		_, err := newConnector(t, method, cfg).RefreshTokens(ctx, "RT-1")
+		require.NoError(t, err)
+	}
+	cancel()
+	_, err := newConnector(t, ganbauth.AuthBasic, cfg).RefreshTokens(ctx, "RT-1")
+	require.ErrorIs(t, err, context.Canceled)
 }
 
 func TestDeadline(t *testing.T) {
