@@ -19,7 +19,7 @@ const minSalt = 16
 // conf.json that every official SDK of the bank reads. [NewConnector] copies it.
 //
 // fmt and log/slog show it without the salt, unless it is in an unexported field of a
-// struct, where fmt reads it past its methods. Marshaling it fails, as JSON for example.
+// struct, where fmt reads it past its methods. Marshaling it fails, as JSON or gob.
 type Config struct {
 	// AuthBaseURL is the root of the authorization server: https, or http on a loopback
 	// address. Required.
@@ -204,9 +204,12 @@ func (cfg Config) Format(f fmt.State, _ rune) {
 
 // MarshalText always fails, and so do encoding/json and other encodings that use it. The
 // text would show the salt, or something in its place that reads back as the salt.
-func (cfg Config) MarshalText() ([]byte, error) {
-	return nil, errors.New("ganbauth: a Config has a secret and is not to be marshaled")
-}
+func (cfg Config) MarshalText() ([]byte, error) { return nil, errMarshal }
+
+// MarshalBinary always fails, as MarshalText does, and so does encoding/gob.
+func (cfg Config) MarshalBinary() ([]byte, error) { return nil, errMarshal }
+
+var errMarshal = errors.New("ganbauth: a Config has a secret and is not to be marshaled")
 
 // hostPort spells out the port of http or https, so that equal hosts compare equal.
 func hostPort(u *url.URL) string {

@@ -1,7 +1,9 @@
 package ganbauth_test
 
 import (
+	"bytes"
 	"encoding/binary"
+	"encoding/gob"
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
@@ -197,6 +199,11 @@ func TestF3ConfigIsNotForJSON(t *testing.T) {
 		require.Empty(t, data)
 		_, err = xml.Marshal(v)
 		require.Error(t, err, name)
+		if name != "map" { // gob knows no interfaces of its own accord
+			var stream bytes.Buffer
+			require.ErrorContains(t, gob.NewEncoder(&stream).Encode(v), "not to be marshaled", name)
+			require.NotContains(t, stream.String(), "s3cret")
+		}
 		requirePrintsNoSecret(t, v, "s3cret")
 	}
 	var back ganbauth.Config
