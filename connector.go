@@ -45,7 +45,8 @@ const exchangeTimeout = 30 * time.Second
 
 // Connector speaks the bank's authorization protocol. It is a port of the GanbConnector
 // of the bank's SDKs, and knows nothing of sessions or cookies. Make one with
-// [NewConnector]. It is immutable and safe for concurrent use, and may be copied.
+// [NewConnector]: a nil or zero Connector fails. It is immutable and safe for concurrent
+// use, and may be copied.
 //
 // Every request ends after 30 seconds, or after the Timeout of Config.HTTPClient if that
 // is shorter. It follows no redirect and sends no cookie. It is sent once, because the
@@ -147,6 +148,14 @@ func checkCredential(what, s string) error {
 // whatever the verb.
 func (c Connector) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "ganbauth.Connector(%s)", c.authURL) }
 
+// usable fails for a Connector that NewConnector did not make.
+func (c *Connector) usable() error {
+	if c == nil || c.http == nil {
+		return errNoConnector
+	}
+	return nil
+}
+
 // deriveKey derives a 32-byte key for one purpose from the client secret and the salt, so
 // that all instances of an application have the same one.
 func (c *Connector) deriveKey(purpose string) ([]byte, error) {
@@ -168,6 +177,9 @@ func (c *Connector) OAuthAuthorization(sessionID, scope, redirectURI string) (st
 // which is returned as well: keep it for [Connector.OpenIDToken]. Without a JWTIssuer in
 // its Config it fails.
 func (c *Connector) OpenIDAuthorization(sessionID, scope, redirectURI string) (authURL, nonce string, err error) {
+	if err := c.usable(); err != nil {
+		return "", "", err
+	}
 	if c.issuer == "" {
 		return "", "", errNoIssuer
 	}
@@ -183,6 +195,9 @@ var errNoIssuer = errors.New("ganbauth: config: OpenID Connect needs JWTIssuer")
 
 // authorization is authorizationURL with the state of sessionID.
 func (c *Connector) authorization(sessionID, scope, redirectURI string, more ...string) (string, error) {
+	if err := c.usable(); err != nil {
+		return "", err
+	}
 	if sessionID == "" {
 		return "", errors.New("ganbauth: authorization: the session id is empty")
 	}
@@ -246,6 +261,8 @@ func (c *Connector) OAuthToken(ctx context.Context, redirectURI, code string) (*
 // JWTIssuer it fails before the code is sent.
 func (c *Connector) OpenIDToken(ctx context.Context, redirectURI, code, nonce string) (*Token, error) {
 	switch {
+	case c.usable() != nil:
+		return nil, errNoConnector
 	case c.issuer == "":
 		return nil, errNoIssuer
 	case nonce == "":
@@ -442,6 +459,9 @@ func (c *Connector) UserInfo(ctx context.Context, token *Token) (map[string]any,
 
 // fetchUserInfo sends a userinfo request and returns the body of its answer.
 func (c *Connector) fetchUserInfo(ctx context.Context, accessToken string) ([]byte, error) {
+	if err := c.usable(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.userInfoURL, nil)
@@ -468,6 +488,9 @@ func (c *Connector) fetchUserInfo(ctx context.Context, accessToken string) ([]by
 // requestToken sends one token request. With an error, what has arrived of an answer of
 // 2xx is returned as well: it may have the next refresh token.
 func (c *Connector) requestToken(ctx context.Context, form url.Values) (r tokenResponse, err error) {
+	if err := c.usable(); err != nil {
+		return tokenResponse{}, err
+	}
 	ctx, cancel := context.WithTimeout(untraced{ctx}, c.timeout)
 	defer cancel()
 	if c.method == AuthPost {

@@ -70,6 +70,26 @@ func TestAuthorizationURL(t *testing.T) {
 	})
 }
 
+// A Connector that NewConnector did not make says so.
+func TestZeroConnector(t *testing.T) {
+	token := &ganbauth.Token{AccessToken: "AT-1", RefreshToken: "RT-1", Subject: "u-1"}
+	for name, c := range map[string]*ganbauth.Connector{"zero": {}, "nil": nil} {
+		for method, call := range map[string]func() error{
+			"OAuthAuthorization":  func() error { _, err := c.OAuthAuthorization("s", "a", callbackURI); return err },
+			"OpenIDAuthorization": func() error { _, _, err := c.OpenIDAuthorization("s", "a", callbackURI); return err },
+			"OAuthToken":          func() error { _, err := c.OAuthToken(t.Context(), callbackURI, "c"); return err },
+			"OpenIDToken":         func() error { _, err := c.OpenIDToken(t.Context(), callbackURI, "c", "n"); return err },
+			"RefreshTokens":       func() error { _, err := c.RefreshTokens(t.Context(), "RT-1"); return err },
+			"RefreshSession":      func() error { _, err := c.RefreshSession(t.Context(), token, nil); return err },
+			"UserInfo":            func() error { _, err := c.UserInfo(t.Context(), token); return err },
+		} {
+			err := call()
+			require.ErrorContains(t, err, "not made by NewConnector", "%s %s", name, method)
+			require.Equal(t, 500, ganbauth.StatusCode(err))
+		}
+	}
+}
+
 func TestTokenRequest(t *testing.T) {
 	t.Run("form and headers", func(t *testing.T) {
 		o := newOP(t, answersJSON(goodToken))

@@ -690,6 +690,9 @@ var errMovedOn error = &applicationError{errors.New("ganbauth: Options.Connectio
 // errNotMade is the error of a nil or zero Kit.
 var errNotMade error = &applicationError{errors.New("ganbauth: this Kit was not made by New")}
 
+// errNoConnector is the error of a nil or zero Connector.
+var errNoConnector error = &applicationError{errors.New("ganbauth: this Connector was not made by NewConnector")}
+
 // What a job cannot name.
 var (
 	errNoKey          error = &applicationError{errors.New("ganbauth: the key is empty")}

@@ -300,7 +300,9 @@ func Seal(store TokenStore, keys ...[]byte) TokenStore {
 func DefaultTransport() http.RoundTripper { return defaultTransport() }
 
 // Transports are what token requests go through, and calls of the API.
-func Transports(k *Kit) (tokens, api http.RoundTripper) { return k.connector.http.Transport, k.api.base }
+func Transports(k *Kit) (tokens, api http.RoundTripper) {
+	return k.connector.http.Transport, k.api.base
+}
 
 // ForgetFailedLogin is told of a login that has ended with err.
 func ForgetFailedLogin(k *Kit, err error) { k.forgetLogin(nil, err) }

@@ -60,7 +60,7 @@ func (k *Kit) Format(f fmt.State, _ rune) {
 // Two kits of one application need different Names; with the same one they would take
 // each other's sessions and callbacks.
 func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error) {
-	if c == nil || c.http == nil {
+	if c.usable() != nil {
 		return nil, errors.New("ganbauth: New needs a Connector from NewConnector")
 	}
 	s, err := opts.check(c, sessions)
