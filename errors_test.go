@@ -245,7 +245,7 @@ func TestErrorTexts(t *testing.T) {
 
 // The grant has ended by the authorization server's word; the gateway's needs a second one.
 // Neither counts in an answer that says that the server itself is in trouble.
-// What Go says in words of its own is shown. What may quote an answer is not: only its type.
+// What Go says in words of its own is shown. What may quote an answer is shown by its type.
 func TestCauseText(t *testing.T) {
 	quoting := errors.New("malformed HTTP response \"RT-2\"")
 	addr := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 443}

@@ -326,11 +326,11 @@ func TestOddStores(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.NotContains(t, log.String(), "panic")
 	})
-	run("a token that looks like a sealed one, in a kit with keys", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+	run("a token that looks like a sealed one, and was sealed before such were refused", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
 		kit := backgroundKit(t, bank, memory, nil, func(o *ganbauth.Options) { o.EncryptionKeys = [][]byte{key(1)} })
 		token := bank.Token()
 		token.AccessToken = "sealed." + token.AccessToken
-		require.NoError(t, kit.SetToken(t.Context(), "u", token))
+		require.NoError(t, ganbauth.Seal(memory, key(1)).Save(t.Context(), "bank/u", token))
 		got, err := kit.Token(t.Context(), "u")
 		require.NoError(t, err)
 		require.Equal(t, token.AccessToken, got.AccessToken)
