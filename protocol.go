@@ -220,9 +220,12 @@ func (r refresh) awaitWinner(ctx context.Context) {
 // ask makes a token request. A panic on the way, of the application's HTTPClient for one,
 // is as good as no answer: the lock must be given back. So is a runtime.Goexit, which can
 // end a goroutine of its own only.
-func (k *keeper) ask(ctx context.Context, request func() (*Token, error)) (t *Token, err error) {
-	done := make(chan struct{})
-	err = &panicError{value: "runtime.Goexit was called"}
+func (k *keeper) ask(ctx context.Context, request func() (*Token, error)) (*Token, error) {
+	var (
+		t    *Token
+		err  error = &panicError{value: "runtime.Goexit was called"}
+		done       = make(chan struct{})
+	)
 	go func() {
 		defer close(done)
 		err = safely(func() (err error) {
