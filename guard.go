@@ -16,7 +16,7 @@ const (
 	// maxRefreshes may be at the bank while it does not answer. Each answer of the last
 	// second allows one more, so that a bank that is well is as quick as it can be.
 	maxRefreshes = 64
-	// mostRefreshes and maxLogins are, together, the connections that a Connector opens.
+	// mostRefreshes and maxLogins are, together, the connections for token requests.
 	mostRefreshes = 960
 	maxLogins     = 64
 	// maxJobs of the refreshes may be nobody's who waits.
