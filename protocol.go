@@ -100,7 +100,7 @@ func (r refresh) run(ctx context.Context) (next *Token, rest func(), err error) 
 		return r.fail(ctx, err, nil)
 	}
 	r.turn.sent()
-	next, err = r.ask(ctx, func() (*Token, error) { return r.connector.renew(ctx, r.old) })
+	next, err = r.askLocked(ctx, unlock)
 	r.turn.answered(err, r.coolDowns.since(r.key))
 	var salvaged *salvagedError
 	switch {
@@ -113,6 +113,20 @@ func (r refresh) run(ctx context.Context) (next *Token, rest func(), err error) 
 		return r.lose(ctx, err, unlock)
 	}
 	return r.fail(ctx, err, unlock)
+}
+
+// askLocked sends the refresh token below the lock, which is given back if the application's
+// code ends this goroutine (runtime.Goexit).
+func (r refresh) askLocked(ctx context.Context, unlock func()) (next *Token, err error) {
+	returned := false
+	defer func() {
+		if !returned && unlock != nil {
+			unlock()
+		}
+	}()
+	next, err = r.ask(ctx, func() (*Token, error) { return r.connector.renew(ctx, r.old) })
+	returned = true
+	return next, err
 }
 
 // fail keeps the token and has its key cool down.
@@ -218,22 +232,12 @@ func (r refresh) awaitWinner(ctx context.Context) {
 }
 
 // ask makes a token request. A panic on the way, of the application's HTTPClient for one,
-// is as good as no answer: the lock must be given back. So is a runtime.Goexit, which can
-// end a goroutine of its own only.
-func (k *keeper) ask(ctx context.Context, request func() (*Token, error)) (*Token, error) {
-	var (
-		t    *Token
-		err  error = &panicError{value: "runtime.Goexit was called"}
-		done       = make(chan struct{})
-	)
-	go func() {
-		defer close(done)
-		err = safely(func() (err error) {
-			t, err = request()
-			return err
-		})
-	}()
-	<-done
+// is as good as no answer: the lock must be given back.
+func (k *keeper) ask(ctx context.Context, request func() (*Token, error)) (t *Token, err error) {
+	err = safely(func() (err error) {
+		t, err = request()
+		return err
+	})
 	if p, ok := err.(*panicError); ok {
 		k.say(ctx, slog.LevelError, "ganbauth: a token request panicked", "panic", p.text(), "stack", string(p.stack))
 		return nil, &TokenError{err: p}
