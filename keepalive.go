@@ -164,7 +164,8 @@ func (en *engine) begin(before time.Time) *keeping {
 }
 
 // locked calls work under the lock. It waits for the lock longer than the lease of a
-// process that has died. The error is errHeld if another call still has the lock then.
+// process that has died. The error is errHeld if another call still has the lock then. An
+// unlock that hangs is left behind.
 func (en *engine) locked(ctx context.Context, work func() error) error {
 	soon, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
@@ -174,7 +175,7 @@ func (en *engine) locked(ctx context.Context, work func() error) error {
 		if en.records.locker != nil {
 			var unlock func()
 			if unlock, err = en.records.lock(soon, en.lock); err == nil {
-				defer unlock()
+				defer shortly(unlock)
 			}
 		}
 	}

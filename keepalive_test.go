@@ -811,6 +811,31 @@ func TestKeepAliveLockerFailsLate(t *testing.T) {
 	})
 }
 
+// KeepAlive goes on, and ends with its context, whatever becomes of an unlock: the lock of a
+// turn ends by itself.
+func TestKeepAliveUnlockHangs(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
+		o.connect(1, 0)
+		var turns atomic.Int32
+		hang := make(chan struct{})
+		kit := o.kit(func(opts *ganbauth.Options) {
+			opts.Locker = lockerFunc(func(_ context.Context, name string) (func(), error) {
+				if name != "bank//keepalive" || turns.Add(1) != 1 {
+					return func() {}, nil
+				}
+				return func() { <-hang }, nil
+			})
+		})
+		end := o.keepAlive(kit)
+		o.watch(5 * time.Hour)
+		require.Zero(t, o.sum)
+		require.GreaterOrEqual(t, turns.Load(), int32(4))
+		require.NoError(t, kit.Shutdown(t.Context()))
+		require.ErrorIs(t, end(), context.Canceled)
+		close(hang)
+	})
+}
+
 var errUnlistable = errors.New("the store is away")
 
 type unlistable struct{ ganbauth.TokenStore }
