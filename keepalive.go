@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -50,7 +51,7 @@ type pages interface {
 // pagesOf returns the pages of a store, or nil if it cannot list.
 func pagesOf(store TokenStore, r *records) pages {
 	if pager, ok := store.(ExpiryPager); ok {
-		return pagedStore{pager, r}
+		return &pagedStore{pager: pager, records: r}
 	}
 	if lister, ok := store.(ExpiryLister); ok {
 		return &listedStore{lister: lister, records: r}
@@ -61,24 +62,35 @@ func pagesOf(store TokenStore, r *records) pages {
 type pagedStore struct {
 	pager   ExpiryPager
 	records *records
+	n       int    // pages since the first
+	seen    Expiry // the last entry of one of them
 }
 
-// next fails for a page that does not go on from the one before: it would be read again
-// and again. Stores sort keys differently, so only times are compared, and whether the
-// last entry is the same.
-func (s pagedStore) next(ctx context.Context, after Expiry, before time.Time) ([]Expiry, error) {
-	return listed(ctx, s.records, func(ctx context.Context) ([]Expiry, error) {
-		page, err := s.pager.ExpiringAfter(ctx, after, before, pageSize)
-		if err != nil || len(page) == 0 {
-			return nil, err
-		}
-		last := page[len(page)-1]
-		if page[0].At.Before(after.At) || last.At.Equal(after.At) && last.Key == after.Key {
-			return nil, errSamePage
-		}
-		return page, nil
+// next fails for a page that does not go on from those before it: they would be read again
+// and again. Stores sort keys differently, so only times are compared, and whether an entry
+// has been seen. To remember one is enough: that of the first, second, fourth, eighth page
+// and so on, which sooner or later is in the circle that the pages go in.
+func (s *pagedStore) next(ctx context.Context, after Expiry, before time.Time) ([]Expiry, error) {
+	page, err := listed(ctx, s.records, func(ctx context.Context) ([]Expiry, error) {
+		return s.pager.ExpiringAfter(ctx, after, before, pageSize)
 	})
+	if err != nil || len(page) == 0 {
+		return nil, err
+	}
+	if after.Key == "" {
+		s.n, s.seen = 0, Expiry{}
+	}
+	again := func(e Expiry) bool { return e.is(after) || e.is(s.seen) }
+	if page[0].At.Before(after.At) || slices.ContainsFunc(page, again) {
+		return nil, unavailable("ganbauth: list tokens: %w", errSamePage)
+	}
+	if s.n++; s.n&(s.n-1) == 0 {
+		s.seen = page[len(page)-1]
+	}
+	return page, nil
 }
+
+func (e Expiry) is(other Expiry) bool { return e.Key == other.Key && e.At.Equal(other.At) }
 
 var errSamePage = errors.New("the Store's ExpiringAfter does not begin the page behind the entry it is given")
 
@@ -98,7 +110,7 @@ func (s *listedStore) next(ctx context.Context, after Expiry, before time.Time) 
 	}
 	n := min(len(s.keys), pageSize)
 	for _, key := range s.keys[:n] {
-		page = append(page, Expiry{Key: key})
+		page = append(page, Expiry{At: before, Key: key}) // not the zero Expiry, whatever the key is
 	}
 	s.keys = s.keys[n:]
 	return page, err
@@ -291,7 +303,7 @@ func (ke *keeping) pass(ctx context.Context, before time.Time) (complete bool, e
 				return false, err
 			}
 		}
-		if len(page) < pageSize {
+		if len(page) == 0 {
 			return true, nil
 		}
 		ke.underWay.Wait()
@@ -463,9 +475,10 @@ func (ke *keeping) warnOfRate(ctx context.Context) {
 func (ke *keeping) count(ctx context.Context, before time.Time) (n int, err error) {
 	for after := (Expiry{}); ; {
 		page, err := ke.pages.next(ctx, after, before)
-		if n += len(page); len(page) < pageSize {
+		if len(page) == 0 {
 			return n, err
 		}
+		n += len(page)
 		after = page[len(page)-1]
 	}
 }

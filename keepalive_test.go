@@ -220,6 +220,13 @@ func (o *keptOffice) kitOn(s ganbauth.TokenStore, change ...func(*ganbauth.Optio
 	return o.kit(append(change, func(opts *ganbauth.Options) { opts.Store = s })...)
 }
 
+// shortPages has pages of seven, whatever it is asked for.
+type shortPages struct{ *watchedStore }
+
+func (s shortPages) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before time.Time, limit int) ([]ganbauth.Expiry, error) {
+	return s.watchedStore.ExpiringAfter(ctx, after, before, min(limit, 7))
+}
+
 // How the index is read: from the front, page after page, and only as far as is needed.
 func TestKeepAliveReads(t *testing.T) {
 	inWatchedOffice(t, "an index that fails is an error", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
@@ -253,8 +260,30 @@ func TestKeepAliveReads(t *testing.T) {
 		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Minute)
 		require.NoError(t, err)
 		_, after := s.seen()
-		require.Len(t, after, 3)
+		require.Len(t, after, 4, "the last page is empty")
 	})
+	inWatchedOffice(t, "short pages are read to the end", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(250, 0)
+		time.Sleep(61 * time.Minute)
+		n, err := o.kitOn(shortPages{s}).RefreshExpiring(t.Context(), 2*time.Hour)
+		require.NoError(t, err)
+		require.Equal(t, 250, n)
+	})
+	for pages := 1; pages <= 5; pages++ {
+		inWatchedOffice(t, fmt.Sprint("pages that go in a circle of ", pages, " are an error"), ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+			o.connect(pages, 0)
+			at := time.Now().Add(time.Hour)
+			s.list = func(after ganbauth.Expiry) ([]ganbauth.Expiry, error) {
+				var last int
+				_, _ = fmt.Sscanf(after.Key, "bank/%d", &last)
+				return []ganbauth.Expiry{{At: at, Key: fmt.Sprint("bank/", (last+1)%pages)}}, nil
+			}
+			_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Minute)
+			require.ErrorContains(t, err, "page")
+			_, after := s.seen()
+			require.LessOrEqual(t, len(after), 3*pages)
+		})
+	}
 	inWatchedOffice(t, "a page of one", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		o.connect(101, 0)
 		n, err := o.kitOn(s, tokenRate(10)).RefreshExpiring(t.Context(), 2*time.Hour)
@@ -280,7 +309,7 @@ func TestKeepAliveReads(t *testing.T) {
 		end := o.keepAlive(o.kitOn(s))
 		time.Sleep(29*time.Second + 500*time.Millisecond)
 		_, after := s.seen()
-		require.Len(t, after, 10)
+		require.Len(t, after, 10+1, "the first time there is a page, and then none")
 		require.ErrorIs(t, end(), context.Canceled)
 	})
 	inWatchedOffice(t, "where there is nothing, once a minute", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
@@ -511,6 +540,13 @@ func TestKeepAliveWarnsOfTheRate(t *testing.T) {
 	inWatchedOffice(t, "then", ganbtest.Options{Lifetime: 10 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		require.Regexp(t, `level=WARN .* tokens=60 expire_within=10s needed_per_second=6 reached_per_second=1.02\n`, refresh(t, o, s, 61))
 	})
+	inWatchedOffice(t, "of all that it has in short pages", ganbtest.Options{Lifetime: 10 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(61, 0)
+		time.Sleep(11 * time.Second)
+		_, err := o.kitOn(shortPages{s}).RefreshExpiring(t.Context(), time.Second)
+		require.NoError(t, err)
+		require.Regexp(t, `level=WARN .* tokens=60 `, o.log.String())
+	})
 	inWatchedOffice(t, "not where it is just enough", ganbtest.Options{Lifetime: 1000 * time.Second}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		require.NotContains(t, refresh(t, o, s, 1001), "level=WARN")
 	})
@@ -521,16 +557,16 @@ func TestKeepAliveWarnsOfTheRate(t *testing.T) {
 		before := time.Now()
 		s.list = func(after ganbauth.Expiry) ([]ganbauth.Expiry, error) {
 			switch pages++; pages {
-			case 3:
-				before = time.Now().Add(10 * time.Second)
 			case 4:
+				before = time.Now().Add(10 * time.Second)
+			case 5:
 				return nil, errUnlistable
 			}
 			return o.store.ExpiringAfter(t.Context(), after, before, 100)
 		}
 		_, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Second)
 		require.NoError(t, err)
-		require.Equal(t, 4, pages, "two of the run, and two of the count")
+		require.Equal(t, 5, pages, "three of the run, and two of the count")
 		require.NotContains(t, o.log.String(), "level=WARN")
 	})
 	inWatchedOffice(t, "once an hour", ganbtest.Options{Lifetime: 10 * time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {

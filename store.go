@@ -91,8 +91,8 @@ type ExpiryLister interface {
 type ExpiryPager interface {
 	// ExpiringAfter returns the tokens that have a refresh token and end before that
 	// time, at most limit of them, soonest first and then by key. It begins behind the
-	// entry after; the zero Expiry is before all others. A key that is listed needlessly
-	// does no harm.
+	// entry after; the zero Expiry is before all others. A page may have fewer than limit
+	// entries, but an empty one is the end. A key that is listed needlessly does no harm.
 	ExpiringAfter(ctx context.Context, after Expiry, before time.Time, limit int) ([]Expiry, error)
 }
 

@@ -86,10 +86,13 @@ func TestStoreFindsFaults(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
-	t.Run("none", func(t *testing.T) {
-		out, err := run("")
-		require.NoError(t, err, out)
-	})
+	for _, fault := range []string{"", "pages are short, which is none"} {
+		t.Run("none "+fault, func(t *testing.T) {
+			t.Parallel()
+			out, err := run(fault)
+			require.NoError(t, err, out)
+		})
+	}
 	for fault, says := range storeFaults {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
@@ -380,6 +383,8 @@ func (s *store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 		after.At = after.At.Add(time.Second - 1)
 	case "pages are too large":
 		limit++
+	case "pages are short, which is none":
+		limit = min(limit, 3)
 	case "pages begin with what is expiring":
 		after = ganbauth.Expiry{At: after.At.Add(-time.Second)}
 	case "pages need the entry to be there":
