@@ -216,7 +216,7 @@ type keeping struct {
 	failing  map[string]backOff
 	early    map[string]struct{} // keys that were refreshed in the second of begun
 	shortest time.Duration       // the shortest lead of a token that was seen
-	longest  time.Duration       // the longest, in this pass
+	longest  time.Duration       // the longest of one that was seen and waits for its time
 
 	lapsed     *Token // one that had expired when its turn came
 	unreadable int    // entries of this pass whose token cannot be read
@@ -242,9 +242,21 @@ func lead(t *Token) time.Duration {
 func isDue(t *Token) bool { return time.Until(t.ExpiresAt) <= lead(t) }
 
 // forever keeps tokens alive for turnOfDuty. It ends early when the store fails.
+//
+// The first pass sees all that expire within a day. Those that follow go as far as tokens
+// that were seen may be due. What comes within a day then, they see when it does: a token
+// that lives for long is due at once, and its lead says nothing about the others.
 func (ke *keeping) forever(ctx context.Context) error {
-	for reach := maxLead; time.Since(ke.begun) < turnOfDuty; {
-		complete, err := ke.pass(ctx, time.Now().Add(reach))
+	reach, seen := maxLead, time.Time{} // what expires before that time has been seen
+	for time.Since(ke.begun) < turnOfDuty {
+		now := seconds(time.Now()) // as stores keep times
+		complete, err := ke.pass(ctx, Expiry{}, now.Add(reach))
+		if complete && reach < maxLead {
+			if near := now.Add(reach); near.After(seen) {
+				seen = near
+			}
+			complete, err = ke.pass(ctx, Expiry{At: seen}, now.Add(maxLead))
+		}
 		if away := (*awayError)(nil); errors.As(err, &away) {
 			_ = pause(ctx, away.wait())
 			continue
@@ -256,12 +268,13 @@ func (ke *keeping) forever(ctx context.Context) error {
 		if !complete {
 			continue
 		}
+		seen = now.Add(maxLead)
 		ke.report(ctx)
 		look := maxLook
 		if ke.shortest > 0 {
 			look = min(max(ke.shortest/10, minLook), maxLook)
 		}
-		if ke.longest > 0 { // the first pass has seen all that expire within a day
+		if ke.longest > 0 {
 			reach = ke.longest + look
 		}
 		if err := pause(ctx, look); err != nil {
@@ -273,7 +286,7 @@ func (ke *keeping) forever(ctx context.Context) error {
 
 // once refreshes what is due now and returns how many tokens it has refreshed.
 func (ke *keeping) once(ctx context.Context) (n int, err error) {
-	_, err = ke.pass(ctx, ke.before)
+	_, err = ke.pass(ctx, Expiry{}, ke.before)
 	ke.warnOfRate(ctx)
 	ke.report(ctx)
 	if err == nil && ke.asked > 0 {
@@ -286,13 +299,14 @@ func (ke *keeping) once(ctx context.Context) (n int, err error) {
 	return ke.n, err
 }
 
-// pass goes through the tokens that expire before that time, the soonest first. It reports
-// whether it has reached the last.
-func (ke *keeping) pass(ctx context.Context, before time.Time) (complete bool, err error) {
+// pass goes through the tokens behind an entry that expire before that time, the soonest
+// first. It reports whether it has reached the last.
+func (ke *keeping) pass(ctx context.Context, after Expiry, before time.Time) (complete bool, err error) {
 	defer ke.underWay.Wait()
-	ke.unreadable, ke.empty, ke.failed, ke.longest = 0, 0, 0, 0
-	begun := time.Now()
-	for after := (Expiry{}); ; {
+	if after == (Expiry{}) {
+		ke.unreadable, ke.empty, ke.failed = 0, 0, 0
+	}
+	for begun := time.Now(); ; {
 		page, err := ke.pages.next(ctx, after, before)
 		if err != nil {
 			return false, err
@@ -344,8 +358,11 @@ func (ke *keeping) keep(ctx context.Context, storeKey string) error {
 		return err
 	}
 	ke.failed = 0
-	ke.see(t)
-	if t.RefreshToken == "" || !ke.due(storeKey, t) || ke.coolDowns.check(storeKey) != nil || ke.unsaved.get(storeKey) != nil {
+	if t.RefreshToken == "" {
+		return nil
+	}
+	if !ke.due(storeKey, t) || ke.coolDowns.check(storeKey) != nil || ke.unsaved.get(storeKey) != nil {
+		ke.see(t)
 		return nil
 	}
 	turn, err := ke.guard.enter(ctx, storeKey, forJob, true)
@@ -366,6 +383,7 @@ func (ke *keeping) refreshed(ctx context.Context, storeKey string, t *Token, tur
 	case err == nil:
 		ke.see(next)
 	case !errors.Is(err, ErrLoginRequired):
+		ke.see(t)
 		ke.backOff(storeKey)
 	}
 	ke.mu.Lock()
@@ -405,12 +423,14 @@ func (ke *keeping) due(storeKey string, t *Token) bool {
 	return !early && !t.IssuedAt.After(ke.begun)
 }
 
-// see learns how early tokens are refreshed.
+// see learns how early tokens are refreshed, of one that waits for its time.
 func (ke *keeping) see(t *Token) {
 	ke.mu.Lock()
 	defer ke.mu.Unlock()
 	l := lead(t)
-	ke.longest = max(ke.longest, l)
+	if time.Until(t.ExpiresAt) < maxLead { // another one is seen again when it comes within a day
+		ke.longest = max(ke.longest, l)
+	}
 	if l > 0 && (ke.shortest == 0 || l < ke.shortest) {
 		ke.shortest = l
 	}

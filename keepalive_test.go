@@ -299,7 +299,7 @@ func TestKeepAliveReads(t *testing.T) {
 		time.Sleep(27 * time.Minute)
 		loads, after := s.seen()
 		require.Empty(t, loads)
-		require.Len(t, after, 27, "a look a minute")
+		require.Len(t, after, 2*27, "a look a minute, at what may be due and at what has come within a day")
 		time.Sleep(5 * time.Minute)
 		require.Equal(t, 10, o.bank.Refreshes())
 		require.ErrorIs(t, end(), context.Canceled)
@@ -309,7 +309,7 @@ func TestKeepAliveReads(t *testing.T) {
 		end := o.keepAlive(o.kitOn(s))
 		time.Sleep(29*time.Second + 500*time.Millisecond)
 		_, after := s.seen()
-		require.Len(t, after, 10+1, "the first time there is a page, and then none")
+		require.Len(t, after, 2*10, "the first time at a page and what follows, then at what may be due and what has come within a day")
 		require.ErrorIs(t, end(), context.Canceled)
 	})
 	inWatchedOffice(t, "where there is nothing, once a minute", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
@@ -584,6 +584,69 @@ func TestKeepAliveWarnsOfTheRate(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		require.Regexp(t, `level=WARN .* tokens=1900 expire_within=24h0m0s needed_per_second=0.02 reached_per_second=0.01\n`, o.log.String())
 		require.Equal(t, 1, strings.Count(o.log.String(), "level=WARN"))
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
+// Tokens that live for longer than the others, or shorter, are refreshed in time.
+func TestKeepAliveMixedLifetimes(t *testing.T) {
+	// save stores a token of that life, of which that much is left, and returns how long it
+	// takes until it is refreshed.
+	save := func(t *testing.T, o *keptOffice, s *watchedStore, life, left time.Duration) func() time.Duration {
+		token := o.bank.Token()
+		token.ExpiresAt = time.Now().Add(left).UTC()
+		token.IssuedAt = token.ExpiresAt.Add(-life)
+		require.NoError(t, s.Save(t.Context(), "bank/other", token))
+		begun := time.Now()
+		return func() time.Duration {
+			for time.Since(begun) < left {
+				time.Sleep(time.Second)
+				now, err := s.indexedStore.Load(t.Context(), "bank/other")
+				require.NoError(t, err)
+				if now.AccessToken != token.AccessToken {
+					break
+				}
+			}
+			return time.Since(begun)
+		}
+	}
+	const day = 24 * time.Hour
+	for name, test := range map[string]struct{ others, life, left, due time.Duration }{
+		"30 days beside hours":    {time.Hour, 30 * day, day + 5*time.Minute, 5 * time.Minute},
+		"30 days, a while later":  {time.Hour, 30 * day, day + 80*time.Minute, 80 * time.Minute},
+		"36 hours beside hours":   {time.Hour, 36 * time.Hour, 18*time.Hour + 5*time.Minute, 5 * time.Minute},
+		"36 hours, since a day":   {time.Hour, 36 * time.Hour, day + 5*time.Minute, 6*time.Hour + 5*time.Minute},
+		"hours beside minutes":    {time.Minute, time.Hour, time.Hour, 30 * time.Minute},
+		"a minute beside 30 days": {30 * day, time.Minute, time.Minute, 30 * time.Second},
+	} {
+		inWatchedOffice(t, name, ganbtest.Options{Lifetime: test.others}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+			o.connect(20, 0)
+			refreshed := save(t, o, s, test.life, test.left)
+			end := o.keepAlive(o.kitOn(s))
+			require.InDelta(t, test.due.Seconds(), refreshed().Seconds(), 65)
+			require.ErrorIs(t, end(), context.Canceled)
+		})
+	}
+	inWatchedOffice(t, "and the others are not read for it", ganbtest.Options{Lifetime: 30 * day}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		hour := o.bank.Token()
+		hour.ExpiresAt = time.Now().Add(time.Hour).UTC()
+		for u := range 20 {
+			require.NoError(t, s.Save(t.Context(), fmt.Sprint("bank/", u), hour))
+		}
+		refreshed := save(t, o, s, 30*day, day+5*time.Minute)
+		end := o.keepAlive(o.kitOn(s))
+		refreshed()
+		time.Sleep(20 * time.Minute)
+		loads, _ := s.seen()
+		require.Len(t, slices.DeleteFunc(loads, func(key string) bool { return key == "bank/other" }), 20)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "one that fails is tried again", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		refreshed := save(t, o, s, 30*day, day+5*time.Minute)
+		o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.ServerError, 2)
+		end := o.keepAlive(o.kitOn(s))
+		require.InDelta(t, 8*60, refreshed().Seconds(), 2*60)
 		require.ErrorIs(t, end(), context.Canceled)
 	})
 }
