@@ -117,7 +117,7 @@ func (s *listedStore) next(ctx context.Context, after Expiry, before time.Time) 
 }
 
 func listed[V any](ctx context.Context, r *records, list func(context.Context) (V, error)) (V, error) {
-	v, err := await(ctx, r, r.prompt, listTimeout, list, nil)
+	v, err := await(ctx, r, r.isPrompt(ctx), listTimeout, list, nil)
 	if err != nil {
 		err = unavailable("ganbauth: list tokens: %w", err)
 	}

@@ -332,8 +332,7 @@ func (s *settings) checkStore(sessions *scs.SessionManager) error {
 		s.records.store = newSealedStore(s.Store, sealedCodec{seal})
 	}
 	s.records.swapper, _ = s.records.store.(Swapper)
-	own, ok := s.records.store.(prompt)
-	s.records.prompt = ok && own.EndsWithContext()
+	s.records.prompt, _ = s.records.store.(prompt)
 	return nil
 }
 

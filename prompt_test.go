@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alexedwards/scs/v2/memstore"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
@@ -75,6 +76,32 @@ func TestPromptStoreNeedsNoGoroutine(t *testing.T) {
 			require.Equal(t, apart, direct(t, ganbauth.Options{Store: store, Locker: promptApart{store}, EncryptionKeys: keys}, store))
 		}
 	}
+}
+
+// slowEngine takes an hour for a look.
+type slowEngine struct{ *memstore.MemStore }
+
+func (e slowEngine) Find(token string) ([]byte, bool, error) {
+	time.Sleep(time.Hour)
+	return e.MemStore.Find(token)
+}
+
+// An engine that the sessions get after the kit is left after a few seconds, too, and keeps
+// the tokens.
+func TestEngineSetAfterNew(t *testing.T) {
+	inBubble(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}}, func(t *testing.T, a *app) {
+		late := memstore.NewWithCleanupInterval(0)
+		a.sessions.Store = late
+		require.NoError(t, a.kit.SetToken(t.Context(), "u", a.bank.Token()))
+		all, err := late.All()
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		a.sessions.Store = slowEngine{late}
+		begun := time.Now()
+		require.Equal(t, http.StatusServiceUnavailable, a.browser().do(http.MethodGet, "/p", program).StatusCode)
+		require.LessOrEqual(t, time.Since(begun), 10*time.Second)
+		time.Sleep(2 * time.Hour)
+	})
 }
 
 // listLocker is a Locker that Go cannot compare with another.

@@ -23,7 +23,7 @@ const (
 // gets out.
 type records struct {
 	store   TokenStore
-	prompt  bool         // the store's calls end with their context
+	prompt  prompt       // the store, if its calls may end with their context; else nil
 	swapper Swapper      // nil: the kit compares for itself
 	locker  Locker       // nil: there is none
 	apart   bool         // the locker is not the store
@@ -40,6 +40,16 @@ type comparer interface {
 	compareAndWrite(ctx context.Context, key string, old, new *Token) error
 }
 
+// isPrompt reports whether the store's calls end with their context. It asks each time: an
+// application may set sessions.Store late.
+func (r *records) isPrompt(ctx context.Context) (yes bool) {
+	if r.prompt == nil {
+		return false
+	}
+	_ = r.safely(ctx, func() error { yes = r.prompt.EndsWithContext(); return nil })
+	return yes
+}
+
 var errNotLocked = errors.New("ganbauth: the Locker failed")
 
 // isUnreadable reports whether err means that a record is there, and that neither time nor
@@ -48,7 +58,7 @@ func isUnreadable(err error) bool { return errors.Is(err, errSealed) || errors.I
 
 // load returns the record under key, or nil if there is none.
 func (r *records) load(ctx context.Context, key string) (t *Token, err error) {
-	if r.prompt {
+	if r.isPrompt(ctx) {
 		err = r.safely(ctx, func() (err error) {
 			t, err = r.store.Load(ctx, key)
 			return err
@@ -82,7 +92,7 @@ func (r *records) swap(ctx context.Context, key string, old, new *Token) error {
 			unlock()
 		}
 	}
-	unlock, err := await(ctx, r, r.prompt, writeLockTimeout+callTimeout, func(ctx context.Context) (func(), error) {
+	unlock, err := await(ctx, r, r.isPrompt(ctx), writeLockTimeout+callTimeout, func(ctx context.Context) (func(), error) {
 		unlock, err := r.lockWrites(ctx, key)
 		if err != nil {
 			return nil, err
@@ -226,7 +236,7 @@ func (r *records) hold(ctx context.Context, take func(context.Context) (string, 
 			_ = r.safely(ctx, func() error { l.unlock(); return nil })
 		}
 	}
-	l, err := await(ctx, r, r.prompt && !r.apart, lockTimeout, func(ctx context.Context) (l lock, err error) {
+	l, err := await(ctx, r, !r.apart && r.isPrompt(ctx), lockTimeout, func(ctx context.Context) (l lock, err error) {
 		l.found, l.unlock, err = take(ctx)
 		return l, err
 	}, release)
@@ -238,7 +248,7 @@ func (r *records) hold(ctx context.Context, take func(context.Context) (string, 
 
 // change makes a call of the Store that writes.
 func (r *records) change(ctx context.Context, what string, call func(context.Context) error) error {
-	_, err := await(ctx, r, r.prompt, callTimeout, func(ctx context.Context) (struct{}, error) {
+	_, err := await(ctx, r, r.isPrompt(ctx), callTimeout, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, call(ctx)
 	}, nil)
 	return notDone(what, err)

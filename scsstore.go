@@ -27,9 +27,9 @@ import (
 // prolongs the session, and the record with the next refresh.
 //
 // sessions.Iterate meets each record as a session with the one value "ganbauth", whose
-// Deadline says nothing. Set sessions.Codec before: a codec that ignores what follows its
-// own encoding, such as scs's GobCodec, makes records that are quick to read. All of scs's
-// stores work, those with a context included.
+// Deadline says nothing. Set sessions.Store and sessions.Codec before. All of scs's stores
+// work, those with a context included. A codec that ignores what follows its own encoding,
+// such as scs's GobCodec, makes records that are quick to read.
 //
 // No cookie can name a record. An application that takes session tokens from elsewhere, a
 // header for instance, must refuse those that begin with a semicolon.
