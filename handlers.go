@@ -226,7 +226,7 @@ func (k *Kit) sessionMayCome(r *http.Request) (pause time.Duration, ok bool) {
 // reloadCallback makes the browser request this callback again, from this site.
 func (k *Kit) reloadCallback(w http.ResponseWriter, r *http.Request, pause time.Duration) {
 	query, _ := k.cutMarks(r.URL.RawQuery)
-	here := url.URL{Path: k.redirect.Path, RawQuery: escapeRest(query)}
+	here := url.URL{Path: k.redirect.Path, RawPath: k.redirect.RawPath, RawQuery: escapeRest(query)}
 	k.reload(w, r, here.String(), pause)
 }
 

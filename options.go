@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,7 +28,8 @@ type Options struct {
 	// RedirectURI is where CallbackHandler is mounted, as registered with the bank, which
 	// compares it exactly: https (http only on a loopback address), at most 256 characters,
 	// without a fragment, and without the parameters that the bank adds, such as state. Its
-	// path is not DefaultReturn's.
+	// path is as browsers write it, percent-encoded and without empty and dot segments, and
+	// is not DefaultReturn's.
 	RedirectURI string
 	// Scopes are the permissions that every login asks for, at most 256 characters
 	// together. With openid the login is OpenID Connect, and the bank must send an ID
@@ -235,10 +237,17 @@ func (s *settings) checkRedirectURI() error {
 		return fault("RedirectURI must be an absolute URL without a fragment")
 	case u.User != nil:
 		return fault("RedirectURI must not contain userinfo")
+	case u.Hostname() == "" || !isPort(u):
+		return fault("RedirectURI must have a host, and a port from 1 to 65535 if it has one")
 	case !secureURL(u):
 		return fault("RedirectURI must be https (http only on a loopback address)")
 	case len(s.RedirectURI) > maxRedirectURI:
 		return fault("RedirectURI is longer than %d characters", maxRedirectURI)
+	}
+	// Browsers ask for another path than an unclean one, and may take it for a host.
+	given, _, _ := strings.Cut(s.RedirectURI, "?")
+	if path, _ := localPath(u.EscapedPath()); path != u.EscapedPath() || !strings.HasSuffix(given, path) {
+		return fault("the path of RedirectURI must be as browsers write it: percent-encoded, without empty and dot segments")
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
@@ -252,6 +261,15 @@ func (s *settings) checkRedirectURI() error {
 	s.redirect = u
 	u.Path = cmp.Or(u.Path, "/") // as browsers ask for it
 	return nil
+}
+
+// isPort reports whether u has a port that there is, or none.
+func isPort(u *url.URL) bool {
+	if u.Port() == "" {
+		return !strings.HasSuffix(u.Host, ":")
+	}
+	n, err := strconv.ParseUint(u.Port(), 10, 16)
+	return err == nil && n > 0
 }
 
 // checkDefaultReturn follows checkRedirectURI.

@@ -74,6 +74,52 @@ func TestNewRefuses(t *testing.T) {
 		_, err := ganbauth.New(connector, scs.New(), o)
 		require.NoError(t, err)
 	})
+	t.Run("a RedirectURI that browsers write otherwise", func(t *testing.T) {
+		const path, host = "the path of RedirectURI must be as browsers write it", "RedirectURI must have a host, and a port"
+		for uri, want := range map[string]string{
+			"https://app.example//cb":        path, // as a path alone it is a host's name
+			"https://app.example/a//cb":      path,
+			"https://app.example/cb//":       path,
+			"https://app.example/a/../cb":    path,
+			"https://app.example/./cb":       path,
+			"https://app.example/cb/..":      path,
+			"https://app.example/%2e%2e/cb":  path,
+			"https://app.example/.%2E/cb":    path,
+			"https://app.example/%2Fcb":      path,
+			"https://app.example/a\\cb":      path,
+			"https://app.example/%5Ccb":      path,
+			"https://app.example/a cb":       path,
+			"https://app.example/cb%0A":      path,
+			"https://app.example/cb%7F":      path,
+			"https://app.example/a\"cb":      path,
+			"https://app.example/a^cb":       path,
+			"https://app.example/銀行/cb":      path,
+			"https://app.example//cb?a=/cb":  path,
+			"https://:443/cb":                host,
+			"https://app.example:/cb":        host,
+			"https://app.example:0/cb":       host,
+			"https://app.example:65536/cb":   host,
+			"https://app.example/cb":         "",
+			"https://app.example/cb/":        "",
+			"https://app.example/a%2Fb/cb":   "",
+			"https://app.example/a.b/..c/cb": "",
+			"https://app.example/%20/cb":     "",
+			"https://app.example/cb?a=//b":   "",
+			"https://app.example:65535/cb":   "",
+			"https://[2001:db8::1]:8443/cb":  "",
+			"https://[2001:db8::1]/cb":       "",
+			"http://localhost:8080/cb":       "",
+		} {
+			o := good
+			o.RedirectURI = uri
+			_, err := ganbauth.New(connector, scs.New(), o)
+			if want == "" {
+				require.NoError(t, err, uri)
+			} else {
+				require.ErrorContains(t, err, want, uri)
+			}
+		}
+	})
 	t.Run("one request a day", func(t *testing.T) {
 		o := good
 		o.TokenRate = 1.0 / 86400

@@ -135,6 +135,16 @@ func TestE9BackToTheConsentPage(t *testing.T) {
 	}
 }
 
+// The path of a callback that is loaded again is written as in RedirectURI.
+func TestReloadKeepsThePathAsItIs(t *testing.T) {
+	a := newApp(t, setup{sessions: strict, options: ganbauth.Options{RedirectURI: appURL + "/a%2Fb/callback"}})
+	a.handler = a.sessions.LoadAndSave(a.kit.RequireToken(a.mux))
+	b := a.browser()
+	resp := b.arrive(b.callbackURL("/bank/login"), with(navigate, "Sec-Fetch-Site", "cross-site"))
+	require.Contains(t, resp.Header.Get("Refresh"), "; url=/a%2Fb/callback?")
+	require.Equal(t, "/home", b.follow(resp).Header.Get("Location"))
+}
+
 // A user who is connected arrives from another site.
 func TestE10ArrivalsWithoutTheSessionCookie(t *testing.T) {
 	for name, h := range arrivals {
