@@ -5,10 +5,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log"
+	"maps"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -152,16 +156,17 @@ func navigation(req *http.Request) {
 }
 
 // inProcess is a transport that calls a handler on a goroutine of its own, as a network
-// would.
+// would, and does what net/http does on both sides of one.
 type inProcess struct{ handler http.Handler }
 
 // RoundTrip returns the handler's answer, or leaves when the request's context ends. The
-// handler then goes on by itself.
+// handler then goes on by itself. A handler's panic is logged, and ends the connection.
 func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 	in := req.Clone(req.Context())
 	in.RequestURI = req.URL.RequestURI()
 	in.RemoteAddr = "192.0.2.1:1234"
 	in.Host = cmp.Or(req.Host, req.URL.Host)
+	in.Header = onTheWire(req.Header)
 	if req.URL.Scheme == "https" {
 		in.TLS = &tls.ConnectionState{Version: tls.VersionTLS13, HandshakeComplete: true, ServerName: req.URL.Hostname()}
 	}
@@ -175,11 +180,11 @@ func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 		finished := false
 		defer func() {
 			if p := recover(); p != nil && p != http.ErrAbortHandler {
-				panic(p)
+				log.Printf("ganbtest: panic serving %s: %v\n%s", withoutQuery(req.URL), p, debug.Stack())
 			}
 			done <- finished
 		}()
-		t.handler.ServeHTTP(rec, in)
+		t.handler.ServeHTTP(recorder{rec}, in)
 		finished = true
 	}()
 	select {
@@ -188,9 +193,32 @@ func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, errConnectionCut
 		}
 		resp := rec.Result()
-		resp.Request = req
+		resp.Request, resp.Header = req, onTheWire(resp.Header)
+		if req.Method == http.MethodHead || resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified {
+			resp.Body = http.NoBody
+		}
 		return resp, nil
 	case <-req.Context().Done():
 		return nil, req.Context().Err()
+	}
+}
+
+// onTheWire returns a header as the other side sees it, whichever way this one spells names.
+func onTheWire(sent http.Header) http.Header {
+	h := http.Header{}
+	for _, name := range slices.Sorted(maps.Keys(sent)) {
+		for _, value := range sent[name] {
+			h.Add(name, value)
+		}
+	}
+	return h
+}
+
+// recorder leaves out what a handler sends before its answer, such as 103 Early Hints.
+type recorder struct{ *httptest.ResponseRecorder }
+
+func (r recorder) WriteHeader(status int) {
+	if status < 100 || status >= 200 || status == http.StatusSwitchingProtocols {
+		r.ResponseRecorder.WriteHeader(status)
 	}
 }

@@ -4,9 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
+	"maps"
 	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -139,6 +144,83 @@ func TestBrowserHeaders(t *testing.T) {
 	req.Header.Set("Accept", "application/json")
 	resp, err = browser.Do(req)
 	require.Equal(t, "Accept application/json\nSec-Fetch-Site \nSec-Fetch-Mode \nOrigin \n", read(t, resp, err))
+}
+
+// lockedLog is what has been logged.
+type lockedLog struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (l *lockedLog) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b = append(l.b, line...)
+	return len(line), nil
+}
+
+// take returns what has been logged since it was last called.
+func (l *lockedLog) take() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := string(l.b)
+	l.b = nil
+	return s
+}
+
+// A handler in process meets what net/http does on both sides of a network.
+func TestInProcessIsLikeANetwork(t *testing.T) {
+	log := &lockedLog{}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/page", func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["x-names"] = []string{strings.Join(slices.Sorted(maps.Keys(r.Header)), " ")}
+		fmt.Fprint(w, "page")
+	})
+	mux.HandleFunc("/hints", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusEarlyHints)
+		w.WriteHeader(http.StatusAccepted)
+		fmt.Fprint(w, "page")
+	})
+	mux.HandleFunc("/nothing", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusNoContent)
+		fmt.Fprint(w, "page")
+	})
+	mux.HandleFunc("/panic", func(http.ResponseWriter, *http.Request) { panic("the application's") })
+	mux.HandleFunc("/abort", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	server := httptest.NewUnstartedServer(mux)
+	server.Config.ErrorLog = stdlog.New(log, "", 0)
+	server.Start()
+	defer server.Close()
+	defer stdlog.SetOutput(stdlog.Writer())
+	stdlog.SetOutput(log)
+	for base, client := range map[string]*http.Client{
+		server.URL:         server.Client(),
+		"https://app.test": ganbtest.NewServer(ganbtest.Options{InProcess: true}).Browser(mux),
+	} {
+		do := func(method, path string) (*http.Response, error) {
+			req, err := http.NewRequest(method, base+path, nil)
+			require.NoError(t, err)
+			req.Header = http.Header{"Accept": {"text/html"}, "idempotency-key": {"a"}, "X-Nothing": nil, "User-Agent": {"x"}, "Accept-Encoding": {"x"}}
+			return client.Do(req)
+		}
+		resp, err := do(http.MethodGet, "/page")
+		require.Equal(t, "page", read(t, resp, err))
+		require.Equal(t, "Accept Accept-Encoding Idempotency-Key User-Agent", resp.Header.Get("X-Names"), base)
+		resp, err = do(http.MethodHead, "/page")
+		require.Empty(t, read(t, resp, err), base)
+		require.Equal(t, 200, resp.StatusCode)
+		resp, err = do(http.MethodGet, "/hints")
+		require.Equal(t, "page", read(t, resp, err))
+		require.Equal(t, http.StatusAccepted, resp.StatusCode, base)
+		resp, err = do(http.MethodGet, "/nothing")
+		require.Empty(t, read(t, resp, err), base)
+		_, err = do(http.MethodGet, "/abort")
+		require.Error(t, err)
+		require.Empty(t, log.take(), base)
+		_, err = do(http.MethodGet, "/panic")
+		require.Error(t, err)
+		require.Regexp(t, `(?s)the application's.*login_test\.go:`, log.take(), "with its stack")
+	}
 }
 
 // A browser loads a page again after the pause that the page asks for, unless the user
