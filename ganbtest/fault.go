@@ -20,7 +20,8 @@ type Fault struct {
 	// answered. If the client leaves in that time, nothing else happens to the request.
 	Delay time.Duration
 	// Status, Header and Body replace the answer. The request is not processed unless
-	// Processed is set.
+	// Processed is set. Without a Status it is: Header and Body then replace those headers
+	// of the bank's answer, and its body.
 	Status int
 	Header http.Header
 	Body   string
@@ -28,7 +29,7 @@ type Fault struct {
 	// or, with Processed, after.
 	Cut bool
 	// Processed has the bank do its work first. What it would have answered is lost with
-	// Cut, with a Status, and with a Delay that the client does not wait for.
+	// Cut, with a Status, with a Body, and with a Delay that the client does not wait for.
 	Processed bool
 	// Change edits the members of a token response before it is sent.
 	Change func(response map[string]any)

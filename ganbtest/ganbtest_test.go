@@ -229,6 +229,35 @@ func TestFaults(t *testing.T) {
 			})
 		})
 	}
+	t.Run("a body or a header without a status", func(t *testing.T) {
+		now := time.Now()
+		both(t, ganbtest.Options{Now: func() time.Time { return now }}, func(t *testing.T, s *ganbtest.Server) {
+			token := login(t, s)
+			ask := func(fault ganbtest.Fault) (*http.Response, string) {
+				s.Fail(ganbtest.API, fault, 1)
+				req, err := http.NewRequest("GET", s.APIBase()+"/accounts", nil)
+				require.NoError(t, err)
+				req.Header.Set("X-Access-Token", token.AccessToken)
+				resp, err := s.Client().Do(req)
+				require.NoError(t, err)
+				return resp, read(t, resp, err)
+			}
+			well, whole := ask(ganbtest.Fault{})
+			half, body := ask(ganbtest.Fault{Body: whole[:20]})
+			require.Equal(t, whole[:20], body)
+			require.Equal(t, 200, half.StatusCode)
+			require.Equal(t, well.Header["Content-Type"], half.Header["Content-Type"])
+			odd, body := ask(ganbtest.Fault{Header: http.Header{"content-type": {"text/plain"}, "X-A": {"a", "b"}}})
+			require.Equal(t, whole, body)
+			require.Equal(t, 200, odd.StatusCode)
+			require.Equal(t, []string{"text/plain"}, odd.Header["Content-Type"])
+			require.Equal(t, []string{"a", "b"}, odd.Header["X-A"])
+
+			s.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Body: `{"access_token":"half`}, 1)
+			require.Error(t, refresh(t, s, token.RefreshToken))
+			requireCode(t, "invalid_grant", refresh(t, s, token.RefreshToken))
+		})
+	})
 	t.Run("WrongIDToken", func(t *testing.T) {
 		s := ganbtest.NewServer(ganbtest.Options{InProcess: true})
 		authURL, nonce, err := connector(t, s).OpenIDAuthorization("s", "openid", callback)

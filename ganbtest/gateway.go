@@ -71,8 +71,13 @@ func (s *Server) answer(f Fault, h http.HandlerFunc, r *http.Request) *answer {
 		panic(http.ErrAbortHandler)
 	}
 	if f.Status != 0 {
-		a = &answer{header: f.Header.Clone(), status: f.Status, body: []byte(f.Body)}
+		a = &answer{header: http.Header{}, status: f.Status, body: []byte(f.Body)}
 	}
+	if f.Body != "" {
+		a.body = []byte(f.Body)
+		a.header.Del("Content-Length")
+	}
+	maps.Copy(a.header, onTheWire(f.Header))
 	if f.Change != nil {
 		var response map[string]any
 		if json.Unmarshal(a.body, &response) == nil {
