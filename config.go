@@ -42,6 +42,10 @@ type Config struct {
 	// of the API take the connections that token requests need. Default: for either of the
 	// two net/http's default transport, but with up to 1,024 connections, which are kept,
 	// and 64 KiB of response headers.
+	//
+	// A request without a body reaches a RoundTripper of your own with its Idempotency-Key
+	// under the raw name: Header["idempotency-key"], which Header.Get does not find. By the
+	// canonical name, net/http behind it would repeat the request.
 	HTTPClient *http.Client `json:"-"`
 }
 
