@@ -49,5 +49,6 @@
 //     same salt.
 //   - Wrap the mux in sessions.LoadAndSave.
 //   - With several instances, use a store that they share, and a Locker.
-//   - If tokens belong to sessions, call [Kit.Forget] in a logout of its own.
+//   - If tokens belong to sessions, call [Kit.Forget] in a logout of its own, before
+//     sessions.Destroy.
 package ganbauth
