@@ -308,17 +308,14 @@ func (ke *keeping) pass(ctx context.Context, after Expiry, before time.Time) (co
 	}
 	for begun := time.Now(); ; {
 		page, err := ke.pages.next(ctx, after, before)
-		if err != nil {
-			return false, err
+		if err != nil || len(page) == 0 {
+			return err == nil, err
 		}
 		asked := ke.asked
 		for _, e := range page {
 			if err := ke.keep(ctx, e.Key); err != nil {
 				return false, err
 			}
-		}
-		if len(page) == 0 {
-			return true, nil
 		}
 		ke.underWay.Wait()
 		if ke.before.IsZero() && ke.asked > asked && time.Since(begun) > frontAfter {
