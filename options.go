@@ -307,7 +307,7 @@ func (s *settings) checkAPIHosts(c *Connector) error {
 	s.hosts = []string{hostPort(c.authURL)}
 	for _, host := range s.APIHosts {
 		u, err := url.Parse("https://" + host)
-		if err != nil || u.Host != host || u.Hostname() == "" {
+		if err != nil || u.Host != host || u.Hostname() == "" || !isPort(u) {
 			errs = append(errs, fault("APIHosts: %q is not a host", host))
 			continue
 		}

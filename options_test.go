@@ -57,6 +57,7 @@ func TestNewRefuses(t *testing.T) {
 		"APIHosts with a port only": {func(o *ganbauth.Options) { o.APIHosts = []string{":443"} }, "is not a host"},
 		"APIHosts with a path":      {func(o *ganbauth.Options) { o.APIHosts = []string{"a/b"} }, "is not a host"},
 		"APIHosts with a scheme":    {func(o *ganbauth.Options) { o.APIHosts = []string{"https://a"} }, "is not a host"},
+		"APIHosts with a bad port":  {func(o *ganbauth.Options) { o.APIHosts = []string{"api.example:65536"} }, "is not a host"},
 		"APIHosts with userinfo":    {func(o *ganbauth.Options) { o.APIHosts = []string{"a@b"} }, "is not a host"},
 		"a short key":               {func(o *ganbauth.Options) { o.EncryptionKeys = [][]byte{make([]byte, 16)} }, "has 16 bytes, not 32"},
 	} {
