@@ -101,7 +101,8 @@ type listedStore struct {
 	keys    []string
 }
 
-// next cuts the next page, from a new list if it is the first page.
+// next cuts the next page, from a new list if it is the first page. Behind a time it has
+// none: what comes within a day waits for the next turn.
 func (s *listedStore) next(ctx context.Context, after Expiry, before time.Time) (page []Expiry, err error) {
 	if after == (Expiry{}) {
 		s.keys, err = listed(ctx, s.records, func(ctx context.Context) ([]string, error) {

@@ -127,6 +127,9 @@ func testExpiryPager(t *testing.T, store ganbauth.TokenStore) {
 	if got := pages(begin, start.Add(time.Second), 1000); !slices.EqualFunc(got, all[:41], same) {
 		t.Errorf("got %d entries that expire before a time, want %d", len(got), 41)
 	}
+	if got := pages(ganbauth.Expiry{At: start.Add(time.Second)}, end, 1000); !slices.EqualFunc(got, all[41:], same) {
+		t.Errorf("got %d entries behind one that has a time and no key, want %d", len(got), len(all)-41)
+	}
 	if first := page(ganbauth.Expiry{}, end, 1); len(first) != 1 || first[0].At.After(start) {
 		t.Error("the zero Expiry is not before all others")
 	}

@@ -67,6 +67,7 @@ var storeFaults = map[string]string{
 	"pages are too large":               "want at most",
 	"pages need the entry to be there":  "the page behind an entry",
 	"pages begin with what is expiring": "pages of",
+	"pages need a key":                  "a time and no key",
 }
 
 // TestStore fails for each of them, in a process of its own.
@@ -381,6 +382,10 @@ func (s *store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 	case "pages skip what ties":
 		after.Key += "\xff\xff"
 		after.At = after.At.Add(time.Second - 1)
+	case "pages need a key":
+		if after.Key == "" {
+			after = ganbauth.Expiry{}
+		}
 	case "pages are too large":
 		limit++
 	case "pages are short, which is none":
