@@ -263,8 +263,9 @@ func (k *Kit) LogoutHandler() http.Handler {
 // Forget is what the application's own logout calls, before it writes an answer and before
 // sessions.Destroy, after which nothing says whose token it was: it forgets the request's
 // token, the logins that this browser has begun, and what the kit has in the session. It is
-// LogoutHandler without the checks and the redirect. It is no error if nobody is connected. The error has the [StatusCode] 503 if the store does not
-// answer, and 500 if Key or Connection fails.
+// LogoutHandler without the checks and the redirect. It is no error if nobody is
+// connected. The error has the [StatusCode] 503 if the store does not answer, and 500 if
+// Key or Connection fails.
 //
 // With Options.Key the token is the user's and not the session's: it serves jobs and
 // KeepAlive while the user is logged out. Call Forget only if the logout is to disconnect

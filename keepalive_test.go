@@ -910,8 +910,8 @@ func TestKeepAliveLockerFailsLate(t *testing.T) {
 	})
 }
 
-// KeepAlive goes on, and ends with its context, whatever becomes of an unlock: the lock of a
-// turn ends by itself.
+// KeepAlive goes on, and ends with its context, whatever becomes of an unlock: the lock of
+// a turn ends by itself.
 func TestKeepAliveUnlockHangs(t *testing.T) {
 	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {
 		o.connect(1, 0)

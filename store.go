@@ -92,8 +92,8 @@ type ExpiryPager interface {
 	// ExpiringAfter returns the tokens that have a refresh token and end before that
 	// time, at most limit of them, soonest first and then by key. It begins behind the
 	// entry after, which need not be there: one without a Key is before all others of its
-	// time, and the zero Expiry before all others. A page may have fewer than limit entries,
-	// but an empty one is the end. A key that is listed needlessly does no harm.
+	// time, and the zero Expiry before all others. A page may have fewer than limit
+	// entries, but an empty one is the end. A key that is listed needlessly does no harm.
 	ExpiringAfter(ctx context.Context, after Expiry, before time.Time, limit int) ([]Expiry, error)
 }
 

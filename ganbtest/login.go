@@ -203,7 +203,7 @@ func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// onTheWire returns a header as the other side sees it, whichever way this one spells names.
+// onTheWire returns a header as the other side sees it, however this one spells names.
 func onTheWire(sent http.Header) http.Header {
 	h := http.Header{}
 	for _, name := range slices.Sorted(maps.Keys(sent)) {
