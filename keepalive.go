@@ -66,10 +66,9 @@ type pagedStore struct {
 	seen    Expiry // the last entry of one of them
 }
 
-// next fails for a page that does not go on from those before it: they would be read again
-// and again. Stores sort keys differently, so only times are compared, and whether an entry
-// has been seen. To remember one is enough: that of the first, second, fourth, eighth page
-// and so on, which sooner or later is in the circle that the pages go in.
+// next fails for a page with an entry that has been seen: it would be read again and again.
+// To remember one is enough: that of the first, second, fourth, eighth page and so on, which
+// sooner or later is in the circle that the pages go in.
 func (s *pagedStore) next(ctx context.Context, after Expiry, before time.Time) ([]Expiry, error) {
 	page, err := listed(ctx, s.records, func(ctx context.Context) ([]Expiry, error) {
 		return s.pager.ExpiringAfter(ctx, after, before, pageSize)
@@ -80,8 +79,7 @@ func (s *pagedStore) next(ctx context.Context, after Expiry, before time.Time) (
 	if after.Key == "" {
 		s.n, s.seen = 0, Expiry{}
 	}
-	again := func(e Expiry) bool { return e.is(after) || e.is(s.seen) }
-	if page[0].At.Before(after.At) || slices.ContainsFunc(page, again) {
+	if slices.ContainsFunc(page, s.seen.is) {
 		return nil, unavailable("ganbauth: list tokens: %w", errSamePage)
 	}
 	if s.n++; s.n&(s.n-1) == 0 {
