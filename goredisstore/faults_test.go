@@ -84,6 +84,8 @@ func TestDetails(t *testing.T) {
 	storetest.Details(t, s, goredisstore.New(client(t, addr), goredisstore.Options{Prefix: "ends:", TTL: time.Hour}))
 }
 
+func TestFreshKeys(t *testing.T) { storetest.FreshKeys(t, stores(t, testenv.Redis(t).Addr)()) }
+
 // With a TTL there is no index.
 func TestTTLHasNoIndex(t *testing.T) {
 	c := client(t, testenv.Redis(t).Addr)

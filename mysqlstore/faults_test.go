@@ -21,6 +21,11 @@ func TestDetails(t *testing.T) {
 	storetest.Details(t, s, mysqlstore.New(pool(t, dsn, 2), mysqlstore.Options{TTL: time.Hour}))
 }
 
+func TestFreshKeys(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	storetest.FreshKeys(t, stores(t, dsn)())
+}
+
 // MariaDB is well and refuses each statement.
 func TestStatementsFail(t *testing.T) {
 	_, dsn := testenv.MariaDB(t)

@@ -17,6 +17,7 @@ import (
 	"github.com/ganbauth/ganbauth/ganbtest"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/lease"
 	"github.com/ganbauth/ganbauth/mysqlstore"
 )
 
@@ -223,6 +224,27 @@ func TestEngine(t *testing.T) {
 		_, err := watch.ExecContext(t.Context(), "DROP TABLE ganbauth_tokens")
 		require.NoError(t, err)
 	})
+}
+
+// Without a Connector locks are extended over the pool, which stays as it is.
+func TestBeatsOverThePool(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	db, watch := pool(t, dsn, 1), pool(t, dsn, 1)
+	s := mysqlstore.New(db, mysqlstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	e := mysqlstore.EngineOf(s)
+	_, err := e.TryLock(t.Context(), "k", "one", lease.Hold{})
+	require.NoError(t, err)
+	before := connections(t, watch)
+	require.NoError(t, e.Extend(t.Context(), "k", "one"))
+	require.Equal(t, before, connections(t, watch))
+	hold, err := e.TryLock(t.Context(), "k", "two", lease.Hold{})
+	require.NoError(t, err)
+	require.Equal(t, lease.Hold{Holder: "one", Beats: 1}, hold)
+	e.(lease.Rester).Rest()
+	_, err = watch.ExecContext(t.Context(), "DROP TABLE ganbauth_tokens")
+	require.NoError(t, err)
+	require.Error(t, e.Extend(t.Context(), "k", "one"))
 }
 
 func TestF8StarvedPool(t *testing.T) {

@@ -26,6 +26,11 @@ func TestDetails(t *testing.T) {
 	storetest.Details(t, s, pgxstore.New(pool(t, dsn), pgxstore.Options{TTL: time.Hour}))
 }
 
+func TestFreshKeys(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	storetest.FreshKeys(t, stores(t, dsn)())
+}
+
 // PostgreSQL is well and refuses each statement.
 func TestStatementsFail(t *testing.T) {
 	_, dsn := testenv.Postgres(t)

@@ -3,6 +3,7 @@ package storetest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -177,6 +178,47 @@ func Details(t *testing.T, s, ending Store) {
 	page, err = ending.ExpiringAfter(ctx, ganbauth.Expiry{}, due.Add(time.Hour), 2)
 	require.NoError(t, err)
 	require.Empty(t, page)
+}
+
+// FreshKeys tests callers that come at once where there is nothing yet: each gets the lock in
+// its turn, and of those that fill a place one does.
+func FreshKeys(t *testing.T, s Store) {
+	for i := range 4 {
+		key := fmt.Sprint("fresh", i)
+		var callers sync.WaitGroup
+		var holders, filled atomic.Int32
+		for range 8 {
+			callers.Go(func() {
+				unlock, err := s.Lock(t.Context(), key)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := holders.Add(1); n != 1 {
+					t.Error("holders:", n)
+				}
+				holders.Add(-1)
+				unlock()
+			})
+			callers.Go(func() {
+				switch err := s.Swap(t.Context(), key+"filled", nil, Token("a")); {
+				case err == nil:
+					filled.Add(1)
+				case !errors.Is(err, ganbauth.ErrSuperseded):
+					t.Error(err)
+				}
+			})
+			callers.Go(func() {
+				if err := s.Save(t.Context(), key+"saved", Token("a")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		callers.Wait()
+		require.Equal(t, int32(1), filled.Load())
+	}
+	require.ErrorIs(t, s.Swap(t.Context(), "fresh0filled", nil, nil), ganbauth.ErrSuperseded)
+	require.NoError(t, s.Swap(t.Context(), "nothing", nil, nil))
 }
 
 // Engine tests what a store's locks are made of, and its connections for beats, two at most,
