@@ -277,16 +277,22 @@ func safely(fn func() error) (err error) {
 // shortly calls fn in a goroutine of its own and waits for it, for a moment only. A panic of
 // fn would end the process.
 func shortly(fn func()) {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	until(ctx, fn)
+}
+
+// until calls fn in a goroutine of its own and waits for it until ctx ends. Then fn goes on
+// by itself.
+func until(ctx context.Context, fn func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		fn()
 	}()
-	pause := time.NewTimer(grace)
-	defer pause.Stop()
 	select {
 	case <-done:
-	case <-pause.C:
+	case <-ctx.Done():
 	}
 }
 

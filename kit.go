@@ -383,10 +383,5 @@ func (k *Kit) forgetUnattached(ctx context.Context) {
 	for _, c := range k.exchanges.remembered() {
 		gone.Go(func() { k.forgetLogin(c, nil) })
 	}
-	done := make(chan struct{})
-	go func() { gone.Wait(); close(done) }()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
+	until(ctx, gone.Wait)
 }

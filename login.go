@@ -224,15 +224,9 @@ func (k *Kit) attach(w http.ResponseWriter, r *http.Request, c *connection, a *a
 // dropFormer deletes the token of the login before, which no session has any more. It
 // goes on when ctx ends.
 func (k *Kit) dropFormer(ctx context.Context, former string) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	until(ctx, func() {
 		if _, err := k.keeper.drop(ctx, former); err != nil {
 			k.say(ctx, slog.LevelError, "ganbauth: the token of the login before could not be deleted", "error", err)
 		}
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
+	})
 }
