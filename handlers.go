@@ -290,8 +290,9 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 	var gone []owner
 	if err == nil {
 		var who owner
-		who, err = k.whoseConnection(r, connection)
-		gone = append(gone, who)
+		if who, err = k.whoseConnection(r, connection); who.storeKey != "" {
+			gone = append(gone, who)
+		}
 	}
 	if err != nil && !errors.Is(err, ErrNoUser) {
 		return err
@@ -304,9 +305,6 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 		gone = append(gone, all...)
 	}
 	for _, who := range gone {
-		if who.storeKey == "" {
-			continue
-		}
 		was, err := k.keeper.drop(r.Context(), who.storeKey)
 		if err != nil {
 			return err
