@@ -63,19 +63,7 @@ func TestOnlyUndoneStatementsAreRepeated(t *testing.T) {
 	require.Equal(t, 1, tries())
 
 	fail(1213)
-	ctx, cancel := context.WithCancel(t.Context())
-	left := make(chan error)
-	go func() { left <- s.Save(ctx, "k", storetest.Token("a")) }()
-	require.Eventually(t, func() bool { return tries() > 10 }, 20*time.Second, time.Millisecond)
-	cancel()
-	require.ErrorIs(t, <-left, context.Canceled)
-	before := -1
-	require.Eventually(t, func() bool { // the last one may be on its way
-		n := tries()
-		ended := n == before
-		before = n
-		return ended
-	}, 2*time.Second, 100*time.Millisecond)
+	storetest.RepeatedUntilLeft(t, s, tries)
 }
 
 // A caller that has gone sends nothing.

@@ -180,6 +180,24 @@ func Details(t *testing.T, s, ending Store) {
 	require.Empty(t, page)
 }
 
+// RepeatedUntilLeft tests a write that the engine undoes each time: it is repeated until its
+// caller leaves. The function tries says how often it was sent.
+func RepeatedUntilLeft(t *testing.T, s Store, tries func() int) {
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() { left <- s.Save(ctx, "k", Token("a")) }()
+	require.Eventually(t, func() bool { return tries() > 10 }, 20*time.Second, time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-left, context.Canceled)
+	before := -1
+	require.Eventually(t, func() bool { // the last one may be on its way
+		n := tries()
+		ended := n == before
+		before = n
+		return ended
+	}, 2*time.Second, 100*time.Millisecond)
+}
+
 // FreshKeys tests callers that come at once where there is nothing yet: each gets the lock in
 // its turn, and of those that fill a place one does.
 func FreshKeys(t *testing.T, s Store) {
