@@ -40,7 +40,21 @@ func site(a *app) {
 	})
 }
 
-// A logout that has been answered while a callback was at the bank stays, whoever of the
+// leave requests a callback, at a bank that takes two seconds, and leaves after one. It
+// returns the answer that nobody reads.
+func (b *browser) leave(callback string) *http.Response {
+	b.t.Helper()
+	r := mustRequest("GET", callback)
+	r.Header = with(navigate, "Cookie", b.cookieHeader())
+	ctx, leave := context.WithCancel(b.t.Context())
+	b.app.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
+	time.AfterFunc(time.Second, leave)
+	resp, err := b.client.Transport.RoundTrip(r.WithContext(ctx))
+	require.NoError(b.t, err)
+	return resp
+}
+
+// A logout that has been answered while a callback was at the bank stays, whichever of the
 // application and the kit has ended the session, and so does the next user's login.
 func TestB5LogoutDuringACallbackOfASession(t *testing.T) {
 	var sessions *scs.SessionManager
@@ -365,19 +379,15 @@ func TestH5ErrorsOfACallbackNameTheConnection(t *testing.T) {
 		b.get(a.bank.Deny(b.authorizationURL("/bank/login?c=firm")))
 		require.Equal(t, []string{"login_started u firm", "login_failed u firm", "OnError u firm"}, all())
 
-		r := mustRequest("GET", b.callbackURL("/bank/login?c=firm"))
-		r.Header = with(navigate, "Cookie", b.cookieHeader())
-		ctx, leave := context.WithCancel(t.Context())
-		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
-		time.AfterFunc(time.Second, leave)
-		_, _ = b.client.Transport.RoundTrip(r.WithContext(ctx))
+		callback := b.callbackURL("/bank/login?c=firm")
+		b.leave(callback)
 		time.Sleep(5 * time.Second)
 		require.Equal(t, []string{"login_started u firm", "login_failed u firm", "OnError u firm"}, all())
 
-		require.Equal(t, 303, b.get(r.URL.String()).StatusCode)
+		require.Equal(t, 303, b.get(callback).StatusCode)
 		require.Equal(t, []string{"login_succeeded u firm"}, all())
 		sick.Store(true)
-		require.Equal(t, 503, b.get(r.URL.String()).StatusCode)
+		require.Equal(t, 503, b.get(callback).StatusCode)
 		require.Equal(t, []string{"login_failed u firm", "OnError u firm"}, all())
 	})
 }
@@ -402,16 +412,12 @@ func TestShutdownLeavesNoTokenBehind(t *testing.T) {
 		stays := a.browser()
 		stays.login()
 		b := a.browser()
-		r := mustRequest("GET", b.callbackURL("/bank/login"))
-		r.Header = with(navigate, "Cookie", b.cookieHeader())
-		ctx, leave := context.WithCancel(t.Context())
-		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
-		time.AfterFunc(time.Second, leave)
-		_, _ = b.client.Transport.RoundTrip(r.WithContext(ctx))
+		callback := b.callbackURL("/bank/login")
+		b.leave(callback)
 		require.NoError(t, a.kit.Shutdown(t.Context()))
 		require.Equal(t, 1, tokens(t, a))
 		require.True(t, stays.connected())
-		require.Equal(t, 401, b.get(r.URL.String()).StatusCode, "the code is not sent again")
+		require.Equal(t, 401, b.get(callback).StatusCode, "the code is not sent again")
 		require.Equal(t, 2, a.bank.Count(ganbtest.TokenEndpoint))
 	})
 }
@@ -421,19 +427,14 @@ func TestShutdownLeavesNoTokenBehind(t *testing.T) {
 func TestCallbackWhoseContextEnds(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
 		b := a.browser()
-		r := mustRequest("GET", b.callbackURL("/bank/login"))
-		r.Header = with(navigate, "Cookie", b.cookieHeader())
-		ctx, end := context.WithCancel(t.Context())
-		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
-		time.AfterFunc(time.Second, end)
-		resp, err := b.client.Transport.RoundTrip(r.WithContext(ctx))
-		require.NoError(t, err)
+		callback := b.callbackURL("/bank/login")
+		resp := b.leave(callback)
 		require.Equal(t, 503, resp.StatusCode)
 		page := body(resp)
 		require.NotContains(t, page, "stays connected")
 		require.Contains(t, page, `href="/bank/login"`)
 		time.Sleep(2 * time.Second)
-		require.Equal(t, 303, b.get(r.URL.String()).StatusCode)
+		require.Equal(t, 303, b.get(callback).StatusCode)
 		require.True(t, b.connected())
 	})
 }
