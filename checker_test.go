@@ -111,7 +111,8 @@ type step struct {
 	over       int    // event at which it ended; 0 is not yet
 	emptied    int    // event at which the store was emptied meanwhile
 	key        string // the last store key that it has asked for
-	written    int    // event of its last write that was answered
+	asked      int    // event at which it asked for its last write that was answered
+	written    int    // event of that write
 	writtenKey string // and its key
 	gone       int    // event at which it last knew that nothing is under key
 

@@ -599,6 +599,10 @@ func (m threeMethods) Delete(ctx context.Context, key string) error {
 
 // write is a trip that changes a record. Only what is answered is a proof.
 func (p *process) write(ctx context.Context, key, what string, do func() error) error {
+	p.mu.Lock()
+	p.events++
+	asked := p.events
+	p.mu.Unlock()
 	var at int
 	var by *step
 	err := p.reach(ctx, trip{tripWrite, key, what}, func(s *step) (string, error) {
@@ -617,8 +621,10 @@ func (p *process) write(ctx context.Context, key, what string, do func() error) 
 	switch {
 	case errors.Is(err, errBuried):
 		return ganbauth.ErrSuperseded
-	case err == nil && by != nil && at > by.written: // the kit may wait for a newer one by now
-		by.written, by.writtenKey = at, key
+	case err == nil && by != nil:
+		if asked > by.asked { // else the kit waits for a newer one by now
+			by.asked, by.written, by.writtenKey = asked, at, key
+		}
 		by.prove(key)
 	}
 	return err
