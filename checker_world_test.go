@@ -605,12 +605,14 @@ func (p *process) write(ctx context.Context, key, what string, do func() error) 
 	p.mu.Unlock()
 	var at int
 	var by *step
+	var there bool
 	err := p.reach(ctx, trip{tripWrite, key, what}, func(s *step) (string, error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		err := do()
 		if err == nil {
 			at, by = p.wrote(s, key), s
+			there = p.records[key].fingerprint != ""
 		} else if errors.Is(err, ganbauth.ErrSuperseded) {
 			p.saw(s, key)
 		}
@@ -622,7 +624,7 @@ func (p *process) write(ctx context.Context, key, what string, do func() error) 
 	case errors.Is(err, errBuried):
 		return ganbauth.ErrSuperseded
 	case err == nil && by != nil:
-		if asked > by.asked { // else the kit waits for a newer one by now
+		if there && asked > by.asked { // else it is no login's, or the kit waits for a newer one by now
 			by.asked, by.written, by.writtenKey = asked, at, key
 		}
 		by.prove(key)
@@ -745,6 +747,17 @@ type engine struct {
 	*memstore.MemStore
 }
 
+// travel takes the time that one way to a session takes. To commit or delete a session takes
+// none: scs holds a mutex meanwhile.
+func (e engine) travel(ctx context.Context) {
+	s, _ := ctx.Value(stepKey{}).(*step)
+	if s == nil || s.process != e.process {
+		s = e.idle
+	}
+	_ = e.await()
+	time.Sleep(time.Millisecond + time.Duration(s.draw().Int64N(int64(15*time.Millisecond))))
+}
+
 // record returns the store key of what the engine knows by name, if that is a record.
 func (e engine) record(name string) (key string, ok bool) {
 	if !strings.Contains(name, ";") {
@@ -761,6 +774,8 @@ func (e engine) record(name string) (key string, ok bool) {
 func (e engine) FindCtx(ctx context.Context, name string) (data []byte, found bool, err error) {
 	key, ok := e.record(name)
 	if !ok {
+		e.travel(ctx)
+		defer e.travel(ctx)
 		return e.Find(name)
 	}
 	err = e.reach(ctx, trip{tripLook, key, "find"}, func(s *step) (string, error) {
