@@ -365,7 +365,7 @@ func (ke *keeping) keep(ctx context.Context, storeKey string) error {
 	if err != nil {
 		return err
 	}
-	if !t.Valid() {
+	if !t.Valid() && lead(t) > 0 { // what SetToken got without an expiry has had no turn to miss
 		ke.lapsed = t
 	}
 	ke.underWay.Go(func() { ke.refreshed(ctx, storeKey, t, turn) })

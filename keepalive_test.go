@@ -569,6 +569,17 @@ func TestKeepAliveWarnsOfTheRate(t *testing.T) {
 		require.Equal(t, 5, pages, "three of the run, and two of the count")
 		require.NotContains(t, o.log.String(), "level=WARN")
 	})
+	inWatchedOffice(t, "not of a token whose expiry is not known", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		token := o.bank.Token()
+		token.ExpiresAt, token.IssuedAt = time.Time{}, time.Time{} // another SDK's
+		kit := o.kitOn(s)
+		require.NoError(t, kit.SetToken(t.Context(), "user", token))
+		end := o.keepAlive(kit)
+		time.Sleep(2 * time.Minute)
+		require.Equal(t, 1, o.bank.Refreshes())
+		require.NotContains(t, o.log.String(), "level=WARN")
+		require.ErrorIs(t, end(), context.Canceled)
+	})
 	inWatchedOffice(t, "once an hour", ganbtest.Options{Lifetime: 10 * time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		o.connect(300, 0)
 		time.Sleep(11 * time.Minute)
