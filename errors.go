@@ -471,13 +471,13 @@ var loginRequired = kind{"login_required", 401, topicConnect, is(ErrLoginRequire
 // browser, a program, a metric or a log is told about an error is looked up here.
 var kinds = []kind{
 	{"unavailable", 503, topicUnavailable, is(ErrUnavailable)},
+	{"internal", 500, topicInternal, isA[*applicationError]}, // whatever it wraps
 	{"refused", 0, topicRequest, isA[*refusal]},
 	{"no_user", 401, topicNoUser, is(ErrNoUser)},
 	loginRequired,
 	{"insufficient_scope", 403, topicScope, is(ErrInsufficientScope)},
 	{"invalid_state", 400, topicExpired, is(errAttemptExpired)},
 	{"invalid_state", 400, topicState, is(ErrInvalidState)},
-	{"internal", 500, topicInternal, isA[*applicationError]},
 
 	// What the consent page sends back, by way of the browser (RFC 6749 section 4.1.2.1).
 	{"access_denied", 403, topicDenied, consent("access_denied")},

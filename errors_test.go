@@ -392,6 +392,8 @@ func TestKeyThatFails(t *testing.T) {
 		{&url.Error{Op: "Get", URL: "https://users.internal/", Err: io.EOF}, 500, "internal"},
 		{context.DeadlineExceeded, 500, "internal"},
 		{&ganbauth.APIError{StatusCode: 429, RetryAfter: time.Minute}, 500, "internal"},
+		{ganbauth.ErrInsufficientScope, 500, "internal"}, // of another kit, for example
+		{ganbauth.ErrInvalidState, 500, "internal"},
 		{ganbauth.ErrUnavailable, 503, "unavailable"},
 		{ganbauth.ErrLoginRequired, 401, "no_user"},
 		{nil, 401, "no_user"},
