@@ -434,9 +434,12 @@ func (e *loginError) Error() string { return e.err.Error() }
 
 func (e *loginError) Unwrap() error { return e.err }
 
-// refuse answers err by OnError or, without one, by itself.
+// refuse logs err, and answers it by OnError or, without one, by itself.
 func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, kind requestKind, err error, to exits, loginURL string) {
 	setErrorHeaders(w, err)
+	if k.usable() == nil {
+		k.logRefusal(r, err)
+	}
 	if k.usable() != nil || k.onError == nil || k.ownAnswer(r) != nil {
 		k.answer(w, r, kind, err, to, loginURL)
 		return
@@ -475,9 +478,6 @@ func (k *Kit) ownAnswer(r *http.Request) ownAnswer {
 // answer answers err with a page for a person and with problem details for every other kind
 // of request. It finds the words and leaves the writing to others.
 func (k *Kit) answer(w http.ResponseWriter, r *http.Request, kind requestKind, err error, to exits, loginURL string) {
-	if k.usable() == nil {
-		k.logRefusal(r, err)
-	}
 	doing := usingPage
 	var login *loginError
 	if errors.As(err, &login) {

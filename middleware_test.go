@@ -428,6 +428,11 @@ func TestOnError(t *testing.T) {
 	before := len(got)
 	require.Equal(t, 303, b.get("/p").StatusCode)
 	require.Len(t, got, before, "a redirect is no refusal")
+	require.NotContains(t, a.log.String(), "ganbauth: refused")
+
+	a.mux.HandleFunc("/refused", func(w http.ResponseWriter, r *http.Request) { a.kit.Refuse(w, r, ganbauth.ErrUnavailable) })
+	require.Equal(t, 503, b.get("/refused").StatusCode)
+	require.Equal(t, 1, strings.Count(a.log.String(), `msg="ganbauth: refused" method=GET path=/refused status=503 `))
 }
 
 // What OnError leaves to the kit is answered as without OnError, once: it does not come back
@@ -462,6 +467,7 @@ func TestOnErrorLeavesTheRest(t *testing.T) {
 			}
 			all = append(all, fmt.Sprint(resp.StatusCode, cookies, resp.Header, body(resp)))
 		}
+		require.Equal(t, 2, strings.Count(a.log.String(), "ganbauth: refused"))
 		b := a.browser()
 		return append(all, body(b.get(a.bank.Deny(b.authorizationURL("/bank/login?return_to=/p")))))
 	}

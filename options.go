@@ -73,8 +73,8 @@ type Options struct {
 	// Where tokens are kept.
 
 	// Store keeps the tokens. Set it where tokens outlive sessions (with Key), where
-	// [Kit.KeepAlive] is to find them, or where there are no sessions. Without Key, what a
-	// session leaves in a Store when it ends stays there, unless the Store has a TTL.
+	// [Kit.KeepAlive] is to find them, or where there are no sessions. Without Key, the token
+	// of a session that has ended stays in a Store, unless the Store has a TTL.
 	// Default: [NewSCSStore], which keeps them in the sessions' engine.
 	Store TokenStore
 	// Locker makes a refresh exclusive across processes. Set it where several processes
@@ -126,9 +126,9 @@ type Options struct {
 	// details; [StatusCode] has the status for the error, and [KeyFromContext] says whose
 	// connection it is about. What a refusal needs is set already: Cache-Control: no-store,
 	// Referrer-Policy, X-Content-Type-Options, WWW-Authenticate, Retry-After, Allow and
-	// HX-Redirect. A redirect to the bank is no refusal. To answer some errors and leave the
-	// rest to the kit, call [Kit.Refuse] with the request and the error as they are: within
-	// OnError it writes the kit's own answer.
+	// HX-Redirect. What is 500 or more is in the log. A redirect to the bank is no refusal. To
+	// answer some errors and leave the rest to the kit, call [Kit.Refuse] with the request and
+	// the error as they are: within OnError it writes the kit's own answer.
 	OnError func(http.ResponseWriter, *http.Request, error)
 
 	// What operators see.
