@@ -25,7 +25,8 @@ import (
 // through a pointer: export the field, or give that struct a Format of its own.
 type Token struct {
 	// AccessToken goes to the bank's API in the header x-access-token. At most 4,096
-	// bytes of visible ASCII, which do not begin with "sealed.".
+	// bytes of visible ASCII, which do not begin with "sealed.". In a store it may have 40 KiB:
+	// see Options.EncryptionKeys.
 	AccessToken string
 	// RefreshToken buys the next Token, once. It is empty when the bank granted none (the
 	// scope offline_access was not asked for), and in every Token that the Kit gives to
@@ -33,13 +34,14 @@ type Token struct {
 	RefreshToken string
 	// TokenType is "Bearer".
 	TokenType string
-	// Scope holds the granted scopes, separated by single spaces.
+	// Scope holds the granted scopes, separated by single spaces. At most 4,096 bytes.
 	Scope string
 	// IDToken is the verified ID token of the login. One that comes with a refresh is
 	// checked against it (OpenID Connect Core section 12.2) and not kept. It is empty in
-	// plain OAuth 2.0.
+	// plain OAuth 2.0. At most 16 KiB.
 	IDToken string
-	// Subject identifies the user at the bank. It is set from a verified ID token only.
+	// Subject identifies the user at the bank. It is set from a verified ID token only. At
+	// most 255 bytes.
 	Subject string
 	// Epoch names the login that the token comes from; refreshes keep it. It is at most
 	// 64 bytes of visible ASCII and not secret. The kit sets it.

@@ -209,21 +209,24 @@ func sampleMark() *ganbauth.Token { return &ganbauth.Token{Epoch: "epoch"} }
 
 // sampleRecords are records of every kind.
 func sampleRecords() map[string]*ganbauth.Token {
-	token, plain, past, large, dead := sampleToken(), sampleToken(), sampleToken(), sampleToken(), sampleMark()
+	token, plain, past, large, sealed, dead := sampleToken(), sampleToken(), sampleToken(), sampleToken(), sampleToken(), sampleMark()
 	*plain = ganbauth.Token{AccessToken: "a", TokenType: "Bearer", ExpiresAt: token.ExpiresAt, IssuedAt: token.IssuedAt}
 	past.ExpiresAt, past.IssuedAt = token.ExpiresAt.Add(-48*time.Hour), token.IssuedAt.Add(-48*time.Hour)
-	large.AccessToken = strings.Repeat("a", 40<<10)
+	large.AccessToken = strings.Repeat("a", 4096)
 	large.RefreshToken = strings.Repeat("r", 4096)
 	large.Scope = strings.Repeat("s", 4096)
 	large.IDToken = strings.Repeat("i", 16<<10)
 	large.Subject = strings.Repeat("u", 255)
 	large.Epoch = strings.Repeat("e", 64)
+	sealed.AccessToken, sealed.RefreshToken = strings.Repeat("a", 40<<10), "sealed"
+	sealed.Scope, sealed.Epoch, sealed.IDToken, sealed.Subject = large.Scope, large.Epoch, "", ""
 	dead.Judged, dead.IssuedAt, dead.ExpiresAt = strings.Repeat("j", 64), token.IssuedAt, token.ExpiresAt
 	return map[string]*ganbauth.Token{
 		"a token":                     token,
 		"a token with empty fields":   plain,
 		"a token past its expiry":     past,
 		"a token of the largest size": large,
+		"a sealed one":                sealed,
 		"a mark":                      sampleMark(),
 		"a mark of a dead token":      dead,
 	}

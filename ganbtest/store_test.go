@@ -29,7 +29,8 @@ var storeFaults = map[string]string{
 	"drops the epoch":             "differs from the one that was saved in Epoch\n",
 	"drops expired tokens":        "Load: ",
 	"drops marks":                 "/a_mark",
-	"cuts long tokens":            "differs from the one that was saved",
+	"cuts long tokens":            "differs from the one that was saved in AccessToken\n",
+	"cuts long ID tokens":         "differs from the one that was saved in IDToken\n",
 	"keeps the old refresh token": "differs from the one that was saved",
 	"delete of nothing fails":     "Delete: ",
 	"does not delete":             "want ErrTokenNotFound",
@@ -87,7 +88,7 @@ func TestStoreFindsFaults(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
-	for _, fault := range []string{"", "pages are short, which is none"} {
+	for _, fault := range []string{"", "pages are short, which is none", "records of a BLOB, which is none"} {
 		t.Run("none "+fault, func(t *testing.T) {
 			t.Parallel()
 			out, err := run(fault)
@@ -184,6 +185,8 @@ func (s *store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 			t.Epoch = ""
 		case "cuts long tokens":
 			t.AccessToken = t.AccessToken[:min(len(t.AccessToken), 4096)]
+		case "cuts long ID tokens":
+			t.IDToken = t.IDToken[:min(len(t.IDToken), 4096)]
 		}
 		return t, nil
 	}
@@ -199,6 +202,10 @@ func (s *store) Save(ctx context.Context, key string, t *ganbauth.Token) error {
 	case s.fault == "ended context saves nothing" && ctx.Err() != nil:
 		_ = s.base.Delete(ctx, key)
 		return nil
+	case s.fault == "records of a BLOB, which is none":
+		if record, _ := t.MarshalBinary(); len(record) >= 64<<10 {
+			return errors.New("Data too long for column")
+		}
 	case s.fault == "keeps the old refresh token" && t.RefreshToken == "":
 		if old, err := s.base.Load(ctx, key); err == nil {
 			c := *t
