@@ -21,13 +21,13 @@ import (
 // If the bank or the store is away and there is no live token, the answer is 503 with
 // Retry-After. [Kit.Refuse] documents pages and problem details.
 //
-// A login that has just returned without a usable token is not begun again: the user gets
-// a page. Where the session's cookie may come with the next request, the answer is a page
-// that loads the request again, three times at most: a cookie with SameSite=Strict stays
-// behind when another site leads here, and another tab's login may just have renewed the
-// session. An address is not loaded again if it is longer than 2,048 characters or has what
-// a browser and a server may read differently, such as an empty segment: then a connected
-// user may be sent to the bank.
+// A login that has returned without a usable token is not begun again for 30 seconds: the
+// user gets a page. Where the session's cookie may come with the next request, the answer is
+// a page that loads the request again, three times at most: a cookie with SameSite=Strict
+// stays behind when another site leads here, and another tab's login may just have renewed
+// the session. An address is not loaded again if it is longer than 2,048 characters, or if
+// a browser and a server may read it differently, because of an empty segment for example.
+// Then a connected user may be sent to the bank.
 //
 // The kit's own handlers need no token, so RequireToken may stand around all routes,
 // unless Options.Connection reads path values, which the mux sets. It answers callbacks

@@ -150,7 +150,9 @@ func (s *Server) expire(match func(*grant) bool) {
 }
 
 // RevokeGrants ends every grant: access tokens are refused, and refresh tokens answered
-// with invalid_grant.
+// with invalid_grant. A browser that has connected less than 30 seconds before gets a page
+// then, and is not sent to the bank: see RequireToken of [ganbauth.Kit]. Let that time pass
+// in a bubble of testing/synctest, or connect the user with SetToken.
 func (s *Server) RevokeGrants() { s.revoke(func(*grant) bool { return true }) }
 
 // RevokeGrantsOf is RevokeGrants for one user at the bank, see [ganbauth.Token].Subject.

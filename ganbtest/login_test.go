@@ -93,6 +93,22 @@ func TestLoginInABubble(t *testing.T) {
 	})
 }
 
+// A user whose grant has ended connects again, but not at once after connecting.
+func TestRevokedInABubble(t *testing.T) {
+	for after, want := range map[time.Duration]int{11 * time.Second: 401, 31 * time.Second: 200} {
+		sessions := scs.New()
+		synctest.Test(t, func(t *testing.T) {
+			s := ganbtest.NewServer(ganbtest.Options{InProcess: true, Lifetime: 10 * time.Second})
+			browser := s.Login(application(t, s, sessions, "https://app.test"), "https://app.test/bank/login")
+			time.Sleep(after)
+			s.RevokeGrants()
+			resp, err := browser.Get("https://app.test/me")
+			read(t, resp, err)
+			require.Equal(t, want, resp.StatusCode)
+		})
+	}
+}
+
 func TestLoginThatFails(t *testing.T) {
 	for name, c := range map[string]struct {
 		path, want string
