@@ -360,10 +360,10 @@ func (c *Connector) refresh(ctx context.Context, a assumed) (tokenAnswer, error)
 // nothing.
 //
 // The returned Token keeps the IDToken and the Subject of token. Scopes beyond those of
-// token are dropped (RFC 6749 section 6). An ID token in the answer must verify and agree
-// with the login (OpenID Connect Core section 12.2). If it does not, the error is
-// [ErrInvalidIDToken]. It is ignored if token has neither IDToken nor Subject, and if the
-// Config has no JWTIssuer.
+// token, if it has any, are dropped (RFC 6749 section 6). An ID token in the answer must
+// verify and agree with the login (OpenID Connect Core section 12.2). If it does not, the
+// error is [ErrInvalidIDToken]. It is ignored if token has neither IDToken nor Subject,
+// and if the Config has no JWTIssuer.
 //
 // RefreshSession does not change token. After an error do as [Connector.RefreshTokens]
 // says. If the bank has answered for another user, there is no salvaged refresh token.

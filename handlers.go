@@ -21,12 +21,12 @@ import (
 //
 // The query parameter return_to names the path to come back to; the default is
 // DefaultReturn. The path is remembered up to 1,024 characters if a page of this site led
-// here, and up to 256 if the user or another site did. The former is less if RedirectURI,
-// the scopes and Connection are all about as long as they may be. Nothing else in the
-// request changes what is asked for.
+// here, and up to 256 if the user or another site did. If RedirectURI, the scopes and
+// Connection are all about as long as they may be, there is less room than 1,024. Nothing
+// else in the request changes what is asked for.
 //
-// It allows GET only. HTMX gets HX-Redirect. A prefetch, or what the browser says is no
-// top-level navigation, is refused with 403. If a scope is malformed, or all of them are
+// It allows GET only. HTMX gets HX-Redirect. What is no navigation of a window is refused
+// with 403: fetch(), a frame, a prefetch. If a scope is malformed, or all of them are
 // longer than 256 characters together, LoginHandler logs an error, once, and the handler
 // answers every request with 500.
 func (k *Kit) LoginHandler(scopes ...string) http.Handler {

@@ -208,9 +208,10 @@ func (k *Kit) aboutRequest(r *http.Request, connection string) context.Context {
 // are as in [Kit.Token].
 //
 // The token needs an AccessToken, and a RefreshToken or an ExpiresAt. One with a zero
-// ExpiresAt is refreshed at its first use. Nothing else may use its refresh token
-// afterwards. An IDToken and a Subject are taken as verified. A token that the bank
-// cannot have issued is [ErrTokenFormat]; else the error has the [StatusCode] 503.
+// ExpiresAt is refreshed at its first use; one without a Scope has no scopes until it is
+// refreshed. Nothing else may use its refresh token afterwards. An IDToken and a Subject
+// are taken as verified. A token that the bank cannot have issued is [ErrTokenFormat].
+// Other errors are as in Kit.Token.
 func (k *Kit) SetToken(ctx context.Context, key string, token *Token, connection ...string) error {
 	who, err := k.job(key, connection)
 	if err != nil {
@@ -264,9 +265,10 @@ func (k *Kit) Disconnect(ctx context.Context, key string, connection ...string) 
 	return err
 }
 
-// KeepAlive keeps every token of the Store alive until ctx ends or [Kit.Shutdown] is
-// called, whose error it then returns: the bank stops its webhooks for a user whose token
-// lapses. Run it in every process, in a goroutine of its own:
+// KeepAlive keeps every token of the Store alive: the bank stops its webhooks for a user
+// whose token lapses. It returns the error of ctx when that ends, or one that wraps
+// [context.Canceled] when [Kit.Shutdown] is called. Run it in every process, in a
+// goroutine of its own:
 //
 //	go bank.KeepAlive(ctx)
 //
@@ -327,7 +329,7 @@ func (k *Kit) startEngine(ctx context.Context, what string) (_ context.Context, 
 	return k.engine.start(ctx)
 }
 
-// Shutdown ends [Kit.KeepAlive] and waits until every token that the bank has issued is
+// Shutdown ends [Kit.KeepAlive], and waits until every token that the bank has issued is
 // stored, or until ctx ends, whose error it then returns. It deletes the tokens of logins
 // whose browser has gone, as no session has them. A refresh goes on when its
 // request has gone: call Shutdown after [http.Server.Shutdown] and before the process

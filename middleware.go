@@ -177,16 +177,21 @@ func (k *Kit) authorize(r *http.Request, scopes []string) (*grant, error) {
 //   - access_denied: the user did not approve the connection at the bank.
 //   - login_expired: connecting took more than ten minutes.
 //   - invalid_state: the callback belongs to no login of this browser.
-//   - refused: the request has the wrong method, or comes from another origin.
+//   - refused: the request has the wrong method, comes from another origin, or is a login
+//     by fetch() or in a frame.
 //   - bank_unavailable: the bank does not answer. The connection is kept.
 //   - unavailable: the application's store, sessions or lock do not answer.
 //   - bank_error: the bank's answer cannot be used.
 //   - misconfigured: the bank refuses this application.
 //   - internal: anything else.
 //
-// With the first two, the answer to a GET has a login_url, a path of this site. A
-// navigation to it begins a login for what the route needs. The login returns to the page
-// that sent the request (its Referer), or to DefaultReturn.
+// A request that the bank's API refuses for what it asks, with 400 for example, is a
+// bank_error here. Answer it yourself where the user can mend it, by the Code of the
+// [*APIError].
+//
+// With login_required and insufficient_scope, the answer to a GET has a login_url, a path
+// of this site. A navigation to it begins a login for what the route needs. The login
+// returns to the page that sent the request (its Referer), or to DefaultReturn.
 func (k *Kit) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if own := k.ownAnswer(r); own != nil { // OnError leaves it to the kit
 		own(w, err)

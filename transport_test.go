@@ -948,11 +948,23 @@ func TestSetToken(t *testing.T) {
 			require.ErrorIs(t, err, ganbauth.ErrTokenFormat)
 			require.ErrorContains(t, err, c.says)
 		}
-		require.Error(t, a.kit.SetToken(ctx, "", live))
-		require.Error(t, a.kit.SetToken(ctx, strings.Repeat("k", 1025), live))
+		require.Equal(t, 500, ganbauth.StatusCode(a.kit.SetToken(ctx, "", live)))
+		require.Equal(t, 500, ganbauth.StatusCode(a.kit.SetToken(ctx, strings.Repeat("k", 1025), live)))
 		token, err = a.kit.Token(ctx, "alice")
 		require.NoError(t, err)
 		require.Equal(t, live.AccessToken, token.AccessToken, "what is refused changes nothing")
+
+		unscoped := a.bank.Token("private:account", "offline_access")
+		unscoped.Scope = ""
+		require.NoError(t, a.kit.SetToken(ctx, "alice", unscoped))
+		token, err = a.kit.Token(ctx, "alice")
+		require.NoError(t, err)
+		require.Empty(t, token.Scope)
+		unscoped.ExpiresAt = time.Now()
+		require.NoError(t, a.kit.SetToken(ctx, "alice", unscoped))
+		token, err = a.kit.Token(ctx, "alice")
+		require.NoError(t, err)
+		require.Equal(t, "private:account offline_access", token.Scope, "a refresh tells the scopes")
 	})
 }
 

@@ -9,8 +9,8 @@ import (
 )
 
 // Fault is one way for the bank to fail. The zero value of each field leaves that part as
-// it is, so that Fault{} is an answer that is well: it can stand in a queue before one
-// that is not. A Fault must not change after it has been passed on.
+// it is. So Fault{} changes nothing: in a queue it lets requests succeed before others
+// fail. A Fault must not change after it has been passed on.
 type Fault struct {
 	// For limits the fault to the requests for which it returns true: those of one
 	// Subject, one GrantType, or a share of all. It may be called concurrently. Nil

@@ -239,7 +239,7 @@ func (s *Server) Config() ganbauth.Config {
 
 // APIBase is the root of the personal accounts' API. The box knows GET /accounts,
 // /accounts/balances and /accounts/transactions, and POST /transfer/request, which moves
-// no money. See also Options.API.
+// no money. It does not look at scopes. See also Options.API.
 //
 // The corporate accounts' API is at the same URL with corporation in place of personal.
 func (s *Server) APIBase() string { return s.URL + basePath + "/personal/v1" }

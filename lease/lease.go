@@ -44,12 +44,13 @@ type Hold struct {
 	Beats int64
 }
 
-// Engine keeps locks, each under a key of any content. Every method is one statement, or
-// one step that cannot be interrupted. Methods are called concurrently. They return an
-// error when ctx ends; the Locker gives them three seconds at most, and Extend no more than
-// a quarter of the lease.
+// Engine keeps locks, each under a key of any content. Every change is one statement, or
+// one step that cannot be interrupted; TryLock may read the hold in a statement that
+// follows. Methods are called concurrently. They return an error when ctx ends; the
+// Locker gives them three seconds at most, and Extend no more than a quarter of the
+// lease.
 //
-// An error means that nobody knows whether the statement has happened. The same statement
+// An error means that nobody knows whether the change has happened. The same statement
 // may be sent again, by the Locker or by the engine's own client.
 type Engine interface {
 	// TryLock gives the lock on key to holder, with 0 beats, if nobody holds it, if holder

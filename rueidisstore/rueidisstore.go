@@ -15,24 +15,24 @@
 //
 // # What is answered from memory
 //
-// Only [Store.Load] is, only if the answer is a token, and only for Options.CacheTTL
-// after it was asked for. Redis is always asked:
+// Only [Store.Load] answers from memory, only with a token, and for Options.CacheTTL at
+// most after Redis was asked for it. Redis is always asked:
 //
 //   - while this process holds the key's lock, and by every write, which compares in Redis itself;
 //   - after this process has written or locked the key, until nothing older can be in memory: a
 //     process sees its own writes, whatever becomes of Redis's messages;
 //   - when memory says that there is no token, so that a logout never overlooks one.
 //
-// So nothing is decided by what is in memory but which access token a request is served
-// with. A stale one does no more harm than a request that was a moment earlier.
+// So memory decides only which access token a request is served with. A stale one does no
+// more harm than a request that was a moment earlier.
 //
 // # How old an answer can be
 //
 // When another process changes a token, Redis sends a message at once, and memory forgets
-// it. With a connection goes all that was learned over it. If messages are lost while the
-// connection looks alive, as in a partition, an answer is used for Options.CacheTTL at
-// most. Whoever has logged out on one machine can be served by a machine that is cut off
-// from Redis for that long.
+// the token. When a connection ends, memory forgets all that was learned over it. If
+// messages are lost while the connection looks alive, as in a partition, an answer is
+// used for Options.CacheTTL at most. A user who has logged out on one machine can be
+// served for that long by another machine, which is cut off from Redis.
 package rueidisstore
 
 import (
