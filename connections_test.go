@@ -343,6 +343,26 @@ func TestConnectionByPathBehindTheMux(t *testing.T) {
 	require.Contains(t, errs[0], "around the routes")
 }
 
+// Personal and corporate accounts have scopes of their own. Where the routes name them, a
+// login for one kind does not ask for the other's.
+func TestScopesOfEachConnection(t *testing.T) {
+	a := newApp(t, setup{options: ganbauth.Options{
+		Scopes:     []string{"openid", "offline_access"},
+		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Connection: func(r *http.Request) (string, error) { return strings.Trim(r.URL.Path, "/"), nil },
+	}})
+	scopes := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, _ := ganbauth.TokenFromContext(r.Context())
+		fmt.Fprint(w, token.Scope)
+	})
+	b := a.browser()
+	for path, scope := range map[string]string{"/personal": "private:account", "/corporate": "corp:account"} {
+		a.mux.Handle(path, a.kit.RequireScopes(scope)(scopes))
+		b.get(b.callbackURL(path))
+		require.Equal(t, "openid offline_access "+scope, body(b.get(path)))
+	}
+}
+
 // A tab was closed during its callback, another tab has connected another account since,
 // and the first one is opened again: the session keeps what it has, and nothing stays that
 // nobody can reach.
