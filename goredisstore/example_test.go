@@ -29,7 +29,7 @@ func ExampleNew() {
 		RedirectURI: "https://app.example/bank/callback",
 		Scopes:      []string{"openid", "offline_access"},
 		Store:       store,
-		Key:         func(r *http.Request) (string, error) { return userID(r), nil },
+		Key:         func(r *http.Request) (string, error) { return userID(r.Context()) },
 	})
 	_, _ = bank, err
 }
@@ -41,4 +41,4 @@ func ExampleNew_sessions() {
 	_ = ganbauth.Options{Store: store}
 }
 
-func userID(*http.Request) string { return "" }
+func userID(context.Context) (string, error) { return "", nil }

@@ -41,9 +41,9 @@ func ExampleNew() {
 		RedirectURI: "https://app.example/bank/callback",
 		Scopes:      []string{"openid", "offline_access"},
 		Store:       store,
-		Key:         func(r *http.Request) (string, error) { return userID(r), nil },
+		Key:         func(r *http.Request) (string, error) { return userID(r.Context()) },
 	})
 	_, _ = bank, err
 }
 
-func userID(*http.Request) string { return "" }
+func userID(context.Context) (string, error) { return "", nil }

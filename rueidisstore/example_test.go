@@ -35,7 +35,7 @@ func ExampleNew() {
 		RedirectURI: "https://app.example/bank/callback",
 		Scopes:      []string{"openid", "offline_access"},
 		Store:       store,
-		Key:         func(r *http.Request) (string, error) { return userID(r), nil },
+		Key:         func(r *http.Request) (string, error) { return userID(r.Context()) },
 	})
 	_, _ = bank, err
 }
@@ -50,4 +50,4 @@ func ExampleNew_strict() {
 	_ = ganbauth.Options{Store: rueidisstore.New(client, rueidisstore.Options{CacheTTL: 2 * time.Second})}
 }
 
-func userID(*http.Request) string { return "" }
+func userID(context.Context) (string, error) { return "", nil }
