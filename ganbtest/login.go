@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"html"
+	"io"
 	"log"
 	"maps"
 	"net/http"
@@ -33,7 +35,7 @@ func (s *Server) Connector() *ganbauth.Connector {
 // bank goes to the bank, and everything else to the application, in process. The
 // application's origin is whatever its RedirectURI says, https://app.test for instance;
 // handlers see TLS where it is https. A request that has an Accept header of its own is
-// sent as it is.
+// sent as it is: set one to send what a page's script or a program would.
 func (s *Server) Browser(application http.Handler) *http.Client {
 	jar, err := cookiejar.New(nil)
 	must(err)
@@ -68,6 +70,7 @@ func (s *Server) Login(application http.Handler, loginURL string) *http.Client {
 			errors.As(err, &cause)
 			panic(fmt.Sprintf("ganbtest: login: GET %s: %v", withoutQuery(req.URL), cause.Err))
 		}
+		page, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		location, err := resp.Location()
 		switch {
@@ -75,7 +78,7 @@ func (s *Server) Login(application http.Handler, loginURL string) *http.Client {
 			location, err = url.Parse(s.Approve(next)) // the consent page
 			must(err)
 		case err != nil || resp.StatusCode >= 400:
-			panic(fmt.Sprintf("ganbtest: login: GET %s answered %s", withoutQuery(req.URL), resp.Status))
+			panic(fmt.Sprintf("ganbtest: login: GET %s answered %s%s", withoutQuery(req.URL), resp.Status, paragraph(page)))
 		case atBank && !s.isBank(req.URL) && location.Path != req.URL.Path:
 			client.CheckRedirect = nil
 			return client
@@ -84,6 +87,16 @@ func (s *Server) Login(application http.Handler, loginURL string) *http.Client {
 		referer, next = withoutQuery(req.URL), location.String()
 	}
 	panic("ganbtest: login: ten redirects, and none of them to a callback")
+}
+
+// paragraph returns the first one of a page, which says what is wrong.
+func paragraph(page []byte) string {
+	_, rest, _ := strings.Cut(string(page), "<p>")
+	text, _, ok := strings.Cut(rest, "</p>")
+	if !ok {
+		return ""
+	}
+	return ": " + html.UnescapeString(text)
 }
 
 func (s *Server) isBank(u *url.URL) bool { return u.Scheme+"://"+u.Host == s.URL }

@@ -112,6 +112,7 @@ func TestRevokedInABubble(t *testing.T) {
 func TestLoginThatFails(t *testing.T) {
 	for name, c := range map[string]struct {
 		path, want string
+		registered string
 		at         ganbtest.Endpoint
 		fault      ganbtest.Fault
 	}{
@@ -119,13 +120,14 @@ func TestLoginThatFails(t *testing.T) {
 		"not a login":       {path: "/headers", want: "GET https://app.test/headers answered 200 OK"},
 		"a loop":            {path: "/loop", want: "ten redirects"},
 		"the bank's page":   {path: "/bank/login", at: ganbtest.Authorization, fault: ganbtest.ServerError, want: "/authorization answered 500"},
+		"not registered":    {path: "/bank/login", registered: "https://app.test/elsewhere", want: "400 Bad Request: The client or its redirect_uri is not registered."},
 		"the bank is cut":   {path: "/bank/login", at: ganbtest.Authorization, fault: ganbtest.ConnectionCut, want: "/authorization: ganbtest: the connection was cut"},
 		"the code is dead":  {path: "/bank/login", at: ganbtest.TokenEndpoint, fault: ganbtest.InvalidGrant, want: "GET https://app.test/bank/callback answered 502"},
-		"the bank is down":  {path: "/bank/login", at: ganbtest.TokenEndpoint, fault: ganbtest.ServerError, want: "GET https://app.test/bank/callback answered 503"},
+		"the bank is down":  {path: "/bank/login", at: ganbtest.TokenEndpoint, fault: ganbtest.ServerError, want: "GET https://app.test/bank/callback answered 503 Service Unavailable: We couldn't connect your account."},
 		"the user declines": {path: "/bank/login", at: ganbtest.Authorization, fault: ganbtest.Fault{Status: 302, Header: http.Header{"Location": {"https://app.test/bank/callback?error=access_denied"}}}, want: "GET https://app.test/bank/callback answered 4"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+			s := ganbtest.NewServer(ganbtest.Options{InProcess: true, RedirectURI: c.registered})
 			app := application(t, s, scs.New(), "https://app.test")
 			s.Fail(c.at, c.fault, -1)
 			defer func() {
