@@ -54,8 +54,8 @@ func (k *Kit) Format(f fmt.State, _ rune) {
 // the log of what works and should not go to production.
 //
 // The sessions may be nil when opts has both Store and Key. Pass them all the same if Key
-// reads them. The kit then renews the session's token at a login, loads a page again whose
-// Strict session cookie stayed behind, and works without LoadAndSave.
+// reads them. The kit then renews the session's token at a login, loads a page again if
+// its Strict session cookie stayed behind, and works without LoadAndSave.
 //
 // Two kits of one application need different Names; with the same one they would take
 // each other's sessions and callbacks.
@@ -104,10 +104,10 @@ func (k *Kit) usable() error {
 }
 
 // Client returns an HTTP client for the bank's API that acts for the user of ctx, the
-// context of a request behind [Kit.RequireToken]; elsewhere its requests fail with
-// [ErrLoginRequired]. It adds the header x-access-token, to the hosts of the connector
-// and APIHosts only, over https (http on a loopback address), and never after a redirect
-// that led elsewhere; it does not follow redirects to other hosts.
+// context of a request behind [Kit.RequireToken]; elsewhere its requests to the bank fail
+// with [ErrLoginRequired]. It adds the header x-access-token, to the hosts of the
+// connector and APIHosts only, over https (http on a loopback address), and never after a
+// redirect that led elsewhere; it does not follow redirects to other hosts.
 //
 // When the API answers 401 with WG_ERR_105, the token is refreshed, once for all requests
 // that meet this together, and the request is sent once more if its body can be rewound
