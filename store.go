@@ -24,11 +24,12 @@ const maxKey = 1024
 // A store that can should be a [Swapper], too. Without it the kit compares for itself,
 // under a lock.
 //
-// The kit makes each call in a goroutine, which it leaves after a few seconds. That can take
-// longer than to read a token from memory. A store may have the method EndsWithContext()
-// bool if all of its methods, those of the optional interfaces included, end as soon as
-// their context does, and Load after a few seconds at most, whatever the engine does. The
-// kit asks it before each call, and makes the call without a goroutine if it returns true.
+// The kit makes each call in a goroutine, which it leaves after a few seconds. A
+// goroutine can cost more than to read a token from memory. A store may have the method
+// EndsWithContext() bool if all of its methods, those of the optional interfaces
+// included, end as soon as their context does, and Load after a few seconds at most,
+// whatever the engine does. The kit asks it before each call, and makes the call without
+// a goroutine if it returns true.
 //
 // [ganbtest.TestStore]: https://pkg.go.dev/github.com/ganbauth/ganbauth/ganbtest#TestStore
 type TokenStore interface {
