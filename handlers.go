@@ -330,8 +330,8 @@ type Status struct {
 
 // Status tells whether the user of r is connected. It goes by what the store has: it
 // refreshes nothing and sends the bank no request. It is no error if nobody is connected,
-// or nobody is logged in to the application. If the store or the session cannot be read,
-// the error has the [StatusCode] 503.
+// or nobody is logged in to the application. The error has the [StatusCode] 503 if the
+// store or the session cannot be read, and 500 if Key or Connection fails.
 func (k *Kit) Status(r *http.Request) (Status, error) {
 	none := Status{Scopes: []string{}}
 	if err := k.usable(); err != nil {
