@@ -91,7 +91,7 @@ func (c *console) switchFault(w http.ResponseWriter, r *http.Request) {
 	at := slices.IndexFunc(faults, func(f fault) bool { return f.ID == r.PostFormValue("fault") })
 	on, err := strconv.ParseBool(r.PostFormValue("on"))
 	if at < 0 || err != nil {
-		http.Error(w, "want fault=ID and on=true or on=false", http.StatusBadRequest)
+		http.Error(w, "want on=true or on=false, and a fault=ID of /state.json", http.StatusBadRequest)
 		return
 	}
 	c.set(faults[at], on)
