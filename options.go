@@ -84,8 +84,10 @@ type Options struct {
 	// EncryptionKeys, 32 bytes each, seal the tokens before Store sees them
 	// (AES-256-GCM): the first seals, all open. To rotate them, first add the new key at
 	// the end everywhere, then move it to the front. A token that no key opens is
-	// answered 503 and logged as an error; it is not deleted, except by a logout. A Store
-	// of your own gets the whole token as AccessToken, at most 40 KiB: "sealed.", its
+	// answered 503 and logged as an error; it is not deleted, except by a logout. A token
+	// that was stored in clear, which anybody who writes to the Store can make, counts as
+	// none: its user connects again, unless [Kit.SetToken] stores it anew. A Store of
+	// your own gets the whole token as AccessToken, at most 40 KiB: "sealed.", its
 	// fingerprint, a dot and base64url. Beside it are TokenType, Scope, Epoch and the
 	// times in clear, and RefreshToken "sealed" if there is one.
 	EncryptionKeys [][]byte

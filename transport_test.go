@@ -968,6 +968,26 @@ func TestSetToken(t *testing.T) {
 	})
 }
 
+// A token that was stored before there were keys counts as none, until SetToken encrypts it.
+func TestEncryptionBeginsLater(t *testing.T) {
+	bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
+	store, ctx := ganbauth.NewMemoryStore(), t.Context()
+	require.NoError(t, backgroundKit(t, bank, store, nil).SetToken(ctx, "alice", bank.Token()))
+	kit := backgroundKit(t, bank, store, nil, func(o *ganbauth.Options) { o.EncryptionKeys = [][]byte{bytes.Repeat([]byte{1}, 32)} })
+	_, err := kit.Token(ctx, "alice")
+	require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
+
+	stored, err := store.Load(ctx, "bank/alice")
+	require.NoError(t, err)
+	require.NoError(t, kit.SetToken(ctx, "alice", stored))
+	token, err := kit.Token(ctx, "alice")
+	require.NoError(t, err)
+	require.Equal(t, stored.AccessToken, token.AccessToken)
+	sealed, err := store.Load(ctx, "bank/alice")
+	require.NoError(t, err)
+	require.NotEqual(t, stored.AccessToken, sealed.AccessToken)
+}
+
 // The stores compare tokens, so one from elsewhere is brought into the form of a login's.
 func TestSetTokenIsStoredLikeALogins(t *testing.T) {
 	store := ganbauth.NewMemoryStore()
