@@ -33,7 +33,8 @@ import (
 // unless Options.Connection reads path values, which the mux sets. It answers callbacks
 // itself. It lets logins, logouts and the status through if next is an [http.ServeMux].
 //
-// It neither creates a session nor wraps the ResponseWriter.
+// It looks at no scopes, not even those of Options: [Kit.RequireScopes] does. It neither
+// creates a session nor wraps the ResponseWriter.
 func (k *Kit) RequireToken(next http.Handler) http.Handler { return k.require(nil, next) }
 
 // RequireScopes is [Kit.RequireToken] for routes that need scopes. If the user has not

@@ -239,6 +239,12 @@ func TestScopes(t *testing.T) {
 		require.Equal(t, 303, b.get("/transfer").StatusCode, "trying again asks the bank")
 		require.True(t, b.connected(), "what was granted stays")
 	})
+	t.Run("RequireToken looks at none, those of Options included", func(t *testing.T) {
+		a := newApp(t, setup{})
+		b := a.browser()
+		require.Equal(t, 303, b.get(a.bank.ApproveOnly(b.authorizationURL("/p"), "openid")).StatusCode)
+		require.Equal(t, 200, b.get("/p").StatusCode)
+	})
 	t.Run("more scopes than the bank takes", func(t *testing.T) {
 		a := newApp(t, setup{})
 		a.mux.Handle("/much", a.kit.RequireScopes(strings.Repeat("s", 250))(a.next))
