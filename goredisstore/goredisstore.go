@@ -28,7 +28,7 @@ type Options struct {
 	Prefix string
 	// TTL is how long a token is kept after it was last saved. Default: until it is
 	// deleted. Set it to the sessions' Lifetime where tokens belong to sessions (without
-	// ganbauth's Options.Key).
+	// ganbauth's Options.Key). KeepAlive does not see tokens with a TTL.
 	TTL time.Duration
 	// Lease is how long a lock outlives a process that has died; a living one extends it.
 	// One to 20 seconds. Default: 10 seconds.
