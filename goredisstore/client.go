@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -16,17 +15,10 @@ import (
 // commands sends commands with a client of go-redis.
 type commands struct{ redis.UniversalClient }
 
-// Do implements [redisstore.Client].
+// Do implements [redisstore.Client]. It sends one command by itself, and several in one
+// round trip. What the Store leaves ends by the client's own timeouts, and does not begin a
+// retry.
 func (c commands) Do(ctx context.Context, list []redisstore.Command) []redisstore.Answer {
-	answers, err := await(ctx, func() ([]redisstore.Answer, error) { return c.send(ctx, list), nil })
-	for len(answers) < len(list) {
-		answers = append(answers, redisstore.Answer{Err: err})
-	}
-	return answers
-}
-
-// send sends one command by itself, and several in one round trip.
-func (c commands) send(ctx context.Context, list []redisstore.Command) []redisstore.Answer {
 	if len(list) == 1 {
 		return []redisstore.Answer{answer(c.UniversalClient.Do(ctx, words(list[0])...))}
 	}
@@ -51,33 +43,6 @@ func answer(cmd *redis.Cmd) redisstore.Answer {
 	return redisstore.Answer{Value: value, Err: err}
 }
 
-// await runs fn, and leaves it when ctx ends: go-redis heeds no cancellation while it
-// waits for an answer, and by default no deadline. What is left ends by the client's own
-// timeouts, and does not begin a retry.
-func await[T any](ctx context.Context, fn func() (T, error)) (T, error) {
-	type answer struct {
-		value T
-		err   error
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		var a answer
-		defer func() {
-			if p := recover(); p != nil {
-				a.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-			}
-			answered <- a
-		}()
-		a.value, a.err = fn()
-	}()
-	select {
-	case a := <-answered:
-		return a.value, a.err
-	case <-ctx.Done():
-		return *new(T), fmt.Errorf("no answer from Redis: %w", ctx.Err())
-	}
-}
-
 func words(c redisstore.Command) (all []any) {
 	for _, part := range [][]string{c.Words, c.Keys, c.Args} {
 		for _, word := range part {
@@ -89,11 +54,6 @@ func words(c redisstore.Command) (all []any) {
 
 // Memory implements [redisstore.Client].
 func (c commands) Memory(ctx context.Context) (infos []string, err error) {
-	return await(ctx, func() ([]string, error) { return c.memory(ctx) })
-}
-
-// memory asks each server for its INFO memory.
-func (c commands) memory(ctx context.Context) (infos []string, err error) {
 	cluster, ok := c.UniversalClient.(*redis.ClusterClient)
 	if !ok {
 		info, err := c.Info(ctx, "memory").Result()

@@ -23,7 +23,7 @@ var ErrUnfit = errors.New("redisstore: tokens are not safe in this Redis")
 func (s *Store) Check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	infos, err := s.client.Memory(ctx)
+	infos, err := await(ctx, func() ([]string, error) { return s.client.Memory(ctx) })
 	switch {
 	case errors.Is(err, ErrUnfit):
 		return err

@@ -1,12 +1,15 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha1" // by which Redis names scripts
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -16,10 +19,9 @@ import (
 // concurrent use.
 type Client interface {
 	// Do sends the commands, one or several, and returns an answer for each, in their
-	// order. It takes one round trip, or one for each node of a Cluster. It must end with
-	// ctx, which many clients do not by themselves while they wait for an answer. A
-	// command that may have reached Redis may be sent again: none of them does harm when
-	// it runs twice.
+	// order. It takes one round trip, or one for each node of a Cluster. When ctx ends the
+	// Store leaves it, and it should send nothing more. A command that may have reached
+	// Redis may be sent again: none of them does harm when it runs twice.
 	Do(ctx context.Context, commands []Command) []Answer
 	// Memory returns the answer to INFO memory of each node that has tokens. Its error is
 	// an [ErrUnfit] if the client itself is set up so that tokens are not safe.
@@ -98,11 +100,43 @@ var errNoAnswer = errors.New("the client has not answered every command")
 func (s *Store) do(ctx context.Context, client Client, commands ...Command) []Answer {
 	ctx, cancel := WithTimeout(ctx, callTimeout)
 	defer cancel()
-	answers := client.Do(ctx, commands)
+	answers, err := await(ctx, func() ([]Answer, error) { return client.Do(ctx, commands), nil })
 	for len(answers) < len(commands) {
-		answers = append(answers, Answer{Err: errNoAnswer})
+		answers = append(answers, Answer{Err: cmp.Or(err, errNoAnswer)})
 	}
 	return answers
+}
+
+// await runs fn, and leaves it when ctx ends: few clients heed that while they connect or
+// wait for an answer.
+func await[T any](ctx context.Context, fn func() (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		a := answer{err: errNoAnswer}
+		defer func() {
+			if p := recover(); p != nil {
+				a.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			}
+			answered <- a
+		}()
+		a.value, a.err = fn()
+	}()
+	runtime.Gosched() // an answer from memory is there then, and nothing has to be waited for
+	select {
+	case a := <-answered:
+		return a.value, a.err
+	default:
+	}
+	select {
+	case a := <-answered:
+		return a.value, a.err
+	case <-ctx.Done():
+		return *new(T), fmt.Errorf("no answer from Redis: %w", ctx.Err())
+	}
 }
 
 func (s *Store) one(ctx context.Context, c Command) Answer { return s.do(ctx, s.client, c)[0] }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,6 +80,68 @@ func TestClientWithoutAnswers(t *testing.T) {
 	_, err := s.Load(t.Context(), "k")
 	require.ErrorContains(t, err, "redisstore: load: the client has not answered every command")
 	require.NotErrorIs(t, err, ganbauth.ErrTokenNotFound)
+}
+
+// stubborn answers nothing until it is released, whether its caller leaves or not.
+type stubborn struct{ released chan struct{} }
+
+func (s stubborn) Do(context.Context, []redisstore.Command) []redisstore.Answer {
+	<-s.released
+	return nil
+}
+
+func (s stubborn) Memory(context.Context) (infos []string, err error) {
+	<-s.released
+	return nil, nil
+}
+
+// F5: a Client that does not end with a context is left.
+func TestF5CallsEndWhateverTheClientDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := stubborn{make(chan struct{})}
+		s, token := redisstore.New(client, redisstore.Options{}), &ganbauth.Token{AccessToken: "a"}
+		for name, call := range map[string]func(context.Context) error{
+			"Load":          func(ctx context.Context) error { _, err := s.Load(ctx, "k"); return err },
+			"Save":          func(ctx context.Context) error { return s.Save(ctx, "k", token) },
+			"Delete":        func(ctx context.Context) error { return s.Delete(ctx, "k") },
+			"Swap":          func(ctx context.Context) error { return s.Swap(ctx, "k", nil, token) },
+			"Check":         func(ctx context.Context) error { return s.Check(ctx) },
+			"ExpiringAfter": func(ctx context.Context) error { _, err := s.Expiring(ctx, time.Now()); return err },
+		} {
+			ctx, cancel := context.WithCancel(t.Context())
+			began := time.Now()
+			require.ErrorIs(t, call(ctx), context.DeadlineExceeded, name)
+			require.Equal(t, 3*time.Second, time.Since(began), name)
+			time.AfterFunc(time.Second, cancel)
+			require.ErrorIs(t, call(ctx), context.Canceled, name)
+			require.Equal(t, 4*time.Second, time.Since(began), name)
+		}
+		_, err := s.Lock(t.Context(), "k")
+		require.ErrorContains(t, err, "the engine does not answer")
+		close(client.released)
+		time.Sleep(time.Minute) // the name is given up
+	})
+}
+
+// faulty panics, or ends its goroutine.
+type faulty struct {
+	logging
+	fault func()
+}
+
+func (f faulty) Do(context.Context, []redisstore.Command) []redisstore.Answer {
+	f.fault()
+	return nil
+}
+
+// A Client whose call ends in no regular way is taken for one that fails.
+func TestFaultyClient(t *testing.T) {
+	for why, fault := range map[string]func(){
+		"panic: a fault": func() { panic("a fault") },
+		"the client has not answered every command": runtime.Goexit,
+	} {
+		require.ErrorContains(t, redisstore.New(faulty{fault: fault}, redisstore.Options{}).Delete(t.Context(), "k"), why)
+	}
 }
 
 // silent answers nothing until its caller leaves.

@@ -64,10 +64,6 @@ type untimed struct{ context.Context }
 // Deadline implements [context.Context].
 func (untimed) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
 
-// nearTimeout is how long a read that may be answered from memory waits for Redis. Then
-// Redis is asked directly. While Redis is away, rueidis tries again for that long.
-const nearTimeout = 500 * time.Millisecond
-
 var errStale = errors.New("rueidisstore: what is in memory is too old")
 
 // caching reads a field of a hash, from memory where it can.
@@ -78,8 +74,6 @@ type caching struct {
 
 // Do implements [redisstore.Client] for a single HGET.
 func (c caching) Do(ctx context.Context, list []redisstore.Command) []redisstore.Answer {
-	ctx, cancel := redisstore.WithTimeout(ctx, nearTimeout)
-	defer cancel()
 	read := c.client.B().Hget().Key(list[0].Keys[0]).Field(list[0].Args[0]).Cache()
 	result := c.client.DoCache(untimed{ctx}, read, c.ttl)
 	if result.IsCacheHit() {

@@ -118,11 +118,21 @@ func New(client rueidis.Client, opts Options) *Store {
 // memory.
 func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	if s.near != nil && !s.fresh.has(key) {
-		if t, err := s.near.Load(ctx, key); err == nil && t.AccessToken != "" {
+		if t, err := s.loadNear(ctx, key); err == nil && t.AccessToken != "" {
 			return t, nil
 		}
 	}
 	return s.Store.Load(ctx, key)
+}
+
+// nearTimeout is how long a read that may be answered from memory waits for Redis. Then
+// Redis is asked directly. While Redis is away, rueidis tries again for that long.
+const nearTimeout = 500 * time.Millisecond
+
+func (s *Store) loadNear(ctx context.Context, key string) (*ganbauth.Token, error) {
+	ctx, cancel := redisstore.WithTimeout(ctx, nearTimeout)
+	defer cancel()
+	return s.near.Load(ctx, key)
 }
 
 // Save implements [ganbauth.TokenStore].

@@ -186,6 +186,20 @@ func TestF5SilentRedis(t *testing.T) {
 	storetest.F5(t, p, s)
 }
 
+// Its connections are cut, and new ones get no answer. The client waits for them without a
+// context.
+func TestF5SilentAfterACut(t *testing.T) {
+	p := storetest.NewProxy(t, testenv.Redis(t).Addr)
+	s := rueidisstore.New(client(t, []string{p.Addr}, func(o *rueidis.ClientOption) {
+		o.ConnWriteTimeout, o.Dialer.Timeout = time.Hour, time.Hour
+	}), rueidisstore.Options{})
+	_, err := s.Load(t.Context(), "k")
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	t.Cleanup(p.Silence())
+	p.Cut()
+	storetest.F5(t, p, s)
+}
+
 func TestF6LockAnswerLost(t *testing.T) {
 	addr := testenv.Redis(t).Addr
 	p := storetest.NewProxy(t, addr)

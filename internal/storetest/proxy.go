@@ -166,11 +166,19 @@ func (p *Proxy) Lost() bool {
 func (p *Proxy) Close() {
 	p.listener.Close()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.closed = true
+	p.mu.Unlock()
+	p.Cut()
+}
+
+// Cut ends all connections.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, conn := range p.conns {
 		conn.Close()
 	}
+	p.conns = nil
 }
 
 // F5 tests a store whose engine takes requests and is silent, and whose client has no
