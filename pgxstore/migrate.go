@@ -19,16 +19,19 @@ const (
 	// number is arbitrary.
 	migrationLock = 0x67616e6261757468
 
-	// Whether anything is missing, and whether the table is there. Without a look first,
-	// each start would ask for a lock on the table, behind which everybody waits during a
-	// backup.
+	// Whether anything is missing, and whether the table is there: in the schema where it would
+	// be created, as another application's may be in a later one of the search path. Without a
+	// look first, each start would ask for a lock on the table, behind which everybody waits
+	// during a backup.
 	stateSQL = `
+WITH own AS (SELECT quote_ident(current_schema()) || '.ganbauth_tokens' AS name)
 SELECT
-    to_regclass('ganbauth_tokens') IS NOT NULL,
-    to_regclass('ganbauth_tokens_touched_at') IS NOT NULL
-        AND to_regclass('ganbauth_tokens_buried') IS NOT NULL
-        AND to_regclass('ganbauth_tokens_expires_at') IS NOT NULL,
-    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('ganbauth_tokens') AND attname = 'fingerprint')`
+    to_regclass(name) IS NOT NULL,
+    to_regclass(name || '_touched_at') IS NOT NULL
+        AND to_regclass(name || '_buried') IS NOT NULL
+        AND to_regclass(name || '_expires_at') IS NOT NULL,
+    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(name) AND attname = 'fingerprint')
+FROM own`
 
 	// From the version that compared nothing.
 	upgradeSQL = `
@@ -39,9 +42,10 @@ ALTER TABLE ganbauth_tokens
 ALTER TABLE ganbauth_tokens SET (fillfactor = 70)`
 )
 
-// Migrate creates the table and its indexes, and adds the columns that a table of an
-// earlier version lacks. It may run at every start, in several processes at once: where
-// nothing is missing it changes nothing and locks nothing.
+// Migrate creates the table and its indexes in the first schema of the connection's search
+// path, and adds the columns that a table of an earlier version lacks. It may run at every
+// start, in several processes at once: where nothing is missing it changes nothing and locks
+// nothing.
 func (s *Store) Migrate(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(migrationLock)); err != nil {

@@ -3,6 +3,7 @@ package pgxstore_test
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"sync"
 	"testing"
 	"time"
@@ -97,6 +98,28 @@ func TestMigrate(t *testing.T) {
 	require.NoError(t, s.Migrate(t.Context()))
 	_, err := s.Load(t.Context(), "k")
 	require.NoError(t, err)
+}
+
+// A table in a later schema of the search path is another application's, whose users have the
+// same keys.
+func TestMigrateInASchema(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	other, p := stores(t, dsn)(), pool(t, dsn)
+	require.NoError(t, other.Save(t.Context(), "bank/1", storetest.Token("other")))
+	_, err := p.Exec(t.Context(), `CREATE SCHEMA "the app's"`)
+	require.NoError(t, err)
+	newStore := stores(t, dsn+"&search_path="+url.PathEscape(`"the app's",public`))
+	_, err = newStore().Load(t.Context(), "bank/1")
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	require.NoError(t, newStore().Save(t.Context(), "bank/1", storetest.Token("own")))
+	for s, access := range map[storetest.Store]string{other: "other", newStore(): "own"} {
+		got, err := s.Load(t.Context(), "bank/1")
+		require.NoError(t, err)
+		require.Equal(t, access, got.AccessToken)
+	}
+
+	nowhere := pgxstore.New(pool(t, dsn+"&search_path=missing"), pgxstore.Options{})
+	require.ErrorContains(t, nowhere.Migrate(t.Context()), "pgxstore: migrate: ")
 }
 
 func TestLostLease(t *testing.T) {
