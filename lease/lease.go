@@ -32,13 +32,15 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"time"
 )
 
 // Hold is a lock as the engine keeps it. The zero Hold is a lock that nobody holds.
 type Hold struct {
-	// Holder is the random name of the holder: 26 letters and digits.
+	// Holder is the name of the holder: 28 letters and digits. The last two are its lease in
+	// seconds, and the others are random.
 	Holder string
 	// Beats counts how often the holder has extended the lock.
 	Beats int64
@@ -129,7 +131,9 @@ type hold struct {
 
 // New returns a Locker that uses engine. The lease is how long a lock outlives a process
 // that has died: one to twenty seconds, ten if it is 0. It must be longer than the
-// engine's client takes to connect again, and than four answers of the engine take.
+// engine's client takes to connect again, and than four answers of the engine take. If
+// processes have different leases, a lock outlives its process for the longer one of the
+// process that has died and the one that waits.
 func New(engine Engine, lease time.Duration) *Locker {
 	if lease == 0 {
 		lease = defaultLease
@@ -168,7 +172,7 @@ func (l *Locker) LockWith(ctx context.Context, key string, try Try) (unlock func
 		return nil, fmt.Errorf("lease: lock: %w", ctx.Err())
 	}
 	var (
-		holder = rand.Text()
+		holder = newHolder(l.lease)
 		watch  = watch{lease: l.lease}
 	)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
@@ -188,6 +192,17 @@ func (l *Locker) LockWith(ctx context.Context, key string, try Try) (unlock func
 			return nil, fmt.Errorf("%w: %w", ErrHeld, ctx.Err())
 		}
 	}
+}
+
+// newHolder returns the name of a new holder, whose waiters have to know its lease.
+func newHolder(lease time.Duration) string {
+	return fmt.Sprintf("%s%02d", rand.Text(), (lease+time.Second-1)/time.Second)
+}
+
+// leaseOf returns the lease of a holder, or 0 if its name does not say.
+func leaseOf(holder string) time.Duration {
+	seconds, _ := strconv.ParseUint(holder[max(0, len(holder)-2):], 10, 8)
+	return min(time.Duration(seconds)*time.Second, maxLease)
 }
 
 // bounded calls try, for as long as one statement may take.
@@ -232,7 +247,7 @@ func (w *watch) see(held Hold, asked, now time.Time) {
 	w.answered = now
 	if held != w.seen || paused {
 		w.seen, w.since = held, now
-	} else if asked.Sub(w.since) > w.lease {
+	} else if asked.Sub(w.since) > max(w.lease, leaseOf(held.Holder)) {
 		w.dead = held
 	}
 }

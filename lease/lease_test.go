@@ -191,6 +191,43 @@ func TestLeaseHasBounds(t *testing.T) {
 	}
 }
 
+// Processes have different leases while an application is deployed with another one.
+func TestALivingHolderWithALongerLeaseKeepsItsLock(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock, err := lease.New(e, 20*time.Second).Lock(t.Context(), "k")
+		require.NoError(t, err)
+		defer unlock()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err = lease.New(e, time.Second).Lock(ctx, "k")
+		require.ErrorIs(t, err, lease.ErrHeld)
+	})
+}
+
+// A name says how long its lease is, in seconds that are rounded up. What says none, or too
+// much, keeps nobody waiting for long.
+func TestTheLeaseOfADeadHolder(t *testing.T) {
+	for name, lasts := range map[string]time.Duration{
+		"03": 3 * time.Second, "dead20": 20 * time.Second, "dead99": 20 * time.Second, "7": 7 * time.Second,
+		"dead00": time.Second, "dead-9": time.Second, "dead": time.Second, "x": time.Second,
+	} {
+		bubble(t, func(t *testing.T, e *engine) {
+			e.held["k"] = lease.Hold{Holder: name}
+			began := time.Now()
+			unlock, err := lease.New(e, time.Second).Lock(t.Context(), "k")
+			require.NoError(t, err)
+			unlock()
+			require.InDelta(t, lasts, time.Since(began), float64(300*time.Millisecond), name)
+		})
+	}
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock, err := lease.New(e, 1500*time.Millisecond).Lock(t.Context(), "k")
+		require.NoError(t, err)
+		require.Regexp(t, "^[A-Z2-7]{26}02$", e.hold().Holder)
+		unlock()
+	})
+}
+
 // I4: after an outage the holder is heard first, however long it was.
 func TestALivingHolderKeepsItsLockOverAnOutage(t *testing.T) {
 	for name, hangs := range map[string]bool{"it hangs": true, "it is down": false} {
