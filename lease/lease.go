@@ -183,7 +183,10 @@ func (l *Locker) LockWith(ctx context.Context, key string, try Try) (unlock func
 			return nil, failure(ctx, err, watch.answered)
 		}
 		if held.Holder == holder {
-			return l.hold(key, holder), nil
+			if time.Since(asked) < l.lease {
+				return l.hold(key, holder), nil
+			}
+			continue // this process was paused, and the lock may be somebody else's by now
 		}
 		watch.see(held, asked, time.Now())
 		select {

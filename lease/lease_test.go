@@ -228,6 +228,36 @@ func TestTheLeaseOfADeadHolder(t *testing.T) {
 	})
 }
 
+// The process was paused before it read that it has the lock. Another has taken it over
+// since, has done its work, and has unlocked.
+func TestALockThatIsAnsweredTooLateIsAskedForAgain(t *testing.T) {
+	for name, late := range map[string]time.Duration{"in time": aLease - time.Second, "too late": aLease} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, e *engine) {
+				e.after = func(string) error {
+					e.set(func() {
+						e.after = nil
+						if late >= aLease {
+							e.held["k"] = lease.Hold{Holder: "another"}
+						}
+					})
+					time.Sleep(late)
+					return nil
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), late+aLease/2)
+				defer cancel()
+				unlock, err := lease.New(e, aLease).Lock(ctx, "k")
+				if late < aLease {
+					require.NoError(t, err)
+					unlock()
+					return
+				}
+				require.ErrorIs(t, err, lease.ErrHeld)
+			})
+		})
+	}
+}
+
 // I4: after an outage the holder is heard first, however long it was.
 func TestALivingHolderKeepsItsLockOverAnOutage(t *testing.T) {
 	for name, hangs := range map[string]bool{"it hangs": true, "it is down": false} {
