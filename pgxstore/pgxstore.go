@@ -37,6 +37,7 @@ package pgxstore
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -101,8 +102,10 @@ var errNoToken = errors.New("pgxstore: save: there is no token to save")
 func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	t, err := call(ctx, s, func(ctx context.Context, conn *pgxpool.Conn) (*ganbauth.Token, error) {
 		t := new(ganbauth.Token)
+		var issued, expires int64
 		err := conn.QueryRow(ctx, s.sql.load, []byte(key)).Scan(&t.AccessToken, &t.RefreshToken, &t.TokenType,
-			&t.Scope, &t.IDToken, &t.Subject, &t.Epoch, &t.Judged, &t.IssuedAt, &t.ExpiresAt)
+			&t.Scope, &t.IDToken, &t.Subject, &t.Epoch, &t.Judged, &issued, &expires)
+		t.IssuedAt, t.ExpiresAt = time.UnixMicro(issued).UTC(), time.UnixMicro(expires).UTC()
 		return t, err
 	})
 	switch {
@@ -111,7 +114,6 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 	case err != nil:
 		return nil, fmt.Errorf("pgxstore: load: %w", err)
 	}
-	t.IssuedAt, t.ExpiresAt = t.IssuedAt.UTC(), t.ExpiresAt.UTC()
 	return t, nil
 }
 
@@ -198,10 +200,13 @@ func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 			return nil, err
 		}
 		return pgx.CollectRows(rows, func(row pgx.CollectableRow) (e ganbauth.Expiry, err error) {
-			var key []byte
-			err = row.Scan(&e.At, &key)
-			e.At, e.Key = e.At.UTC(), string(key)
-			return e, err
+			var at int64
+			var key string
+			if err := row.Scan(&at, &key); err != nil {
+				return e, err
+			}
+			bytes, err := hex.DecodeString(key)
+			return ganbauth.Expiry{At: time.UnixMicro(at).UTC(), Key: string(bytes)}, err
 		})
 	})
 	if err != nil {

@@ -79,6 +79,21 @@ func TestIsolation(t *testing.T) {
 	}
 }
 
+// The application's sessions may have any settings. They change what is sent as text, as it
+// is behind a pooler that knows no prepared statements.
+func TestSettings(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	for name, params := range map[string]string{
+		"exec":            "exec&DateStyle=German&bytea_output=escape",
+		"simple protocol": "simple_protocol&DateStyle=SQL,DMY&bytea_output=escape&timezone=Asia/Tokyo",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := stores(t, dsn+"&default_query_exec_mode="+params)()
+			ganbtest.TestStore(t, func() ganbauth.TokenStore { return s })
+		})
+	}
+}
+
 // Several processes that start together migrate together, and a second start changes
 // nothing.
 func TestMigrate(t *testing.T) {

@@ -31,9 +31,12 @@ func newStatements(ttl time.Duration) statements {
 	}
 }
 
+// Times are read in microseconds and keys in hexadecimal: where the pool has its answers in
+// text, PostgreSQL would write both as the session's DateStyle and bytea_output say.
 const (
 	loadSQL = `
-SELECT access_token, refresh_token, token_type, scope, id_token, subject, epoch, judged, issued_at, expires_at
+SELECT access_token, refresh_token, token_type, scope, id_token, subject, epoch, judged,
+    (extract(epoch FROM issued_at) * 1000000)::bigint, (extract(epoch FROM expires_at) * 1000000)::bigint
 FROM ganbauth_tokens t WHERE key = $1 AND {there}`
 
 	nothingSQL = `SELECT WHERE NOT EXISTS (SELECT FROM ganbauth_tokens t WHERE key = $1 AND {there})`
@@ -90,7 +93,7 @@ WHERE key = $1 AND holder = $2`
 
 	// The index on expires_at gives the order; rows of the same second are sorted by key.
 	pageSQL = `
-SELECT expires_at, key FROM ganbauth_tokens
+SELECT (extract(epoch FROM expires_at) * 1000000)::bigint, encode(key, 'hex') FROM ganbauth_tokens
 WHERE access_token IS NOT NULL AND refresh_token <> '' AND expires_at < $3
     AND expires_at >= $1 AND (expires_at, key) > ($1, $2)
 ORDER BY expires_at, key LIMIT $4`
