@@ -230,14 +230,18 @@ func (s *Store) write(ctx context.Context, key, expected string, t *ganbauth.Tok
 	return s.writeApart(ctx, key, end, run)
 }
 
-// writeApart writes where the record and the index are in different slots. First an entry
-// is added where there is none: a token that is missing in the index would lapse, while
-// one that is listed needlessly does no harm. When the record is written, the index
-// follows.
+// listSooner lists a key by an end, unless it is listed by a sooner one.
+var listSooner = newScript(`
+local listed = redis.call('ZSCORE', KEYS[1], ARGV[2])
+if not listed or tonumber(listed) > tonumber(ARGV[1]) then redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2]) end`)
+
+// writeApart writes where the record and the index are in different slots. First the key is
+// listed by the token's end, if it is not listed sooner: a token that is missing in the
+// index, or listed too late, would lapse, while one that is listed needlessly does no harm.
+// When the record is written, the index follows.
 func (s *Store) writeApart(ctx context.Context, key, end string, run func(keys ...string) (bool, error)) (done bool, err error) {
 	if end != "" {
-		add := Command{Words: []string{"ZADD"}, Keys: []string{s.index(key)}, Args: []string{"NX", end, key}}
-		if err := s.one(ctx, add).Err; err != nil {
+		if err := s.run(ctx, s.client, listSooner, []string{s.index(key)}, end, key).Err; err != nil {
 			return false, err
 		}
 	}
