@@ -32,7 +32,7 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *sql.Co
 	defer leave()
 	answered := make(chan answer, 1)
 	go func() {
-		var a answer
+		a := answer{err: errUnanswered}
 		defer func() {
 			if p := recover(); p != nil {
 				a.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -63,6 +63,10 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *sql.Co
 		return *new(T), ctx.Err()
 	}
 }
+
+// errUnanswered is what is left of a call that the connector has ended, with
+// runtime.Goexit.
+var errUnanswered = errors.New("the call has ended without an answer")
 
 var errNoAutocommit = errors.New("the connections have autocommit off, with which nothing is stored: leave it on")
 

@@ -2,7 +2,10 @@ package mysqlstore_test
 
 import (
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -78,6 +81,31 @@ func TestCallerThatHasGone(t *testing.T) {
 	}
 	time.Sleep(50 * time.Millisecond)
 	require.Zero(t, db.Stats().OpenConnections)
+}
+
+// hooked is a connector that runs a function first.
+type hooked struct {
+	driver.Connector
+	before func()
+}
+
+func (h hooked) Connect(ctx context.Context) (driver.Conn, error) {
+	h.before()
+	return h.Connector.Connect(ctx)
+}
+
+// The connector panics, or ends its goroutine. The call has an error, and the process lives.
+func TestConnectorFails(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	for why, before := range map[string]func(){
+		"panic: a connector":                   func() { panic("a connector") },
+		"the call has ended without an answer": runtime.Goexit,
+	} {
+		s := mysqlstore.New(sql.OpenDB(hooked{connector(t, dsn), before}), mysqlstore.Options{})
+		require.ErrorContains(t, s.Save(t.Context(), "k", storetest.Token("a")), "mysqlstore: save: "+why)
+		_, err := s.Load(t.Context(), "k")
+		require.ErrorContains(t, err, "mysqlstore: load: "+why)
+	}
 }
 
 // A caller that leaves while all connections are in use gives up its place.

@@ -40,7 +40,7 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *pgxpoo
 	defer leave()
 	answered := make(chan answer, 1)
 	go func() {
-		var a answer
+		a := answer{err: errUnanswered}
 		defer func() {
 			if p := recover(); p != nil {
 				a.err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -62,6 +62,10 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *pgxpoo
 		return *new(T), ctx.Err()
 	}
 }
+
+// errUnanswered is what is left of a call that a hook of the pool's has ended, with
+// runtime.Goexit.
+var errUnanswered = errors.New("the call has ended without an answer")
 
 // untilDone repeats a statement, until ctx ends, that PostgreSQL has undone for the sake of
 // another: because of a default isolation above read committed, or of a deadlock.

@@ -72,17 +72,25 @@ func TestMigrateFails(t *testing.T) {
 	require.True(t, there, "what is missing is added")
 }
 
-// A hook of the application's pool panics. The call has an error, and the process lives.
-func TestPoolPanics(t *testing.T) {
+// A hook of the application's pool panics, or ends its goroutine. The call has an error, and
+// the process lives.
+func TestHooksOfThePool(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
 	stores(t, dsn)()
-	config, err := pgxpool.ParseConfig(dsn)
-	require.NoError(t, err)
-	config.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { panic("a hook") }
-	p, err := pgxpool.NewWithConfig(t.Context(), config)
-	require.NoError(t, err)
-	s := pgxstore.New(p, pgxstore.Options{}) // the pool cannot be closed: it waits for the connection of the panic
-	require.ErrorContains(t, s.Save(t.Context(), "k", storetest.Token("a")), "pgxstore: save: panic: a hook")
+	for why, hook := range map[string]func(){
+		"panic: a hook":                        func() { panic("a hook") },
+		"the call has ended without an answer": runtime.Goexit,
+	} {
+		config, err := pgxpool.ParseConfig(dsn)
+		require.NoError(t, err)
+		config.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { hook(); return true, nil }
+		p, err := pgxpool.NewWithConfig(t.Context(), config)
+		require.NoError(t, err)
+		s := pgxstore.New(p, pgxstore.Options{}) // the pool cannot be closed: it waits for the hook's connections
+		require.ErrorContains(t, s.Save(t.Context(), "k", storetest.Token("a")), "pgxstore: save: "+why)
+		_, err = s.Load(t.Context(), "k")
+		require.ErrorContains(t, err, "pgxstore: load: "+why)
+	}
 }
 
 // What PostgreSQL undoes for the sake of another is done in the end, or until the caller
