@@ -46,6 +46,9 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *sql.Co
 			return
 		}
 		defer conn.Close()
+		if a.err = ctx.Err(); a.err != nil {
+			return
+		}
 		if a.err = s.pooled.look(bounded, conn); a.err != nil {
 			return
 		}

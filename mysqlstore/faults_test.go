@@ -108,6 +108,26 @@ func TestConnectorFails(t *testing.T) {
 	}
 }
 
+// A caller that leaves while a connection is made sends nothing over it.
+func TestCallerThatLeavesWhileItIsConnected(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	stores(t, dsn)()
+	connecting, connected := make(chan bool), make(chan bool)
+	db := sql.OpenDB(hooked{connector(t, dsn), func() { connecting <- true; <-connected }})
+	t.Cleanup(func() { db.Close() })
+	s := mysqlstore.New(db, mysqlstore.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() { left <- s.Save(ctx, "k", storetest.Token("a")) }()
+	<-connecting
+	cancel()
+	require.ErrorIs(t, <-left, context.Canceled)
+	close(connected)
+	require.Eventually(t, func() bool { return db.Stats().Idle == 1 }, 20*time.Second, time.Millisecond)
+	_, err := s.Load(t.Context(), "k") // over the same connection
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+}
+
 // A caller that leaves while all connections are in use gives up its place.
 func TestPlaceInTheQueue(t *testing.T) {
 	_, dsn := testenv.MariaDB(t)
