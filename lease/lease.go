@@ -71,7 +71,7 @@ type Engine interface {
 // Such connections make a lock independent of a pool that the application may use up.
 type Rester interface {
 	// Rest is called when this process holds no lock any more. Extend may be called again
-	// later.
+	// later, also before Rest returns.
 	Rest()
 }
 
@@ -328,9 +328,16 @@ func (l *Locker) loop(changed <-chan struct{}) {
 		}
 	}
 	busy.Wait()
-	if r, ok := l.engine.(Rester); ok {
+	if r, ok := l.engine.(Rester); ok && l.idle() {
 		_ = guarded(func() error { r.Rest(); return nil })
 	}
+}
+
+// idle reports whether no other loop has begun, which sees to Rest itself.
+func (l *Locker) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.changed == nil
 }
 
 // due returns the holds whose time has come. What is still under way since the last time is
@@ -401,19 +408,21 @@ func (l *Locker) serve(h *hold) {
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	err := guarded(func() error { return statement(ctx, h.key, h.holder) })
-
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !h.end.IsZero() && err == nil && h.released {
-		l.drop(h)
-		return
-	}
-	h.released = h.released || err == nil
-	h.busy, h.due = false, begun.Add(l.interval()/2)
-	if ctx.Err() != nil {
-		l.wake()
-	}
+	err := errNoAnswer // where the engine ends this goroutine
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if !h.end.IsZero() && err == nil && h.released {
+			l.drop(h)
+			return
+		}
+		h.released = h.released || err == nil
+		h.busy, h.due = false, begun.Add(l.interval()/2)
+		if ctx.Err() != nil {
+			l.wake()
+		}
+	}()
+	err = guarded(func() error { return statement(ctx, h.key, h.holder) })
 }
 
 // maxApart is how long a beat waits for a connection of its own, and for its answer.

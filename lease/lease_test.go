@@ -652,22 +652,26 @@ func TestALostLock(t *testing.T) {
 	})
 }
 
-func TestAPanicOfTheEngineDoesNotEndTheProcess(t *testing.T) {
-	bubble(t, func(t *testing.T, e *engine) {
-		logger := slog.Default()
-		slog.SetDefault(slog.New(slog.DiscardHandler))
-		defer slog.SetDefault(logger)
-		e.before = func(statement string) error {
-			if statement == "extend" && e.count("extend") == 1 {
-				panic("a fault of the engine's")
-			}
-			return nil
-		}
-		unlock := held(t, e)
-		time.Sleep(time.Minute)
-		require.Greater(t, e.hold().Beats, int64(20), "and the lock is extended on")
-		unlock()
-	})
+func TestAFaultOfTheEngineEndsNeitherTheProcessNorTheLock(t *testing.T) {
+	for name, fault := range map[string]func(){"panic": func() { panic("a fault of the engine's") }, "Goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, e *engine) {
+				logger := slog.Default()
+				slog.SetDefault(slog.New(slog.DiscardHandler))
+				defer slog.SetDefault(logger)
+				e.before = func(statement string) error {
+					if statement == "extend" && e.count("extend") == 1 {
+						fault()
+					}
+					return nil
+				}
+				unlock := held(t, e)
+				time.Sleep(time.Minute)
+				require.Greater(t, e.hold().Beats, int64(20), "and the lock is extended on")
+				unlock()
+			})
+		})
+	}
 }
 
 func TestAPanicOfRestDoesNotEndTheProcess(t *testing.T) {
@@ -973,6 +977,23 @@ func TestRestWaitsForWhatIsUnderWay(t *testing.T) {
 		require.Zero(t, e.count("rest"))
 		time.Sleep(time.Second)
 		synctest.Wait()
+		require.Equal(t, 1, e.count("rest"))
+	})
+	bubble(t, func(t *testing.T, e *engine) { // the next lock is taken before a beat of the last one has ended
+		l := lease.New(e, aLease)
+		unlock, err := l.Lock(t.Context(), "k")
+		require.NoError(t, err)
+		e.set(func() { e.away, e.hangs = time.Now().Add(aLease/2), true })
+		time.Sleep(aLease/4 + time.Millisecond) // it is on its way
+		e.set(func() { e.away = time.Time{} })
+		unlock()
+		synctest.Wait()
+		unlock, err = l.Lock(t.Context(), "k")
+		require.NoError(t, err)
+		time.Sleep(aLease)
+		require.Zero(t, e.count("rest"))
+		unlock()
+		time.Sleep(aLease)
 		require.Equal(t, 1, e.count("rest"))
 	})
 	bubble(t, func(t *testing.T, e *engine) { // one that has nothing to give back
