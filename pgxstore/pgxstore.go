@@ -33,6 +33,9 @@
 // Statements are sent as the pool is configured. A pooler that does not know prepared
 // statements, PgBouncer before 1.21 for one, needs default_query_exec_mode=exec in the
 // connection string, as for the application's own statements.
+//
+// Reads must reach the primary: a logout believes a read that finds no token. A connection
+// string of several hosts needs target_session_attrs=read-write.
 package pgxstore
 
 import (
