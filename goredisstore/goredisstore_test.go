@@ -70,6 +70,18 @@ func TestRedisGoesAway(t *testing.T) {
 	storetest.EngineGoesAway(t, server, stores(t, server.Addr)())
 }
 
+func TestSentinel(t *testing.T) {
+	addr, primary := testenv.RedisSentinel(t)
+	opts := &redis.FailoverOptions{MasterName: "primary", SentinelAddrs: []string{addr}}
+	store := func(c redis.UniversalClient) storetest.Store {
+		t.Cleanup(func() { c.Close() })
+		s := goredisstore.New(c, goredisstore.Options{Lease: time.Second})
+		require.NoError(t, s.Check(t.Context()))
+		return s
+	}
+	storetest.Failover(t, primary, store(redis.NewFailoverClient(opts)), store(redis.NewFailoverClusterClient(opts)))
+}
+
 func TestKits(t *testing.T) { storetest.Kits(t, stores(t, testenv.Redis(t).Addr)) }
 
 func TestProcesses(t *testing.T) {

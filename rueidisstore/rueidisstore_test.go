@@ -139,6 +139,19 @@ func TestRedisGoesAway(t *testing.T) {
 	storetest.EngineGoesAway(t, server, never)
 }
 
+func TestSentinel(t *testing.T) {
+	addr, primary := testenv.RedisSentinel(t)
+	store := func() storetest.Store {
+		c := client(t, []string{addr}, func(o *rueidis.ClientOption) {
+			o.Sentinel = rueidis.SentinelOption{MasterSet: "primary", TopologyRefreshInterval: time.Second}
+		})
+		s := rueidisstore.New(c, rueidisstore.Options{Lease: time.Second})
+		require.NoError(t, s.Check(t.Context()))
+		return s
+	}
+	storetest.Failover(t, primary, store(), store())
+}
+
 func TestKits(t *testing.T) { storetest.Kits(t, stores(t, testenv.Redis(t).Addr)) }
 
 // engine starts a Redis that is killed and paused.

@@ -440,6 +440,27 @@ func EngineGoesAway(t *testing.T, engine *testenv.Process, s Store) {
 	comesBack("c")
 }
 
+// Failover tests a lock that is held while a replica becomes the primary. It is held on, and
+// the holder can save its token. The stores' leases are a second.
+func Failover(t *testing.T, primary *testenv.Process, s, other Store) {
+	ctx := t.Context()
+	require.NoError(t, s.Save(ctx, "k", Token("old")))
+	unlock, err := s.Lock(ctx, "k")
+	require.NoError(t, err)
+	time.Sleep(time.Second) // the replica has them
+	primary.Stop()
+	for _, s := range []Store{s, other} {
+		require.Eventually(t, func() bool { return s.Save(ctx, "probe", Token("a")) == nil }, time.Minute, 10*time.Millisecond)
+	}
+	requireLocked(t, other, "k", 3*time.Second)
+	require.NoError(t, s.Swap(ctx, "k", Token("old"), Token("new")))
+	unlock()
+	fingerprint, unlock, err := other.LockRecord(ctx, "k")
+	require.NoError(t, err)
+	require.Equal(t, Token("new").Fingerprint(), fingerprint)
+	unlock()
+}
+
 // Kits tests kits with a store each, as in several processes, at a bank that ends the
 // grant when a refresh token is used twice: one token request for each user, however many
 // kits ask.

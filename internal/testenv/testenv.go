@@ -213,6 +213,47 @@ func RedisCluster(t testing.TB, nodes int) (addrs []string) {
 	return addrs
 }
 
+// RedisSentinel starts a Redis, a replica of it, and a Sentinel that makes the replica the
+// primary half a second after the first one has gone. It returns the Sentinel's address. The
+// primary's name there is "primary".
+func RedisSentinel(t testing.TB) (addr string, primary *Process) {
+	t.Helper()
+	primary = Redis(t)
+	host, port, err := net.SplitHostPort(primary.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	Redis(t, "--replicaof", host+" "+port)
+	dir, own := t.TempDir(), strconv.Itoa(FreePort(t))
+	file := filepath.Join(dir, "sentinel.conf") // it must be one that Sentinel can write
+	config := fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nsentinel monitor primary %s %s 1\n"+
+		"sentinel down-after-milliseconds primary 500\nsentinel failover-timeout primary 2000\n", own, dir, host, port)
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := &Process{
+		Addr:    net.JoinHostPort("127.0.0.1", own),
+		command: func() *exec.Cmd { return exec.Command(Needs(t, "redis-server"), file, "--sentinel") },
+	}
+	p.ready = func() error {
+		conn, err := net.DialTimeout("tcp", p.Addr, time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(100 * time.Millisecond)) // Sentinel knows no QUIT
+		_, _ = fmt.Fprint(conn, "SENTINEL REPLICAS primary\r\n")
+		replicas, _ := io.ReadAll(conn)
+		if !strings.Contains(string(replicas), "master-link-status\r\n$2\r\nok\r\n") {
+			return fmt.Errorf("no replica: %s", replicas)
+		}
+		return nil
+	}
+	p.Start(t)
+	t.Cleanup(p.Stop)
+	return p.Addr, primary
+}
+
 func (p *Process) listens() error {
 	conn, err := net.DialTimeout("tcp", p.Addr, time.Second)
 	if err == nil {
