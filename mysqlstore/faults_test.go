@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,6 +28,38 @@ func TestDetails(t *testing.T) {
 func TestFreshKeys(t *testing.T) {
 	_, dsn := testenv.MariaDB(t)
 	storetest.FreshKeys(t, stores(t, dsn)())
+}
+
+// A user that may not change the schema learns it from Migrate, where something is missing.
+// Where nothing is, Migrate does not wait for a backup either.
+func TestMigrateFails(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	owner := pool(t, dsn, 2)
+	conn, err := owner.Conn(t.Context())
+	require.NoError(t, err)
+	defer conn.Close()
+	exec := func(query string) {
+		t.Helper()
+		_, err := conn.ExecContext(t.Context(), query)
+		require.NoError(t, err)
+	}
+	exec("CREATE USER clerk")
+	exec("GRANT SELECT, INSERT, UPDATE, DELETE ON app.* TO clerk")
+	clerk := mysqlstore.New(pool(t, strings.Replace(dsn, "root@", "clerk@", 1), 1), mysqlstore.Options{})
+	require.ErrorContains(t, clerk.Migrate(t.Context()), "mysqlstore: migrate: Error 1142")
+
+	s := mysqlstore.New(owner, mysqlstore.Options{})
+	require.NoError(t, s.Migrate(t.Context()))
+	exec("FLUSH TABLES WITH READ LOCK")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	require.NoError(t, clerk.Migrate(ctx))
+	require.NoError(t, s.Migrate(ctx))
+	exec("UNLOCK TABLES")
+	require.NoError(t, clerk.Save(t.Context(), "k", storetest.Token("a")))
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, s.Migrate(ended), context.Canceled)
 }
 
 // MariaDB is well and refuses each statement.
