@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -21,7 +20,9 @@ type Client interface {
 	// Do sends the commands, one or several, and returns an answer for each, in their
 	// order. It takes one round trip, or one for each node of a Cluster. When ctx ends the
 	// Store leaves it, and it should send nothing more. A command that may have reached
-	// Redis may be sent again: none of them does harm when it runs twice.
+	// Redis may be sent again: none of them does harm when it runs twice. A Client that ends
+	// with ctx by itself can save the Store a goroutine for each call, by a method
+	// EndsWithContext() bool, as a [ganbauth.TokenStore] has it.
 	Do(ctx context.Context, commands []Command) []Answer
 	// Memory returns the answer to INFO memory of each node that has tokens. Its error is
 	// an [ErrUnfit] if the client itself is set up so that tokens are not safe.
@@ -100,7 +101,13 @@ var errNoAnswer = errors.New("the client has not answered every command")
 func (s *Store) do(ctx context.Context, client Client, commands ...Command) []Answer {
 	ctx, cancel := WithTimeout(ctx, callTimeout)
 	defer cancel()
-	answers, err := await(ctx, func() ([]Answer, error) { return client.Do(ctx, commands), nil })
+	var answers []Answer
+	var err error
+	if prompt, ok := client.(interface{ EndsWithContext() bool }); ok && prompt.EndsWithContext() {
+		answers = client.Do(ctx, commands)
+	} else {
+		answers, err = await(ctx, func() ([]Answer, error) { return client.Do(ctx, commands), nil })
+	}
 	for len(answers) < len(commands) {
 		answers = append(answers, Answer{Err: cmp.Or(err, errNoAnswer)})
 	}
@@ -125,12 +132,6 @@ func await[T any](ctx context.Context, fn func() (T, error)) (T, error) {
 		}()
 		a.value, a.err = fn()
 	}()
-	runtime.Gosched() // an answer from memory is there then, and nothing has to be waited for
-	select {
-	case a := <-answered:
-		return a.value, a.err
-	default:
-	}
 	select {
 	case a := <-answered:
 		return a.value, a.err

@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"regexp"
 	"runtime"
+	"runtime/debug"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -121,6 +123,30 @@ func TestF5CallsEndWhateverTheClientDoes(t *testing.T) {
 		close(client.released)
 		time.Sleep(time.Minute) // the name is given up
 	})
+}
+
+// prompt says of itself whether it ends with a context, and where it is called from.
+type prompt struct {
+	logging
+	ends bool
+	from *string
+}
+
+func (p prompt) EndsWithContext() bool { return p.ends }
+
+func (p prompt) Do(context.Context, []redisstore.Command) []redisstore.Answer {
+	*p.from = string(debug.Stack())
+	return []redisstore.Answer{{}}
+}
+
+// A goroutine costs more than a read from memory.
+func TestAPromptClientIsCalledWithoutAGoroutine(t *testing.T) {
+	for _, ends := range []bool{true, false} {
+		var from string
+		_, err := redisstore.New(prompt{ends: ends, from: &from}, redisstore.Options{}).Load(t.Context(), "k")
+		require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+		require.Equal(t, ends, strings.Contains(from, t.Name()+"("), from)
+	}
 }
 
 // faulty panics, or ends its goroutine.

@@ -66,9 +66,9 @@ type Options struct {
 
 // Store keeps tokens in Redis and locks them there. It is safe for concurrent use.
 //
-// Every call ends with its context, and after three seconds at most, whatever the [Client]
-// does. A lock that somebody holds is waited for until the context ends. A list of tokens
-// takes as many calls as it has pages.
+// Every call ends with its context, and after three seconds at most. A lock that somebody
+// holds is waited for until the context ends. A list of tokens takes as many calls as it has
+// pages.
 type Store struct {
 	client Client
 	prefix string

@@ -3,6 +3,7 @@ package rueidisstore
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -69,13 +70,31 @@ var errStale = errors.New("rueidisstore: what is in memory is too old")
 // caching reads a field of a hash, from memory where it can.
 type caching struct {
 	commands
-	ttl time.Duration
+	ttl      time.Duration
+	answered *atomic.Int64 // when the last answer came, since epoch
+}
+
+var epoch = time.Now()
+
+// quick is how soon reads follow each other in a process for which a goroutine for each of
+// them would be dear.
+const quick = 10 * time.Millisecond
+
+// EndsWithContext implements [redisstore.Client]. A read from memory waits for nothing, and
+// a goroutine would cost ten times as much as the read. But rueidis heeds no context while
+// it connects. So a read has no goroutine only where another has been answered just now:
+// when Redis falls silent, only those of a moment wait for the client's Dialer.Timeout.
+func (c caching) EndsWithContext() bool {
+	return time.Since(epoch)-time.Duration(c.answered.Load()) < quick
 }
 
 // Do implements [redisstore.Client] for a single HGET.
 func (c caching) Do(ctx context.Context, list []redisstore.Command) []redisstore.Answer {
 	read := c.client.B().Hget().Key(list[0].Keys[0]).Field(list[0].Args[0]).Cache()
 	result := c.client.DoCache(untimed{ctx}, read, c.ttl)
+	if result.NonRedisError() == nil {
+		c.answered.Store(int64(time.Since(epoch)))
+	}
 	if result.IsCacheHit() {
 		// Who joins the question of another gets an answer that may have been under way for
 		// long. And a clock that was set back would have what is in memory last longer.

@@ -38,6 +38,7 @@ package rueidisstore
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -77,7 +78,8 @@ const (
 // the methods of [redisstore.Store].
 //
 // Every call ends with its context, and after three seconds at most; Load after three and a
-// half. A lock that somebody holds is waited for until the context ends. A list of tokens
+// half. Reads that come within ten milliseconds of an answered one may last for the client's
+// Dialer.Timeout besides, if Redis falls silent just then. A lock that somebody holds is waited for until the context ends. A list of tokens
 // takes as many calls as it has pages.
 type Store struct {
 	*redisstore.Store
@@ -109,7 +111,7 @@ func New(client rueidis.Client, opts Options) *Store {
 	}
 	s := &Store{Store: redisstore.New(commands{client}, shared), fresh: fresh{keep: ttl}}
 	if ttl > 0 {
-		s.near = redisstore.New(caching{commands{client}, ttl}, shared)
+		s.near = redisstore.New(caching{commands{client}, ttl, new(atomic.Int64)}, shared)
 	}
 	return s
 }

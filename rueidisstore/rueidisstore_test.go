@@ -210,6 +210,7 @@ func TestF5SilentAfterACut(t *testing.T) {
 	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
 	t.Cleanup(p.Silence())
 	p.Cut()
+	time.Sleep(20 * time.Millisecond) // what comes sooner may wait with the client
 	storetest.F5(t, p, s)
 }
 
