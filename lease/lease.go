@@ -39,7 +39,7 @@ import (
 
 // Hold is a lock as the engine keeps it. The zero Hold is a lock that nobody holds.
 type Hold struct {
-	// Holder is the name of the holder: 28 letters and digits. The last two are its lease in
+	// Holder is the name of the holder: 26 letters and digits. The last two are its lease in
 	// seconds, and the others are random.
 	Holder string
 	// Beats counts how often the holder has extended the lock.
@@ -199,7 +199,7 @@ func (l *Locker) LockWith(ctx context.Context, key string, try Try) (unlock func
 
 // newHolder returns the name of a new holder, whose waiters have to know its lease.
 func newHolder(lease time.Duration) string {
-	return fmt.Sprintf("%s%02d", rand.Text(), (lease+time.Second-1)/time.Second)
+	return fmt.Sprintf("%s%02d", rand.Text()[:24], (lease+time.Second-1)/time.Second)
 }
 
 // leaseOf returns the lease of a holder, or 0 if its name does not say.

@@ -223,7 +223,7 @@ func TestTheLeaseOfADeadHolder(t *testing.T) {
 	bubble(t, func(t *testing.T, e *engine) {
 		unlock, err := lease.New(e, 1500*time.Millisecond).Lock(t.Context(), "k")
 		require.NoError(t, err)
-		require.Regexp(t, "^[A-Z2-7]{26}02$", e.hold().Holder)
+		require.Regexp(t, "^[A-Z2-7]{24}02$", e.hold().Holder)
 		unlock()
 	})
 }
