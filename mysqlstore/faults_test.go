@@ -181,3 +181,16 @@ func TestPlaceInTheQueue(t *testing.T) {
 	_, err = s.Load(t.Context(), "k") // after whoever waits still
 	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
 }
+
+// The lock on a key that has no row yet inserts one, and says so where it may not.
+func TestLockFailsWhereNoRowCanBeMade(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	stores(t, dsn)()
+	owner := pool(t, dsn, 1)
+	for _, query := range []string{"CREATE USER clerk", "GRANT SELECT, UPDATE ON app.* TO clerk"} {
+		_, err := owner.ExecContext(t.Context(), query)
+		require.NoError(t, err)
+	}
+	clerk := mysqlstore.New(pool(t, strings.Replace(dsn, "root@", "clerk@", 1), 1), mysqlstore.Options{})
+	storetest.LockFails(t, clerk, "k", "INSERT command denied")
+}
