@@ -299,6 +299,36 @@ func TestKeyFromContextOfALoss(t *testing.T) {
 	}
 }
 
+// H3: whose request it is that a client is used in says nothing about whose token the client
+// has, and neither does the kit that stands between.
+func TestKeyFromContextOfAClient(t *testing.T) {
+	var heard []string
+	bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+	kitOf := func(name string) *ganbauth.Kit {
+		require.NoError(t, store.Save(t.Context(), name+"/user of "+name, bank.Token()))
+		return backgroundKit(t, bank, store, nil, func(o *ganbauth.Options) {
+			o.Name = name
+			o.Key = func(*http.Request) (string, error) { return "user of " + name, nil }
+			o.Observe = func(ctx context.Context, _ ganbauth.Event) {
+				key, _, _ := ganbauth.KeyFromContext(ctx)
+				heard = append(heard, key)
+			}
+		})
+	}
+	outer, inner := kitOf("outer"), kitOf("inner")
+	require.NoError(t, store.Save(t.Context(), "inner/client", bank.Token()))
+	bank.ExpireAccessTokens()
+	outer.RequireToken(inner.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		for _, client := range []*http.Client{inner.ClientFor("client"), outer.Client(r.Context()), inner.Client(r.Context())} {
+			resp, err := client.Do(mustRequest("GET", bank.APIBase()+"/accounts").WithContext(r.Context()))
+			require.NoError(t, err)
+			require.Equal(t, 200, resp.StatusCode)
+			require.NoError(t, resp.Body.Close())
+		}
+	}))).ServeHTTP(nil, mustRequest("GET", "/"))
+	require.Equal(t, []string{"client", "user of outer", "user of inner"}, heard)
+}
+
 // expire has the access token of a connection be past its end.
 func expire(t *testing.T, a *app, key, connection string) {
 	t.Helper()

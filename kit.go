@@ -90,7 +90,7 @@ func New(c *Connector, sessions *scs.SessionManager, opts Options) (*Kit, error)
 		k.engine = &engine{keeper: k.keeper, lock: s.Name + keepAliveLock, store: s.Store, owned: k.owned, about: k.about}
 	}
 	k.exchanges = &flights[*connection]{keep: rememberLogin, most: maxRemembered, forgotten: k.forgetLogin}
-	k.api = &bankAPI{k.keeper, c.api.Transport, s.hosts}
+	k.api = &bankAPI{k.keeper, c.api.Transport, s.hosts, k.about}
 	s.warn(c, sessions)
 	return k, nil
 }
@@ -130,7 +130,7 @@ func (k *Kit) Client(ctx context.Context) *http.Client {
 	case g.movedOn():
 		t.fault = errMovedOn
 	default:
-		t.key, t.token, t.looked = g.storeKey, &g.token, g.found
+		t.who, t.token, t.looked = g.owner, &g.token, g.found
 	}
 	return t.client()
 }
@@ -144,7 +144,7 @@ func (k *Kit) ClientFor(key string, connection ...string) *http.Client {
 	if err != nil {
 		return (&transport{ctx: context.Background(), fault: err}).client()
 	}
-	return (&transport{api: k.api, ctx: k.about(context.Background(), who), key: who.storeKey, job: true}).client()
+	return (&transport{api: k.api, ctx: context.Background(), who: who, job: true}).client()
 }
 
 // job returns the owner that a job names.

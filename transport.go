@@ -26,15 +26,16 @@ type bankAPI struct {
 	keeper *keeper
 	base   http.RoundTripper
 	hosts  []string // as hostPort spells them
+	about  func(context.Context, owner) context.Context
 }
 
 // transport is the RoundTripper of one client.
 type transport struct {
 	api   *bankAPI
 	ctx   context.Context
-	key   string // of the store; "": nobody's
-	job   bool   // asks the store for each request
-	fault error  // of every request, if there is one
+	who   owner // without a storeKey: nobody
+	job   bool  // asks the store for each request
+	fault error // of every request, if there is one
 
 	mu     sync.Mutex
 	token  *Token // the last one that served, if any
@@ -154,7 +155,7 @@ func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Res
 	if !errors.As(CheckResponse(resp), &e) || !e.Expired() {
 		return resp, nil
 	}
-	token, err := t.api.keeper.replace(ctx, t.key, refused.AccessToken)
+	token, err := t.api.keeper.replace(t.api.about(ctx, t.who), t.who.storeKey, refused.AccessToken)
 	if err != nil || token.AccessToken == refused.AccessToken {
 		return resp, nil
 	}
@@ -175,7 +176,7 @@ func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Res
 
 // current returns the last token while it may be trusted, and else asks the store.
 func (t *transport) current(ctx context.Context) (*Token, error) {
-	if t.key == "" {
+	if t.who.storeKey == "" {
 		return nil, fmt.Errorf("%w: Client needs the context of a request behind RequireToken", ErrLoginRequired)
 	}
 	t.mu.Lock()
@@ -184,7 +185,7 @@ func (t *transport) current(ctx context.Context) (*Token, error) {
 	if !t.job && age < lookAgain && !t.api.keeper.due(token) {
 		return token, nil
 	}
-	next, err := t.api.keeper.live(ctx, t.key)
+	next, err := t.api.keeper.live(t.api.about(ctx, t.who), t.who.storeKey)
 	if err != nil {
 		return nil, err
 	}
