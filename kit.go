@@ -117,9 +117,10 @@ func (k *Kit) usable() error {
 // [*APIError] of one. The client sets no Idempotency-Key.
 //
 // The client trusts the request's token for five seconds and asks the store after that,
-// so a stream ends with the connection. Requests end with ctx, and after 60 seconds in
-// all (the client's Timeout, which may be changed). Its CloseIdleConnections closes what
-// the connector keeps open, too.
+// so a stream ends with the connection: it does not go on with another account, which the
+// user may connect meanwhile. Requests end with ctx, and after 60 seconds in all (the
+// client's Timeout, which may be changed). Its CloseIdleConnections closes what the
+// connector keeps open, too.
 func (k *Kit) Client(ctx context.Context) *http.Client {
 	if k.usable() != nil {
 		return (&transport{ctx: ctx, fault: errNotMade}).client()

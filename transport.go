@@ -156,7 +156,7 @@ func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Res
 		return resp, nil
 	}
 	token, err := t.api.keeper.replace(t.api.about(ctx, t.who), t.who.storeKey, refused.AccessToken)
-	if err != nil || token.AccessToken == refused.AccessToken {
+	if err != nil || token.AccessToken == refused.AccessToken || t.isAnother(token) {
 		return resp, nil
 	}
 	next := withToken(req.WithContext(ctx), t.remember(token), t.api.base)
@@ -186,10 +186,21 @@ func (t *transport) current(ctx context.Context) (*Token, error) {
 		return token, nil
 	}
 	next, err := t.api.keeper.live(t.api.about(ctx, t.who), t.who.storeKey)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case t.isAnother(next):
+		return nil, fmt.Errorf("%w: another account has been connected meanwhile", ErrLoginRequired)
 	}
 	return t.remember(next), nil
+}
+
+// isAnother reports whether token is of another account than the one that a request has
+// begun with. A job's client follows a new connection.
+func (t *transport) isAnother(token *Token) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.job && t.token.Epoch != token.Epoch && (token.Subject == "" || t.token.Subject != token.Subject)
 }
 
 func (t *transport) remember(token *Token) *Token {

@@ -823,6 +823,45 @@ func TestH2StreamOfClients(t *testing.T) {
 	})
 }
 
+// H2: what a request has begun with one account does not go on with another, which its user
+// has connected meanwhile. A login of the same bank user, for more scopes, ends nothing.
+func TestH2AnotherAccountIsConnected(t *testing.T) {
+	for name, same := range map[string]bool{"of another bank user": false, "of the same one": true} {
+		for when, learns := range map[string]func(*ganbtest.Server){
+			"the client asks the store": func(*ganbtest.Server) { time.Sleep(5 * time.Second) },
+			"the API refuses the token": (*ganbtest.Server).ExpireAccessTokens,
+		} {
+			t.Run(name+", "+when, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					subject := ""
+					if same {
+						subject = "s"
+					}
+					bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true, Subject: subject}), ganbauth.NewMemoryStore()
+					kit := backgroundKit(t, bank, store, nil)
+					require.NoError(t, kit.SetToken(t.Context(), "u", bank.Token()))
+					r := mustRequest("GET", "/")
+					r.Header.Set("X-User", "u")
+					kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+						client := kit.Client(r.Context())
+						learns(bank)
+						require.NoError(t, kit.SetToken(t.Context(), "u", bank.Token()))
+						resp, err := client.Get(bank.APIBase() + "/accounts")
+						if err == nil {
+							err = ganbauth.CheckResponse(resp)
+							require.NoError(t, resp.Body.Close())
+						}
+						require.Equal(t, same, err == nil, err)
+						if err != nil {
+							require.Equal(t, 401, ganbauth.StatusCode(err))
+						}
+					})).ServeHTTP(nil, r)
+				})
+			})
+		}
+	}
+}
+
 func TestClientKeepsTheContextsValues(t *testing.T) {
 	type visitor struct{}
 	var seen []any
