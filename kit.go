@@ -111,10 +111,12 @@ func (k *Kit) usable() error {
 //
 // When the API answers 401 with WG_ERR_105, the token is refreshed, once for all requests
 // that meet this together, and the request is sent once more if its body can be rewound
-// (GetBody). If it cannot, or if the refresh fails, the caller gets the 401. A token that
-// has replaced a refused one less than a minute ago is not replaced again: the caller gets
-// its 401, too. The caller also gets every other answer: [CheckResponse] makes an
-// [*APIError] of one. The client sets no Idempotency-Key.
+// (GetBody). If it cannot, or if the bank has ended the connection, the caller gets the
+// 401. If the refresh fails otherwise, the request fails with an [ErrUnavailable]: the
+// connection is kept. A token that has replaced a refused one less than a minute ago is
+// not replaced again: the caller gets its 401, too. The caller also gets every other
+// answer: [CheckResponse] makes an [*APIError] of one. The client sets no
+// Idempotency-Key.
 //
 // The client trusts the request's token for five seconds and asks the store after that,
 // so a stream ends with the connection: it does not go on with another account, which the

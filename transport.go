@@ -148,14 +148,19 @@ func (t *transport) send(ctx context.Context, req *http.Request) (*http.Response
 }
 
 // again answers a 401 of the API: if it means an expired token, the token is replaced, and
-// the request sent once more if its body can be had again. Otherwise the caller sees the
-// bank's own answer.
+// the request sent once more if its body can be had again. If it is not known yet whether
+// the token can be replaced, that is an error. Otherwise the caller sees the bank's own
+// answer.
 func (t *transport) again(ctx context.Context, req *http.Request, resp *http.Response, refused *Token) (*http.Response, error) {
 	var e *APIError
 	if !errors.As(CheckResponse(resp), &e) || !e.Expired() {
 		return resp, nil
 	}
 	token, err := t.api.keeper.replace(t.api.about(ctx, t.who), t.who.storeKey, refused.AccessToken)
+	if err != nil && !errors.Is(err, ErrLoginRequired) && !errors.Is(err, errRefused) {
+		resp.Body.Close()
+		return nil, err // a 401 would send a user to the bank whose connection is kept
+	}
 	if err != nil || token.AccessToken == refused.AccessToken || t.isAnother(token) {
 		return resp, nil
 	}
