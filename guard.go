@@ -187,7 +187,8 @@ func (g *guard) turnAway(now time.Time, t *turn) error {
 }
 
 // busyFor returns when to come again: spread over the time that it takes to serve those
-// who were turned away lately, once those who wait have been served; in a minute at most.
+// who were turned away lately, a minute at most, once those who wait have been served. The
+// bank may have asked for a pause before all that.
 func (g *guard) busyFor(now time.Time) time.Duration {
 	rate := g.pace.perSecond()
 	if rate == 0 {
@@ -197,7 +198,8 @@ func (g *guard) busyFor(now time.Time) time.Duration {
 		return time.Duration(min(float64(n)/rate, 60) * float64(time.Second)) // what is longer may not fit
 	}
 	wait := g.waiting[forUser].Len()
-	return max(timeFor(wait)+jitter(timeFor(g.turnedAway.sum(now))), retrySoon)
+	pause := max(g.pace.next.Sub(now)-g.pace.interval(), 0)
+	return max(pause+timeFor(wait)+jitter(timeFor(g.turnedAway.sum(now))), retrySoon)
 }
 
 func (g *guard) unqueue(t *turn) {

@@ -475,6 +475,13 @@ func TestGuardSpreadsThoseWhoComeAgain(t *testing.T) {
 		require.GreaterOrEqual(t, ganbauth.RetryAfter(err), time.Minute, "nobody was answered")
 		cancel()
 	})
+	withGuard(t, "after the pause that the bank has asked for", 0, func(t *testing.T, g ganbauth.Guard) {
+		g.Send("refused", &ganbauth.TokenError{StatusCode: 429, RetryAfter: time.Hour}, time.Time{})
+		shortest, longest := told(g)
+		require.GreaterOrEqual(t, shortest, time.Hour)
+		require.Less(t, longest, time.Hour+time.Minute)
+		require.Greater(t, longest, time.Hour+30*time.Second)
+	})
 	withGuard(t, "a second at least", 0, func(t *testing.T, g ganbauth.Guard) {
 		takeAll(t, g)
 		_, err := g.Enter(t.Context(), "late", 'u', false)
