@@ -270,12 +270,14 @@ func (g *guard) room(now time.Time, c class) bool {
 	return g.out[forUser]+g.out[forJob] < most && (c == forUser || g.out[c] < maxJobs)
 }
 
-// trim turns those away whose turn would not come in time.
+// trim turns those away whose turn would not come in time. Jobs have time.
 func (g *guard) trim(now time.Time) {
-	q := &g.waiting[forUser]
-	for q.Len() > 0 && g.pace.timeFor(now, q.Len()) > maxQueue {
-		t := q.Back().Value.(*turn)
-		t.refuse(g.turnAway(now, t))
+	for _, c := range [...]class{forLogin, forUser} {
+		q := &g.waiting[c]
+		for q.Len() > 0 && g.pace.timeFor(now, q.Len()) > maxQueue {
+			t := q.Back().Value.(*turn)
+			t.refuse(g.turnAway(now, t))
+		}
 	}
 }
 

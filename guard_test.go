@@ -401,9 +401,11 @@ func TestGuardQueue(t *testing.T) {
 		g.Send("refused", &ganbauth.TokenError{StatusCode: 429, RetryAfter: 20 * time.Second}, time.Time{})
 		job := waits(t.Context(), g, "job", 'j')
 		require.True(t, still(job))
-		_, err := g.Enter(t.Context(), "alone", 'u', true)
-		require.ErrorIs(t, err, ganbauth.ErrBusy)
-		require.Zero(t, time.Since(g.Begun))
+		for _, class := range "ul" {
+			_, err := g.Enter(t.Context(), "alone", class, true)
+			require.ErrorIs(t, err, ganbauth.ErrBusy)
+			require.Zero(t, time.Since(g.Begun), "a refresh and a login")
+		}
 		require.NoError(t, <-job)
 		require.Equal(t, 20*time.Second, time.Since(g.Begun), "jobs have time, but go no sooner")
 	})
