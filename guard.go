@@ -324,8 +324,8 @@ func (g *guard) wakeAt(now, at time.Time) {
 	})
 }
 
-// stepAside lets others go while the turn's holder waits for a lock. It comes back without
-// waiting once more, as it holds the lock then.
+// stepAside lets others go while the turn's holder waits for a lock, and another look for
+// the bank. It comes back without waiting once more, as it holds the lock then.
 func (tn *turn) stepAside() {
 	g := tn.guard
 	g.mu.Lock()
@@ -336,7 +336,15 @@ func (tn *turn) stepAside() {
 	tn.aside = true
 	g.aside++
 	g.out[tn.class]--
+	tn.noProbe()
 	g.dispatch(time.Now())
+}
+
+// noProbe lets another turn be the probe. The caller holds g.mu.
+func (tn *turn) noProbe() {
+	if br := &tn.guard.breaker; br.probe == tn {
+		br.probe = nil
+	}
 }
 
 // comeBack undoes stepAside. The caller holds g.mu.
@@ -413,9 +421,7 @@ func (tn *turn) answered(err error, failingSince time.Time) {
 		g.tell(slog.LevelWarn, "ganbauth: the bank is away; one token request at a time looks for it", "error", err)
 		g.refuseAll(now)
 	}
-	if g.breaker.probe == tn {
-		g.breaker.probe = nil // it may be late, and never leave
-	}
+	tn.noProbe() // it may be late, and never leave
 	g.dispatch(now)
 }
 
@@ -452,9 +458,7 @@ func (tn *turn) leave() {
 			g.nextJob = now
 		}
 	}
-	if g.breaker.probe == tn {
-		g.breaker.probe = nil
-	}
+	tn.noProbe()
 	g.dispatch(now)
 }
 

@@ -659,6 +659,22 @@ func TestGuardBreaker(t *testing.T) {
 		next.Finish(nil, time.Time{})
 		require.NoError(t, g.Away())
 	})
+	withGuard(t, "a probe that waits for a lock holds up nobody", 0, func(t *testing.T, g ganbauth.Guard) {
+		fail(g)
+		time.Sleep(time.Second)
+		waiting := turn(t, g, "waiting", 'u')
+		require.True(t, waiting.IsProbe())
+		require.Error(t, g.Away())
+		waiting.StepAside()
+		next := turn(t, g, "next", 'u')
+		require.True(t, next.IsProbe())
+		waiting.Sent()
+		waiting.Answered(away, time.Time{})
+		waiting.Leave()
+		require.Error(t, g.Away(), "the next one is under way")
+		next.Finish(nil, time.Time{})
+		require.NoError(t, g.Away())
+	})
 	withGuard(t, "requests that are refused together are one refusal", 0, func(t *testing.T, g ganbauth.Guard) {
 		var turns []ganbauth.Turn
 		for i := range 10 {
