@@ -422,6 +422,9 @@ func (tn *turn) answered(err error, failingSince time.Time) {
 		g.refuseAll(now)
 	}
 	tn.noProbe() // it may be late, and never leave
+	if g.breaker.away && g.pace.next.After(g.breaker.until) {
+		g.breaker.until = g.pace.next // a probe goes no sooner than another request
+	}
 	g.dispatch(now)
 }
 

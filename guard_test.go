@@ -659,6 +659,31 @@ func TestGuardBreaker(t *testing.T) {
 		next.Finish(nil, time.Time{})
 		require.NoError(t, g.Away())
 	})
+	withGuard(t, "probes keep to TokenRate", 0.1, func(t *testing.T, g ganbauth.Guard) {
+		var sent time.Time
+		for i := range 20 {
+			next, err := g.Enter(t.Context(), fmt.Sprint(i), 'u', false)
+			for err != nil {
+				time.Sleep(100 * time.Millisecond)
+				next, err = g.Enter(t.Context(), fmt.Sprint(i), 'u', false)
+			}
+			require.Equal(t, i >= ganbauth.FewAway, next.IsProbe())
+			require.GreaterOrEqual(t, time.Since(sent), 10*time.Second)
+			sent = time.Now()
+			next.Finish(away, time.Time{})
+		}
+	})
+	withGuard(t, "probes keep to the pause that a 429 asks for", 0, func(t *testing.T, g ganbauth.Guard) {
+		early := turn(t, g, "early", 'u')
+		early.Sent()
+		fail(g)
+		early.Answered(&ganbauth.TokenError{StatusCode: 429, RetryAfter: time.Hour}, time.Time{})
+		require.GreaterOrEqual(t, ganbauth.RetryAfter(g.Away()), time.Hour)
+		time.Sleep(time.Hour)
+		turn(t, g, "probe", 'u').Finish(nil, time.Time{})
+		require.NoError(t, g.Away())
+		turn(t, g, "next", 'u').Leave()
+	})
 	withGuard(t, "a probe that waits for a lock holds up nobody", 0, func(t *testing.T, g ganbauth.Guard) {
 		fail(g)
 		time.Sleep(time.Second)
