@@ -496,7 +496,7 @@ func signOf(err error) sign {
 		return signAlive
 	case e.StatusCode == http.StatusTooManyRequests:
 		return signTooMany
-	case e.StatusCode == 0 && isTimeout(e.err), errors.As(e.err, &dialed) && dialed.Op == "dial":
+	case e.StatusCode == 0 && isTimeout(e.err), errors.As(e.err, &dialed) && (dialed.Op == "dial" || dialed.Op == "proxyconnect"):
 		return signAway
 	case e.Code == codeMaintenance, e.Code == "temporarily_unavailable", e.StatusCode > http.StatusInternalServerError:
 		return signAway

@@ -97,6 +97,7 @@ func TestGuardSigns(t *testing.T) {
 		"the gateway's refusal":         {refusal(401, "WG_ERR_105"), never},
 		"no answer in time":             {ganbauth.NoAnswer(context.DeadlineExceeded), 3},
 		"nobody there":                  {ganbauth.NoAnswer(errRefused), 3},
+		"no proxy there":                {ganbauth.NoAnswer(&net.OpError{Op: "proxyconnect", Err: errRefused}), 3},
 		"maintenance":                   {refusal(400, "WG_ERR_300"), 3},
 		"temporarily_unavailable":       {refusal(400, "temporarily_unavailable"), 3},
 		"501":                           {refusal(501, ""), 3},
