@@ -2,6 +2,7 @@ package ganbtest
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -173,25 +174,20 @@ func navigation(req *http.Request) {
 type inProcess struct{ handler http.Handler }
 
 // RoundTrip returns the handler's answer, or leaves when the request's context ends. The
-// handler then goes on by itself. A handler's panic is logged, and ends the connection.
+// handler then goes on by itself, and its own context has ended. A handler's panic is
+// logged, and ends the connection.
 func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
-	in := req.Clone(req.Context())
-	in.RequestURI = req.URL.RequestURI()
-	in.RemoteAddr = "192.0.2.1:1234"
-	in.Host = cmp.Or(req.Host, req.URL.Host)
-	in.Header = onTheWire(req.Header)
-	if req.URL.Scheme == "https" {
-		in.TLS = &tls.ConnectionState{Version: tls.VersionTLS13, HandshakeComplete: true, ServerName: req.URL.Hostname()}
-	}
-	if in.Body == nil {
-		in.Body = http.NoBody
-	}
+	ctx, cancel := context.WithCancel(context.Background()) // a client's values stay with the client
+	stop := context.AfterFunc(req.Context(), cancel)
+	in := received(ctx, req)
 	defer in.Body.Close()
 	rec := httptest.NewRecorder()
 	done := make(chan bool, 1)
 	go func() {
 		finished := false
 		defer func() {
+			stop()
+			cancel()
 			if p := recover(); p != nil && p != http.ErrAbortHandler {
 				log.Printf("ganbtest: panic serving %s: %v\n%s", withoutQuery(req.URL), p, debug.Stack())
 			}
@@ -214,6 +210,28 @@ func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 	case <-req.Context().Done():
 		return nil, req.Context().Err()
 	}
+}
+
+// received returns req as a server has it.
+func received(ctx context.Context, req *http.Request) *http.Request {
+	in := req.Clone(ctx)
+	in.RequestURI = req.URL.RequestURI()
+	in.URL.Scheme, in.URL.Host, in.URL.User, in.URL.Fragment, in.URL.RawFragment = "", "", nil, "", ""
+	in.URL.Path = cmp.Or(in.URL.Path, "/")
+	in.RemoteAddr = "192.0.2.1:1234"
+	in.Host = cmp.Or(req.Host, req.URL.Host)
+	in.Header = onTheWire(req.Header)
+	in.GetBody, in.Response = nil, nil
+	if req.URL.Scheme == "https" {
+		in.TLS = &tls.ConnectionState{Version: tls.VersionTLS13, HandshakeComplete: true, ServerName: req.URL.Hostname()}
+	}
+	switch {
+	case in.Body == nil:
+		in.Body = http.NoBody
+	case in.Body != http.NoBody && in.ContentLength == 0:
+		in.ContentLength = -1 // it is not known
+	}
+	return in
 }
 
 // onTheWire returns a header as the other side sees it, however this one spells names.

@@ -186,6 +186,9 @@ func (l *lockedLog) take() string {
 	return s
 }
 
+// clients is the key of a value in a client's context.
+type clients struct{}
+
 // A handler in process meets what net/http does on both sides of a network.
 func TestInProcessIsLikeANetwork(t *testing.T) {
 	log := &lockedLog{}
@@ -198,6 +201,12 @@ func TestInProcessIsLikeANetwork(t *testing.T) {
 		w.WriteHeader(http.StatusEarlyHints)
 		w.WriteHeader(http.StatusAccepted)
 		fmt.Fprint(w, "page")
+	})
+	var handlers sync.WaitGroup
+	mux.HandleFunc("/request", func(w http.ResponseWriter, r *http.Request) {
+		handlers.Go(func() { <-r.Context().Done() })
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintln(w, r.URL, r.ContentLength, string(body), r.GetBody == nil, r.Response == nil, r.Context().Value(clients{}))
 	})
 	mux.HandleFunc("/nothing", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
@@ -230,6 +239,13 @@ func TestInProcessIsLikeANetwork(t *testing.T) {
 		resp, err = do(http.MethodGet, "/hints")
 		require.Equal(t, "page", read(t, resp, err))
 		require.Equal(t, http.StatusAccepted, resp.StatusCode, base)
+		for body, length := range map[io.Reader]int{strings.NewReader("body"): 4, io.MultiReader(strings.NewReader("body")): -1} {
+			req, err := http.NewRequestWithContext(context.WithValue(t.Context(), clients{}, "v"), http.MethodPost, base+"/request?q#f", body)
+			require.NoError(t, err)
+			resp, err := client.Do(req)
+			require.Equal(t, fmt.Sprintln("/request?q", length, "body", true, true, nil), read(t, resp, err), base)
+			handlers.Wait() // their contexts have ended
+		}
 		resp, err = do(http.MethodGet, "/nothing")
 		require.Empty(t, read(t, resp, err), base)
 		_, err = do(http.MethodGet, "/abort")
@@ -254,7 +270,7 @@ func TestBrowserRefreshes(t *testing.T) {
 		}))
 		begun := time.Now()
 		resp, err := browser.Get("https://app.test/page")
-		require.Equal(t, "https://app.test/page?n=2", read(t, resp, err))
+		require.Equal(t, "/page?n=2", read(t, resp, err))
 		require.Equal(t, 3*time.Second, time.Since(begun))
 
 		loads = 0
