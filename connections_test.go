@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -209,6 +210,36 @@ func TestKeyFromContextOfNobody(t *testing.T) {
 			require.Equal(t, c.status, a.browser().do("GET", "/transfer", program).StatusCode)
 			require.Equal(t, 1, heard)
 		})
+	}
+}
+
+// A kit that does not know whose connection a request is about does not name the user of the
+// kit around it.
+func TestKeyFromContextOfAnotherKit(t *testing.T) {
+	bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+	outer := backgroundKit(t, bank, store, nil)
+	connect(t, bank, store, "u")
+	fails := errors.New("the tenant is not known")
+	for name, change := range map[string]func(*ganbauth.Options){
+		"no user":          func(o *ganbauth.Options) { o.Key = func(*http.Request) (string, error) { return "", nil } },
+		"Connection fails": func(o *ganbauth.Options) { o.Connection = func(*http.Request) (string, error) { return "", fails } },
+	} {
+		heard := 0
+		inner := backgroundKit(t, bank, store, nil, change, func(o *ganbauth.Options) {
+			o.Name = "inner"
+			o.OnError = func(_ http.ResponseWriter, r *http.Request, _ error) {
+				heard++
+				key, _, ok := ganbauth.KeyFromContext(r.Context())
+				require.False(t, ok, name)
+				require.Empty(t, key, name)
+				_, ok = ganbauth.TokenFromContext(r.Context())
+				require.False(t, ok, name)
+			}
+		})
+		r := mustRequest("GET", "/")
+		r.Header.Set("X-User", "u")
+		outer.RequireToken(inner.RequireToken(nil)).ServeHTTP(httptest.NewRecorder(), r)
+		require.Equal(t, 1, heard, name)
 	}
 }
 

@@ -24,7 +24,7 @@ func TokenFromContext(ctx context.Context) (*Token, bool) {
 // where no user is known.
 func KeyFromContext(ctx context.Context) (key, connection string, ok bool) {
 	g := innermost(ctx)
-	if g == nil {
+	if g == nil || g.storeKey == "" {
 		return "", "", false
 	}
 	return g.key, g.connection, true

@@ -458,7 +458,7 @@ func (k *Kit) aboutError(r *http.Request, err error) context.Context {
 	}
 	if connection == "" {
 		if connection, err = k.connection(r); err != nil {
-			return r.Context()
+			return k.about(r.Context(), owner{})
 		}
 	}
 	return k.aboutRequest(r, connection)

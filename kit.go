@@ -197,12 +197,10 @@ func (k *Kit) about(ctx context.Context, who owner) context.Context {
 	return withGrant(ctx, &grant{kit: k, owner: who})
 }
 
-// aboutRequest adds to the context of r whose connection it is about, if that is known.
+// aboutRequest adds to the context of r whose connection it is about, or that this is not
+// known: behind another kit's RequireToken it has that kit's user.
 func (k *Kit) aboutRequest(r *http.Request, connection string) context.Context {
 	who, _ := k.whoseConnection(r, connection)
-	if who.storeKey == "" {
-		return r.Context()
-	}
 	return k.about(r.Context(), who)
 }
 
