@@ -274,11 +274,21 @@ func (g *guard) room(now time.Time, c class) bool {
 func (g *guard) trim(now time.Time) {
 	for _, c := range [...]class{forLogin, forUser} {
 		q := &g.waiting[c]
-		for q.Len() > 0 && g.pace.timeFor(now, q.Len()) > maxQueue {
+		for q.Len() > 0 && g.timeForAll(now, c) > maxQueue {
 			t := q.Back().Value.(*turn)
 			t.refuse(g.turnAway(now, t))
 		}
 	}
+}
+
+// timeForAll returns the time until all refreshes that wait may go, or all logins. Where
+// both wait, one turn in four is a login's.
+func (g *guard) timeForAll(now time.Time, c class) time.Duration {
+	users, logins := g.waiting[forUser].Len(), g.waiting[forLogin].Len()
+	if c == forLogin {
+		return g.pace.timeFor(now, logins+min(3*logins, users))
+	}
+	return g.pace.timeFor(now, users+min(users/3, logins))
 }
 
 // grant gives t its turn.

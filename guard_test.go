@@ -398,6 +398,27 @@ func TestGuardQueue(t *testing.T) {
 			require.Equal(t, time.Duration(i+1)*time.Second, time.Since(g.Begun))
 		}
 	})
+	withGuard(t, "nobody waits for longer because others wait, too", 1, func(t *testing.T, g ganbauth.Guard) {
+		outcomes := make(chan error, 40)
+		for i := range cap(outcomes) {
+			go func() {
+				begun := time.Now()
+				_, err := g.Enter(t.Context(), fmt.Sprint(i), rune("ul"[i%2]), true)
+				if waited := time.Since(begun); waited > ganbauth.MaxQueue {
+					t.Errorf("waited for %s", waited)
+				}
+				outcomes <- err
+			}()
+			synctest.Wait()
+		}
+		served := 0
+		for range cap(outcomes) {
+			if <-outcomes == nil {
+				served++
+			}
+		}
+		require.Equal(t, 9, served, "one at once, and one a second")
+	})
 	withGuard(t, "a bank that asks for a longer pause keeps nobody waiting", 0, func(t *testing.T, g ganbauth.Guard) {
 		g.Send("refused", &ganbauth.TokenError{StatusCode: 429, RetryAfter: 20 * time.Second}, time.Time{})
 		job := waits(t.Context(), g, "job", 'j')
@@ -855,7 +876,7 @@ func TestGuardKeepsTheRate(t *testing.T) {
 // four turns, and then what KeepAlive refreshes.
 func TestGuardOrder(t *testing.T) {
 	for come, want := range map[string]string{ // the first comes when nobody else is there
-		"jjllluuuuuuuu": "juuuluuuluulj",
+		"jjllluuuuuuuu": "juuuluuulj", // the others would wait for more than eight seconds
 		"uluuuuu":       "uuuuluu",
 	} {
 		synctest.Test(t, func(t *testing.T) {
