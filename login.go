@@ -85,15 +85,13 @@ type callbackQuery struct {
 	hasError, hasIss bool
 }
 
-const maxCallbackQuery = 16 << 10
-
 // parseCallback reads a callback's query (RFC 6749 section 4.1.2). No parameter may occur
 // twice (section 3.1).
 func parseCallback(raw string) (callbackQuery, error) {
 	invalid := func(why string) (callbackQuery, error) {
 		return callbackQuery{}, fmt.Errorf("%w: %s", ErrInvalidState, why)
 	}
-	if len(raw) > maxCallbackQuery {
+	if len(raw) > maxQuery {
 		return invalid("the query is too long")
 	}
 	values, err := url.ParseQuery(raw)

@@ -395,6 +395,10 @@ const (
 	refusedMark = "refused"
 
 	maxReloads = 3
+
+	// maxQuery is the length of the longest query of which the kit reads anything. A
+	// callback's, with the kit's marks, is the longest that it causes.
+	maxQuery = 16 << 10
 )
 
 // marks is what the kit's query parameters say.
@@ -416,7 +420,7 @@ func (k *Kit) marksOf(r *http.Request) marks {
 // cutMarks removes this kit's parameters from a raw query. A count that cannot be read
 // becomes maxReloads, so that no address is reloaded forever.
 func (k *Kit) cutMarks(rawQuery string) (rest string, m marks) {
-	if !strings.Contains(rawQuery, markPrefix) {
+	if len(rawQuery) > maxQuery || !strings.Contains(rawQuery, markPrefix) {
 		return rawQuery, marks{}
 	}
 	var kept []string

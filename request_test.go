@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -592,6 +593,13 @@ func TestLongRequests(t *testing.T) {
 		n := testing.AllocsPerRun(1, func() { a.handler.ServeHTTP(httptest.NewRecorder(), r) })
 		require.Less(t, n, 20_000., name)
 	}
+	marked := mustRequest("GET", appURL+"/p?ganb."+strings.Repeat("&", 1<<20))
+	marked.Header = navigate
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	a.handler.ServeHTTP(httptest.NewRecorder(), marked)
+	runtime.ReadMemStats(&after)
+	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(16<<20), "of a query that the kit cannot have marked")
 	require.True(t, ganbauth.PrefersJapanese(header("Accept-Language", strings.Repeat("fr,", 1364)+"ja")), "4,094 bytes")
 	require.False(t, ganbauth.PrefersJapanese(header("Accept-Language", strings.Repeat("fr,", 1365)+"ja")), "4,097 bytes")
 }
