@@ -273,7 +273,10 @@ func (a *bankAPI) owns(u *url.URL) bool {
 
 // wantsHTTPS reports whether u leads to a host of the bank without encryption.
 func (a *bankAPI) wantsHTTPS(u *url.URL) bool {
-	return !secureURL(u) && slices.Contains(a.hosts, hostPort(&url.URL{Scheme: "https", Host: u.Host}))
+	isBank := func(host string) bool {
+		return slices.Contains(a.hosts, hostPort(&url.URL{Scheme: "https", Host: host}))
+	}
+	return !secureURL(u) && (isBank(u.Host) || isBank(strings.TrimSuffix(u.Host, ":80"))) // the port of http
 }
 
 // cameFromElsewhere reports whether a redirect of a host that is not known to be the bank's

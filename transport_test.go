@@ -130,7 +130,10 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 			o.APIHosts = []string{"api3.bank.test:8443", "api4.bank.test"}
 		})
 		before := len(g.seen)
-		for _, target := range []string{"http://bank.test:443/accounts", "http://api3.bank.test:8443/", "http://api4.bank.test/", "http://api4.bank.test:443/"} {
+		for _, target := range []string{
+			"http://bank.test:443/accounts", "http://bank.test:80/accounts", "http://api3.bank.test:8443/",
+			"http://api4.bank.test/", "http://api4.bank.test:443/",
+		} {
 			_, err := client.Get(target)
 			require.ErrorContains(t, err, "https only", target)
 		}
