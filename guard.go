@@ -49,7 +49,7 @@ const (
 	rateKept = time.Minute
 )
 
-// guard stands between this process and the bank's token endpoint. It decides which token
+// guard stands between a Kit and the bank's token endpoint. It decides which token
 // requests may be sent, and when. What one of them learns about the bank holds for all:
 //
 //   - While the bank is well, only the number of requests under way is bounded.

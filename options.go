@@ -99,10 +99,10 @@ type Options struct {
 	// the token to something that uses it for longer.
 	RefreshLeeway time.Duration
 	// TokenRate is how many token requests a second, refreshes and logins together, this
-	// process may send. Set it to this process's share of what the bank allows you; users
-	// go before [Kit.KeepAlive]. At least one a day. Default: no limit for users, and one
-	// request a second for KeepAlive. A bank that answers 429 gets only as many as it takes
-	// in any case.
+	// Kit may send. Set it to its share of what the bank allows you, as each Kit in each
+	// process counts by itself; users go before [Kit.KeepAlive]. At least one a day.
+	// Default: no limit for users, and one request a second for KeepAlive. A bank that
+	// answers 429 gets only as many as it takes in any case.
 	TokenRate float64
 	// APIHosts are the hosts, with a port if it is not the scheme's own, to which
 	// [Kit.Client] sends the token besides the connector's. Set them where the bank has
