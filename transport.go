@@ -220,7 +220,7 @@ func (t *transport) remember(token *Token) *Token {
 func withToken(req *http.Request, token *Token, base http.RoundTripper) *http.Request {
 	next := req.Clone(req.Context())
 	for name := range next.Header {
-		if strings.EqualFold(name, "X-Access-Token") {
+		if strings.EqualFold(strings.ReplaceAll(name, "_", "-"), "X-Access-Token") { // some servers take either
 			delete(next.Header, name)
 		}
 	}

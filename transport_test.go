@@ -277,11 +277,11 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 		require.Len(t, g.last().Header["X-Access-Token"], 1)
 		require.NotContains(t, g.last().Header.Get("X-Access-Token"), "planted")
 		require.Equal(t, []string{"planted", "planted too"}, req.Header["X-Access-Token"], "the request is not changed")
-		req.Header = http.Header{"x-access-token": {"planted"}, "X-ACCESS-TOKEN": {"planted"}}
+		req.Header = http.Header{"x-access-token": {"planted"}, "X-ACCESS-TOKEN": {"planted"}, "X_access_token": {"planted"}}
 		_, err = client.Do(req)
 		require.NoError(t, err)
 		require.NotContains(t, fmt.Sprint(g.last().Header), "planted")
-		require.Len(t, req.Header, 2)
+		require.Len(t, req.Header, 3)
 	})
 	t.Run("outside RequireToken", func(t *testing.T) {
 		a := newApp(t, setup{})
