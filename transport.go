@@ -304,7 +304,8 @@ func (c joinedContext) Value(key any) any {
 	return c.more.Value(key)
 }
 
-// releasingBody ends the request's context when the caller is done with the body.
+// releasingBody ends the request's context when there is nothing more to read, or when the
+// caller is done with the body.
 type releasingBody struct {
 	io.ReadCloser
 	release func()
@@ -314,7 +315,11 @@ type releasingBody struct {
 // type that nobody else could recognize.
 func (b *releasingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
+	if err == nil {
+		return n, nil
+	}
+	b.release()
+	if err != io.EOF {
 		err = &cutError{err}
 	}
 	return n, err

@@ -651,6 +651,12 @@ func TestI11ContextsAreReleased(t *testing.T) {
 		require.NoError(t, resp.Body.Close())
 		require.ErrorIs(t, resp.Request.Context().Err(), nil, "the caller's own context lives on")
 		require.Error(t, g.last().Context().Err(), "the one that was sent has ended")
+		resp, err = send()
+		require.NoError(t, err)
+		require.NoError(t, g.last().Context().Err())
+		_, err = io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.Error(t, g.last().Context().Err(), "net/http keeps nothing of a body that was read to its end, either")
 		g.hosts["bank.test"] = func(*http.Request) (*http.Response, error) { return nil, io.EOF }
 		_, err = send()
 		require.ErrorIs(t, err, io.EOF)
