@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/alexedwards/scs/v2"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
@@ -254,8 +255,11 @@ func Engine(t *testing.T, e lease.Engine, own func() int, drop func()) {
 	require.Equal(t, one, try("two", lease.Hold{}))
 	others := own()
 	for range 2 { // they are made again
-		require.NoError(t, e.Extend(ctx, "k", "one"))
-		require.NoError(t, e.Extend(ctx, "k", "one"))
+		var beats sync.WaitGroup
+		for range 10 {
+			beats.Go(func() { assert.NoError(t, e.Extend(ctx, "k", "one")) })
+		}
+		beats.Wait()
 		require.Greater(t, own(), others)
 		require.LessOrEqual(t, own(), others+2)
 		e.(lease.Rester).Rest()
@@ -263,8 +267,8 @@ func Engine(t *testing.T, e lease.Engine, own func() int, drop func()) {
 	}
 	e.(lease.Rester).Rest() // with nothing to close
 	require.NoError(t, e.Extend(ctx, "k", "two"), "which does not hold it")
-	require.Equal(t, lease.Hold{Holder: "one", Beats: 4}, try("two", lease.Hold{Holder: "one", Beats: 3}))
-	require.Equal(t, two, try("two", lease.Hold{Holder: "one", Beats: 4}))
+	require.Equal(t, lease.Hold{Holder: "one", Beats: 20}, try("two", lease.Hold{Holder: "one", Beats: 19}))
+	require.Equal(t, two, try("two", lease.Hold{Holder: "one", Beats: 20}))
 	require.NoError(t, e.Unlock(ctx, "k", "one"))
 	require.Equal(t, two, try("one", lease.Hold{}))
 	require.NoError(t, e.Unlock(ctx, "k", "two"))
