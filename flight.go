@@ -72,6 +72,9 @@ func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Cont
 			c.awaitRest(ctx)
 			return c.value, cmp.Or(f.refusal(c), c.err)
 		}
+		if err := f.refusal(c); err != nil {
+			return zero, err // the next flight would know nothing of it
+		}
 	}
 }
 

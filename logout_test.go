@@ -149,6 +149,41 @@ func TestB5LogoutBeforeACallbacksTurn(t *testing.T) {
 	}
 }
 
+// A logout ends all deliveries of a callback that wait for its turn, also where the first of
+// them leaves then.
+func TestB5LogoutOfTwoDeliveriesThatWait(t *testing.T) {
+	for _, user := range []string{"", "alice"} {
+		inBubble(t, setup{options: ganbauth.Options{TokenRate: 0.2}}, func(t *testing.T, a *app) {
+			site(a)
+			a.browser().login() // the next one waits for five seconds
+			b := a.browser()
+			if user != "" {
+				b.get("/app/login?u=" + user)
+			}
+			r := mustRequest("GET", b.callbackURL("/bank/login"))
+			r.Header = with(navigate, "Cookie", b.cookieHeader())
+			first, leave := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			for _, ctx := range []context.Context{first, t.Context()} {
+				wg.Go(func() {
+					resp, err := b.client.Transport.RoundTrip(r.WithContext(ctx))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					b.client.Jar.SetCookies(mustParse(appURL), resp.Cookies())
+				})
+				time.Sleep(time.Second)
+			}
+			require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+			leave()
+			wg.Wait()
+			require.False(t, b.connected())
+			require.Equal(t, 1, a.bank.Count(ganbtest.TokenEndpoint))
+		})
+	}
+}
+
 // A logout that waits for a sick store does not bring back a session that the application
 // has ended meanwhile.
 func TestLogoutBringsNoSessionBack(t *testing.T) {
