@@ -439,17 +439,14 @@ func (j *jar) forget(w http.ResponseWriter, name string) {
 	w.Header().Add("Set-Cookie", j.setCookie(name, ""))
 }
 
-// removeOf removes the attempts of that connection, or all if none is named, and returns the
-// names of their cookies.
-func (j *jar) removeOf(w http.ResponseWriter, connection string) (names []string) {
-	gone := slices.DeleteFunc(j.ranked(), func(c attemptCookie) bool {
+// removeOf removes the attempts of that connection, or all if none is named, and returns
+// them.
+func (j *jar) removeOf(w http.ResponseWriter, connection string) (gone []attemptCookie) {
+	gone = slices.DeleteFunc(j.ranked(), func(c attemptCookie) bool {
 		return connection != "" && c.connection != connection
 	})
 	j.remove(w, gone)
-	for _, c := range gone {
-		names = append(names, c.name)
-	}
-	return names
+	return gone
 }
 
 // remove removes cookies, as many as an answer has room for.

@@ -79,13 +79,20 @@ func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Cont
 }
 
 // refuse has the flight of key end with err for all who wait for it and all who join it,
-// whatever its outcome is.
-func (f *flights[V]) refuse(key string, err error) {
+// whatever its outcome is. If it has ended well, some have its value already, which is
+// returned.
+func (f *flights[V]) refuse(key string, err error) (value V, known bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if c := f.m[key]; c != nil {
-		c.refusal = err
+	c := f.m[key]
+	if c == nil {
+		return value, false
 	}
+	c.refusal = err
+	if c.landed() {
+		return c.value, true
+	}
+	return value, false
 }
 
 func (f *flights[V]) refusal(c *flight[V]) error {
@@ -231,15 +238,21 @@ func (f *flights[V]) remembered() (values []V) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, c := range f.m {
-		select {
-		case <-c.done:
-			if c.err == nil {
-				values = append(values, c.value)
-			}
-		default:
+		if c.landed() {
+			values = append(values, c.value)
 		}
 	}
 	return values
+}
+
+// landed reports whether the flight has ended, and well.
+func (c *flight[V]) landed() bool {
+	select {
+	case <-c.done:
+		return c.err == nil
+	default:
+		return false
+	}
 }
 
 // remove takes c out of the flights to join. The caller holds f.mu.

@@ -284,14 +284,12 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 	}
 	start := time.Now()
 	connection, err := k.connection(r)
-	for _, name := range k.attempts.read(r, "").removeOf(w, connection) {
-		k.exchanges.refuse(name, errLoggedOut) // the browser has its cookie for as long as the callback takes
-	}
-	var gone []owner
+	logins := k.attempts.read(r, "").removeOf(w, connection)
+	gone := k.refuseLogins(logins)
 	if err == nil {
 		var who owner
 		if who, err = k.whoseConnection(r, connection); who.storeKey != "" {
-			gone = append(gone, who)
+			gone[who] = true
 		}
 	}
 	if err != nil && !errors.Is(err, ErrNoUser) {
@@ -302,9 +300,11 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		gone = append(gone, all...)
+		for _, who := range all {
+			gone[who] = true
+		}
 	}
-	for _, who := range gone {
+	for who := range gone {
 		was, err := k.keeper.drop(r.Context(), who.storeKey)
 		if err != nil {
 			return err

@@ -192,6 +192,19 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 	return c, nil
 }
 
+// refuseLogins ends logins that this browser has begun: it has their cookies for as long as
+// their callbacks take. What it returns has come already, and a callback may be about to
+// attach it. With Key nothing is attached.
+func (k *Kit) refuseLogins(logins []attemptCookie) map[owner]bool {
+	come := map[owner]bool{}
+	for _, a := range logins {
+		if c, known := k.exchanges.refuse(a.name, errLoggedOut); known && k.keyOf == nil {
+			come[c.owner] = true
+		}
+	}
+	return come
+}
+
 var errNotFinished = unavailable("ganbauth: the login is not finished yet")
 
 // exchange spends the code of a callback.

@@ -149,6 +149,71 @@ func TestB5LogoutBeforeACallbacksTurn(t *testing.T) {
 	}
 }
 
+// A logout stays, too, where the callback has its token already and is about to attach it.
+func TestB5LogoutBeforeACallbackAttaches(t *testing.T) {
+	for _, user := range []string{"", "alice"} {
+		for _, connected := range []bool{false, true} {
+			for _, call := range []string{"Find", "Delete", "Commit"} {
+				e := &standingEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+				inBubble(t, setup{sessions: func(m *scs.SessionManager) { m.Store = e }}, func(t *testing.T, a *app) {
+					site(a)
+					b := a.browser()
+					if user != "" {
+						b.get("/app/login?u=" + user)
+					}
+					if connected {
+						b.login()
+					}
+					callback := b.callbackURL("/bank/login")
+					a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
+					var wg sync.WaitGroup
+					wg.Go(func() { b.follow(b.get(callback)) })
+					time.Sleep(time.Second)
+					e.at.Store(&call)
+					time.Sleep(1500 * time.Millisecond)
+					e.at.Store(nil)
+					require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+					wg.Wait()
+					require.False(t, b.connected(), "%q %t %s", user, connected, call)
+					require.Equal(t, user, body(b.get("/app/who")), "%q %t %s", user, connected, call)
+					time.Sleep(15 * time.Minute)
+					require.Zero(t, tokens(t, a), "%q %t %s", user, connected, call)
+				})
+			}
+		}
+	}
+}
+
+// standingEngine stands still for a second at one call, of that name, for a session.
+type standingEngine struct {
+	*memstore.MemStore
+	at atomic.Pointer[string]
+}
+
+func (e *standingEngine) call(call, name string) {
+	if at := e.at.Load(); at != nil && *at == call && isSession(name) && e.at.CompareAndSwap(at, nil) {
+		time.Sleep(time.Second)
+	}
+}
+
+func (e *standingEngine) Find(name string) ([]byte, bool, error) {
+	e.call("Find", name)
+	return e.MemStore.Find(name)
+}
+
+func (e *standingEngine) Commit(name string, b []byte, expiry time.Time) error {
+	e.call("Commit", name)
+	return e.MemStore.Commit(name, b, expiry)
+}
+
+func (e *standingEngine) Delete(name string) error {
+	e.call("Delete", name)
+	return e.MemStore.Delete(name)
+}
+
+// isSession reports whether a name in an engine is a session's and not a record's.
+func isSession(name string) bool { return !strings.Contains(name, ";") }
+
 // A logout ends all deliveries of a callback that wait for its turn, also where the first of
 // them leaves then.
 func TestB5LogoutOfTwoDeliveriesThatWait(t *testing.T) {
@@ -307,7 +372,7 @@ type refusingEngine struct {
 }
 
 func (e *refusingEngine) Commit(name string, b []byte, expiry time.Time) error {
-	if !strings.HasPrefix(name, ";") && !strings.Contains(name, "/") && e.refuse.Load() > 0 {
+	if isSession(name) && e.refuse.Load() > 0 {
 		e.refuse.Add(-1)
 		return errEngine
 	}
