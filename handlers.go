@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -304,16 +305,30 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 			gone[who] = true
 		}
 	}
-	for who := range gone {
-		was, err := k.keeper.drop(r.Context(), who.storeKey)
-		if err != nil {
-			return err
-		}
-		if was {
-			k.event(k.about(r.Context(), who), EventLogout, time.Since(start), nil)
-		}
+	if err := k.dropAll(r.Context(), gone, start); err != nil {
+		return err
 	}
 	return k.detach(w, r, connection)
+}
+
+// dropAll is a logout of several owners, which began at start. Each may take ten seconds, so
+// they do not wait for each other.
+func (k *Kit) dropAll(ctx context.Context, gone map[owner]bool, start time.Time) (err error) {
+	var mu sync.Mutex
+	var under sync.WaitGroup
+	for who := range gone {
+		under.Go(func() {
+			was, dropErr := k.keeper.drop(ctx, who.storeKey)
+			if was && dropErr == nil {
+				k.event(k.about(ctx, who), EventLogout, time.Since(start), nil)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			err = cmp.Or(err, dropErr)
+		})
+	}
+	under.Wait()
+	return err
 }
 
 // Status says whether the user of a request is connected.

@@ -440,6 +440,35 @@ func TestLogoutOfSeveralConnections(t *testing.T) {
 	}
 }
 
+// A logout of many connections takes no longer than that of one while the Locker is away.
+func TestLogoutOfManyConnectionsWithoutALocker(t *testing.T) {
+	var away atomic.Bool
+	inBubble(t, setup{options: ganbauth.Options{
+		Locker:     awayLocker{&away},
+		Connection: func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil },
+	}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		for c := range 16 {
+			require.Equal(t, 303, b.follow(b.get(b.callbackURL(fmt.Sprint("/bank/login?c=", c)))).StatusCode)
+		}
+		away.Store(true)
+		begun := time.Now()
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		require.Less(t, time.Since(begun), 10*time.Second)
+		require.Zero(t, tokens(t, a))
+	})
+}
+
+// awayLocker is a Locker that fails while it is away.
+type awayLocker struct{ away *atomic.Bool }
+
+func (l awayLocker) Lock(context.Context, string) (func(), error) {
+	if l.away.Load() {
+		return nil, errEngine
+	}
+	return func() {}, nil
+}
+
 // A logout of a user who is not connected is no event.
 func TestLogoutOfNobodyIsNoEvent(t *testing.T) {
 	a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}})
