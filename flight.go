@@ -95,6 +95,16 @@ func (f *flights[V]) refuse(key string, err error) (value V, known bool) {
 	return value, false
 }
 
+// refused returns the error by which the flight of key is refused, or nil.
+func (f *flights[V]) refused(key string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c := f.m[key]; c != nil {
+		return c.refusal
+	}
+	return nil
+}
+
 func (f *flights[V]) refusal(c *flight[V]) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

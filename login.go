@@ -1,6 +1,7 @@
 package ganbauth
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -163,7 +164,8 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 		c := &connection{owner: who}
 		c.attached.Store(!isNew)
 		err := k.keeper.connect(ctx, who.storeKey, begun, func(ctx context.Context) (*Token, error) {
-			return k.exchange(ctx, a, q.code, turn)
+			t, err := k.exchange(ctx, a, q.code, turn)
+			return t, cmp.Or(err, k.exchanges.refused(name))
 		})
 		if err == nil || c.attached.Load() {
 			return c, nil, err

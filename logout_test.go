@@ -440,6 +440,38 @@ func TestLogoutOfSeveralConnections(t *testing.T) {
 	}
 }
 
+// A logout that names no connection ends the login of a named one that is at the bank: in a
+// session all of its connections, and by Key those that the user has stay.
+func TestLogoutDuringALoginOfAnotherConnection(t *testing.T) {
+	for name, c := range map[string]struct {
+		key  func(*http.Request) (string, error)
+		left int
+	}{
+		"of a session": {nil, 0},
+		"by Key":       {func(*http.Request) (string, error) { return "u", nil }, 2},
+	} {
+		for _, again := range []bool{false, true} {
+			inBubble(t, setup{options: ganbauth.Options{Key: c.key, Connection: func(r *http.Request) (string, error) {
+				return r.URL.Query().Get("c"), nil
+			}}}, func(t *testing.T, a *app) {
+				b := a.browser()
+				for _, connection := range []string{"a", "b"} {
+					require.Equal(t, 303, b.follow(b.get(b.callbackURL("/bank/login?c="+connection))).StatusCode)
+				}
+				connection := "c"
+				if again {
+					connection = "b"
+				}
+				b.leave(b.callbackURL("/bank/login?c=" + connection))
+				require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+				time.Sleep(15 * time.Minute)
+				require.Equal(t, c.left, tokens(t, a), "%s, again %t", name, again)
+				require.Equal(t, c.left == 2 && again, b.do("GET", "/p?c="+connection, program).StatusCode == 200, "%s, again %t", name, again)
+			})
+		}
+	}
+}
+
 // A logout of many connections takes no longer than that of one while the Locker is away.
 func TestLogoutOfManyConnectionsWithoutALocker(t *testing.T) {
 	var away atomic.Bool
