@@ -526,7 +526,7 @@ func (o Owners) Attach(w http.ResponseWriter, r *http.Request, key, beginner str
 }
 
 func (o Owners) Detach(w http.ResponseWriter, r *http.Request, connection string) error {
-	return o.o.detach(w, r, connection)
+	return o.o.detach(w, r, connection, nil)
 }
 
 // NewErrorPage makes the page for err, for a user who is doing that: "using", "connecting" or

@@ -297,7 +297,7 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if connection == "" {
-		all, err := k.all(r)
+		all, err := k.all(r, logins)
 		if err != nil {
 			return err
 		}
@@ -308,7 +308,7 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 	if err := k.dropAll(r.Context(), gone, start); err != nil {
 		return err
 	}
-	return k.detach(w, r, connection)
+	return k.detach(w, r, connection, logins)
 }
 
 // dropAll is a logout of several owners, which began at start. Each may take ten seconds, so

@@ -149,6 +149,50 @@ func TestB5LogoutBeforeACallbacksTurn(t *testing.T) {
 	}
 }
 
+// A logout at another process stays, too, also of a login that is the session's first, or
+// that of another connection.
+func TestB5LogoutAtAnotherProcessDuringACallback(t *testing.T) {
+	named := func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil }
+	for name, c := range map[string]struct {
+		connection func(*http.Request) (string, error)
+		bare       bool
+		before     string // a login that is over
+		login      string
+	}{
+		"the first":                      {login: "/bank/login"},
+		"the first, without LoadAndSave": {bare: true, login: "/bank/login"},
+		"another one":                    {before: "/bank/login", login: "/bank/login"},
+		"the first of several":           {connection: named, login: "/bank/login?c=a"},
+		"another one of several":         {connection: named, before: "/bank/login?c=a", login: "/bank/login?c=b"},
+	} {
+		inBubble(t, setup{bare: c.bare, options: ganbauth.Options{Connection: c.connection}}, func(t *testing.T, a *app) {
+			other, err := ganbauth.New(a.connector(nil), a.sessions, a.options)
+			require.NoError(t, err)
+			a.mux.Handle("/other/logout", other.LogoutHandler())
+			b := a.browser()
+			cookie := &http.Cookie{Name: "session", Value: storeSession(t, a.sessions, "cart", "full"), Secure: true}
+			b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{cookie})
+			if c.before != "" {
+				require.Equal(t, 303, b.follow(b.get(b.callbackURL(c.before))).StatusCode)
+			}
+			callback := b.callbackURL(c.login)
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
+			var wg sync.WaitGroup
+			wg.Go(func() { b.follow(b.get(callback)) })
+			time.Sleep(time.Second)
+			require.Equal(t, 303, b.post("/other/logout").StatusCode)
+			wg.Wait()
+			time.Sleep(15 * time.Minute)
+			require.Zero(t, tokens(t, a), name)
+			session, err := a.sessions.Load(t.Context(), b.cookie("session"))
+			require.NoError(t, err)
+			require.Equal(t, "full", a.sessions.GetString(session, "cart"), name)
+			b.login()
+			require.True(t, b.connected(), name)
+		})
+	}
+}
+
 // A logout stays, too, where the callback has its token already and is about to attach it.
 func TestB5LogoutBeforeACallbackAttaches(t *testing.T) {
 	for _, user := range []string{"", "alice"} {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -284,15 +285,22 @@ func (o *owners) renew(r *http.Request, s session, was bool) error {
 // maxNames is how many connections of a session are remembered for a logout that ends all.
 const maxNames = 16
 
-// all returns the owners of the connections that the session of r has by name: none can be
-// reached without its handle.
-func (o *owners) all(r *http.Request) (all []owner, err error) {
+// all returns the owners of the connections that the session of r has by name, and of those
+// that logins may bring it: none can be reached without its handle.
+func (o *owners) all(r *http.Request, logins []attemptCookie) (all []owner, err error) {
 	s, err := o.session(r)
 	if s.SessionManager == nil || o.keyOf != nil {
 		return nil, err
 	}
+	var names []string
 	for _, name := range strings.Fields(s.GetString(s.ctx, o.namesName)) {
 		name, _ = url.QueryUnescape(name)
+		names = append(names, name)
+	}
+	for _, a := range logins {
+		names = append(names, a.connection)
+	}
+	for _, name := range names {
 		if who, err := o.inSession(o.handle(s).held, name); err == nil && who.storeKey != "" {
 			all = append(all, who)
 		}
@@ -346,14 +354,16 @@ func (o *owners) checkStays(r *http.Request, s session, was bool) error {
 
 // detach takes the handle out of the session, unless only that connection is forgotten. A
 // session with nothing else in it ends; another gets a new token, and remembers for other
-// kits which it had.
-func (o *owners) detach(w http.ResponseWriter, r *http.Request, connection string) error {
+// kits which it had. That is so without a handle, too, if logins have been forgotten whose
+// callbacks may be at another process.
+func (o *owners) detach(w http.ResponseWriter, r *http.Request, connection string, logins []attemptCookie) error {
 	s, err := o.session(r)
-	if s.SessionManager == nil || o.handle(s).held == "" {
-		return err
+	if s.SessionManager == nil || connection != "" {
+		return err // the session's other connections are under the same handle
 	}
-	if connection != "" {
-		return nil // the session's other connections are under the same handle
+	underWay := slices.ContainsFunc(logins, func(a attemptCookie) bool { return a.done.IsZero() })
+	if o.handle(s).held == "" && (!underWay || o.keyOf != nil || s.Token(s.ctx) == "") {
+		return nil
 	}
 	switch err := o.checkStays(r, s, false); {
 	case errors.Is(err, errRenewedSince):
