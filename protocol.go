@@ -321,12 +321,17 @@ type login struct {
 
 // beginLogin comes before all that a login waits for, so that a logout meanwhile wins. It
 // proves that the store takes writes under key. What the login will replace is what is
-// there, or a mark that it has put there.
+// there, or a mark that it has put there. If what it has written is gone, the user has
+// logged out since.
 func (k *keeper) beginLogin(ctx context.Context, key string) (login, error) {
+	begun := false
 	for range 10 {
 		cur, err := k.records.load(ctx, key)
-		if err != nil {
+		switch {
+		case err != nil:
 			return login{}, err
+		case cur == nil && begun:
+			return login{}, errLoggedOut
 		}
 		base := cur
 		switch {
@@ -337,13 +342,14 @@ func (k *keeper) beginLogin(ctx context.Context, key string) (login, error) {
 		}
 		p := k.unsaved.begin(key)
 		err = k.records.swap(ctx, key, cur, base)
-		if err == nil && !p.isTaken() { // else nobody knows what came first
+		if err == nil && !p.isTaken() {
 			return login{base, p}, nil
 		}
 		p.leave()
 		if err != nil && !errors.Is(err, ErrSuperseded) {
 			return login{}, err
 		}
+		begun = begun || err == nil // the user has logged in or out: before that, or since
 	}
 	return login{}, unavailable("ganbauth: begin login: %w", ErrSuperseded)
 }
@@ -431,7 +437,10 @@ func (k *keeper) dropOnce(ctx context.Context, key string, patience time.Time) (
 func (k *keeper) set(ctx context.Context, key string, t *Token) error {
 	t.Epoch = rand.Text()
 	l, err := k.beginLogin(ctx, key)
-	if err != nil {
+	switch {
+	case errors.Is(err, errLoggedOut):
+		return errOvertaken
+	case err != nil:
 		return err
 	}
 	defer l.place.leave()
@@ -441,11 +450,13 @@ func (k *keeper) set(ctx context.Context, key string, t *Token) error {
 		k.replaced(key, l.place)
 		return nil
 	case errors.Is(err, ErrSuperseded):
-		return unavailable("ganbauth: save token: the user has logged in or out meanwhile: %w", err)
+		return errOvertaken
 	default:
 		return err
 	}
 }
+
+var errOvertaken = unavailable("ganbauth: save token: the user has logged in or out meanwhile: %w", ErrSuperseded)
 
 // placement puts a token that the bank has issued in its place.
 type placement struct {

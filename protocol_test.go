@@ -136,6 +136,48 @@ func TestB5LogoutDuringACallback(t *testing.T) {
 	})
 }
 
+// B5: a logout that comes before the answer to a login's first write wins, as it is later than
+// that write. One that comes before the write does not.
+func TestB5LogoutBesideALoginsFirstWrite(t *testing.T) {
+	for _, connected := range []bool{false, true} {
+		for _, after := range []bool{false, true} {
+			store := &stepping{TokenStore: ganbauth.NewMemoryStore()}
+			inBubble(t, setup{options: ganbauth.Options{
+				Store: store, Key: func(*http.Request) (string, error) { return "u", nil },
+			}}, func(t *testing.T, a *app) {
+				beside := func(do func()) {
+					require.NoError(t, a.kit.Disconnect(t.Context(), "u"))
+					if connected {
+						require.NoError(t, a.kit.SetToken(t.Context(), "u", a.bank.Token()))
+					}
+					first := int(store.swaps.Load()) + 1
+					hook := &store.before
+					if after {
+						hook = &store.after
+					}
+					hook.set(func(n int) error {
+						if n == first {
+							return a.kit.Disconnect(t.Context(), "u")
+						}
+						return nil
+					})
+					do()
+					hook.set(nil)
+				}
+				b := a.browser()
+				callback := b.callbackURL("/bank/login")
+				beside(func() { require.Equal(t, !after, b.get(callback).StatusCode == 303) })
+				require.Equal(t, !after, b.connected())
+				beside(func() {
+					err := a.kit.SetToken(t.Context(), "u", a.bank.Token())
+					require.Equal(t, after, errors.Is(err, ganbauth.ErrUnavailable), err)
+				})
+				require.Equal(t, !after, b.connected())
+			})
+		}
+	}
+}
+
 // B5: a session's token that nobody can reach does not stay in the store.
 func TestB5TokenThatNoSessionHas(t *testing.T) {
 	for path, s := range map[string]setup{"/bank/login": {}, "/p?client=a": office(false)} {

@@ -845,18 +845,6 @@ func TestLoginBegins(t *testing.T) {
 		s.before.set(nil)
 		require.Equal(t, 303, b.get(callback).StatusCode)
 	})
-	loginSteps(t, func(t *testing.T, a *app, s *stepping) { // a logout, while the mark is written
-		b := a.browser()
-		callback := b.callbackURL("/bank/login")
-		s.after.set(func(n int) error {
-			if n == 1 {
-				return a.kit.Disconnect(t.Context(), "u")
-			}
-			return nil
-		})
-		require.Equal(t, 303, b.get(callback).StatusCode, "nobody knows which came first")
-		require.True(t, b.connected())
-	})
 	loginSteps(t, func(t *testing.T, a *app, s *stepping) { // where a token was judged
 		b := a.browser()
 		callback := b.callbackURL("/bank/login")
