@@ -358,33 +358,40 @@ func TestTwoCallbacksOfASessionAtOnce(t *testing.T) {
 	})
 }
 
-// A commit of the session that fails, whichever it is, disconnects nobody: the answer says
-// that something is away, and the callback succeeds later.
-func TestSessionCommitFailsAtACallback(t *testing.T) {
+// A call of the sessions' engine that fails, before or after its effect, disconnects nobody
+// and ends no session: the answer says that something is away, and the callback succeeds later.
+func TestSessionsFailAtACallback(t *testing.T) {
 	for _, bare := range []bool{false, true} {
 		for _, connected := range []bool{false, true} {
-			for n, met := 1, "?"; met != ""; n++ {
-				e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
-				s := setup{bare: bare, sessions: func(m *scs.SessionManager) {
-					m.Store, m.ErrorFunc = e, func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(500) }
-				}}
-				inBubble(t, s, func(t *testing.T, a *app) {
-					b := a.browser()
-					if connected {
-						b.login()
-					}
-					callback := b.callbackURL("/bank/login")
-					name := e.failNext(n, false)
-					status := b.follow(b.get(callback)).StatusCode
-					met = name()
-					if status != 303 {
-						require.Contains(t, []int{500, 503}, status, "call %d %s", n, met)
-						require.Equal(t, 303, b.follow(b.get(callback)).StatusCode, "call %d %s", n, met)
-					}
-					require.True(t, b.connected(), "call %d %s", n, met)
-					time.Sleep(15 * time.Minute)
-					require.Equal(t, 1, tokens(t, a), "call %d %s", n, met)
-				})
+			for _, after := range []bool{false, true} {
+				for n, met := 1, "?"; met != ""; n++ {
+					e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+					s := setup{bare: bare, sessions: func(m *scs.SessionManager) {
+						m.Store, m.ErrorFunc = e, func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(500) }
+					}}
+					inBubble(t, s, func(t *testing.T, a *app) {
+						b := a.browser()
+						cookie := &http.Cookie{Name: "session", Value: storeSession(t, a.sessions, "cart", "full"), Secure: true}
+						b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{cookie})
+						if connected {
+							b.login()
+						}
+						callback := b.callbackURL("/bank/login")
+						name := e.failNext(n, after)
+						status := b.follow(b.get(callback)).StatusCode
+						met = name()
+						if status != 303 {
+							require.Contains(t, []int{500, 503}, status, "call %d %s", n, met)
+							require.Equal(t, 303, b.follow(b.get(callback)).StatusCode, "call %d %s", n, met)
+						}
+						require.True(t, b.connected(), "call %d %s", n, met)
+						session, err := a.sessions.Load(t.Context(), b.cookie("session"))
+						require.NoError(t, err)
+						require.Equal(t, "full", a.sessions.GetString(session, "cart"), "call %d %s", n, met)
+						time.Sleep(15 * time.Minute)
+						require.Equal(t, 1, tokens(t, a), "call %d %s", n, met)
+					})
+				}
 			}
 		}
 	}

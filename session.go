@@ -276,7 +276,7 @@ func (o *owners) renew(r *http.Request, s session, was bool) error {
 	if err := o.checkStays(r, s, was); err != nil {
 		return err
 	}
-	if err := s.RenewToken(s.ctx); err != nil {
+	if err := s.again(s.RenewToken); err != nil {
 		return unavailable("ganbauth: renew session: %w", err)
 	}
 	return nil
@@ -376,9 +376,9 @@ func (o *owners) detach(w http.ResponseWriter, r *http.Request, connection strin
 	s.Remove(s.ctx, o.namesName)
 	s.Put(s.ctx, o.handleName, left.String())
 	if isLeft(s) {
-		err = s.Destroy(s.ctx)
+		err = s.again(s.Destroy)
 	} else {
-		err = s.RenewToken(s.ctx)
+		err = s.again(s.RenewToken)
 	}
 	if err != nil {
 		return unavailable("ganbauth: end session: %w", err)
@@ -397,20 +397,32 @@ func isLeft(s session) bool {
 	return left == len(s.Keys(s.ctx))
 }
 
-// commit writes the session and its cookie. A session that has been renewed is in the engine
-// no more, so a failure is repeated for a moment, and LoadAndSave, which does the same again
-// at the end, may fail then.
+// again makes a call of the engine, and repeats it for a moment while it fails. A session that
+// is renewed is deleted under its old name and then written under another: it is lost if
+// either fails, and a deletion that has failed may have had its effect.
+func (s session) again(call func(context.Context) error) error {
+	err := call(s.ctx)
+	for pause := minPause; err != nil && pause < time.Second && s.ctx.Err() == nil; pause *= 2 {
+		time.Sleep(pause)
+		err = call(s.ctx)
+	}
+	return err
+}
+
+// commit writes the session and its cookie. LoadAndSave, which does the same again at the
+// end, may fail then.
 func (s session) commit(w http.ResponseWriter) error {
 	switch s.Status(s.ctx) {
 	case scs.Modified:
 		if !s.ours && isInMemory(s.Store) {
 			return nil // it does not fail
 		}
-		token, expiry, err := s.Commit(s.ctx)
-		for pause := minPause; err != nil && pause < time.Second && s.ctx.Err() == nil; pause *= 2 {
-			time.Sleep(pause)
-			token, expiry, err = s.Commit(s.ctx)
-		}
+		var token string
+		var expiry time.Time
+		err := s.again(func(ctx context.Context) (err error) {
+			token, expiry, err = s.Commit(ctx)
+			return err
+		})
 		if err != nil {
 			return unavailable("ganbauth: commit session: %w", err)
 		}
