@@ -91,15 +91,7 @@ func (s *scsStore) Load(ctx context.Context, key string) (*Token, error) {
 
 // find returns the record under key and when it ends.
 func (s *scsStore) find(ctx context.Context, key string) (*Token, time.Time, error) {
-	var data []byte
-	var found bool
-	var err error
-	// Some of scs's stores have a context, and panic on Find.
-	if store, ok := s.sessions.Store.(scs.CtxStore); ok {
-		data, found, err = store.FindCtx(ctx, recordName(key))
-	} else {
-		data, found, err = s.sessions.Store.Find(recordName(key))
-	}
+	data, found, err := findIn(ctx, s.sessions.Store, recordName(key))
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("ganbauth: scs store: find: %w", err)
 	}
@@ -114,6 +106,23 @@ func (s *scsStore) find(ctx context.Context, key string) (*Token, time.Time, err
 		return nil, time.Time{}, fmt.Errorf("ganbauth: scs store: %w", err)
 	}
 	return t, deadline, nil
+}
+
+// findIn looks for a name in an engine. Some of scs's have a context, and panic on Find.
+func findIn(ctx context.Context, engine scs.Store, name string) (data []byte, found bool, err error) {
+	if store, ok := engine.(scs.CtxStore); ok {
+		return store.FindCtx(ctx, name)
+	}
+	return engine.Find(name)
+}
+
+// nameInStore returns the name under which scs has the session of that token.
+func nameInStore(sessions *scs.SessionManager, token string) string {
+	if !sessions.HashTokenInStore {
+		return token
+	}
+	sum := sha256.Sum256([]byte(token))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
 func (s *scsStore) Save(ctx context.Context, key string, token *Token) error {

@@ -336,17 +336,12 @@ func (o *owners) checkStays(r *http.Request, s session, was bool) error {
 	case known != c.Value:
 		return nil
 	}
-	ctx := context.Background() // not the request's, in which the session is as it was
-	if deadline, ok := r.Context().Deadline(); ok {
-		bounded, cancel := context.WithDeadline(ctx, deadline)
-		defer cancel()
-		ctx = bounded
-	}
-	now, err := o.sessions.Load(ctx, c.Value)
+	// Load would return the session as it was.
+	_, found, err := findIn(s.ctx, o.sessions.Store, nameInStore(o.sessions, c.Value))
 	switch {
 	case err != nil:
 		return unavailable("ganbauth: load session: %w", err)
-	case o.sessions.Token(now) == "":
+	case !found:
 		return errRenewedSince
 	}
 	return nil

@@ -137,6 +137,71 @@ func TestSessionThatTheKitWrites(t *testing.T) {
 	}
 }
 
+// A session connects and leaves whatever its engine needs of the request's context, under
+// whichever name it is stored.
+func TestSessionOfEachEngine(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*scs.SessionManager)
+		user   bool
+		cookie string
+	}{
+		"in memory":                     {change: func(*scs.SessionManager) {}, user: true},
+		"hashed tokens":                 {change: func(m *scs.SessionManager) { m.HashTokenInStore = true }, user: true},
+		"a value of the context":        {change: func(m *scs.SessionManager) { m.Store = tenantEngine{m.Store.(*memstore.MemStore)} }, user: true},
+		"a cookie of no session at all": {change: func(*scs.SessionManager) {}, cookie: "session=x"},
+	} {
+		for _, bare := range []bool{false, true} {
+			a := newApp(t, setup{bare: bare, sessions: c.change})
+			inner := a.handler
+			a.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				inner.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), tenant{}, "t")))
+			})
+			b := a.browser()
+			if c.user {
+				ctx := context.WithValue(t.Context(), tenant{}, "t")
+				session, err := a.sessions.Load(ctx, "")
+				require.NoError(t, err)
+				a.sessions.Put(session, "cart", "full")
+				token, _, err := a.sessions.Commit(session)
+				require.NoError(t, err)
+				b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{{Name: "session", Value: token, Secure: true}})
+			}
+			r := mustRequest("GET", b.callbackURL("/bank/login"))
+			r.Header = with(navigate, "Cookie", strings.Trim(b.cookieHeader()+"; "+c.cookie, "; "))
+			resp, err := b.client.Transport.RoundTrip(r)
+			require.NoError(t, err)
+			require.Equal(t, 303, resp.StatusCode, "%s, bare %t", name, bare)
+			b.client.Jar.SetCookies(mustParse(appURL), resp.Cookies())
+			require.True(t, b.connected(), "%s, bare %t", name, bare)
+			require.Equal(t, 303, b.post("/bank/logout").StatusCode, "%s, bare %t", name, bare)
+			require.False(t, b.connected(), "%s, bare %t", name, bare)
+		}
+	}
+}
+
+// tenantEngine is an engine that reads the context of each call.
+type tenantEngine struct{ *memstore.MemStore }
+
+type tenant struct{}
+
+func of(ctx context.Context, name string) string { return ctx.Value(tenant{}).(string) + name }
+
+func (tenantEngine) Find(string) ([]byte, bool, error)      { panic("use FindCtx") }
+func (tenantEngine) Commit(string, []byte, time.Time) error { panic("use CommitCtx") }
+func (tenantEngine) Delete(string) error                    { panic("use DeleteCtx") }
+
+func (e tenantEngine) FindCtx(ctx context.Context, name string) ([]byte, bool, error) {
+	return e.MemStore.Find(of(ctx, name))
+}
+
+func (e tenantEngine) CommitCtx(ctx context.Context, name string, b []byte, expiry time.Time) error {
+	return e.MemStore.Commit(of(ctx, name), b, expiry)
+}
+
+func (e tenantEngine) DeleteCtx(ctx context.Context, name string) error {
+	return e.MemStore.Delete(of(ctx, name))
+}
+
 // A store key has at most 1,024 bytes, with the kit's name, and two owners never share one.
 func TestI12StoreKeys(t *testing.T) {
 	memory := ganbauth.NewMemoryStore()
