@@ -333,7 +333,7 @@ func (o *owners) checkStays(r *http.Request, s session, was bool) error {
 		return nil
 	case known == "" && was:
 		return errRenewedSince
-	case known != c.Value:
+	case known == "", known != c.Value:
 		return nil
 	}
 	// Load would return the session as it was.

@@ -138,7 +138,7 @@ func TestSessionThatTheKitWrites(t *testing.T) {
 }
 
 // A session connects and leaves whatever its engine needs of the request's context, under
-// whichever name it is stored.
+// whichever name it is stored, and also where the browser has an empty cookie.
 func TestSessionOfEachEngine(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*scs.SessionManager)
@@ -148,6 +148,7 @@ func TestSessionOfEachEngine(t *testing.T) {
 		"in memory":                     {change: func(*scs.SessionManager) {}, user: true},
 		"hashed tokens":                 {change: func(m *scs.SessionManager) { m.HashTokenInStore = true }, user: true},
 		"a value of the context":        {change: func(m *scs.SessionManager) { m.Store = tenantEngine{m.Store.(*memstore.MemStore)} }, user: true},
+		"an empty cookie":               {change: func(*scs.SessionManager) {}, cookie: "session="},
 		"a cookie of no session at all": {change: func(*scs.SessionManager) {}, cookie: "session=x"},
 	} {
 		for _, bare := range []bool{false, true} {
