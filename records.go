@@ -87,20 +87,14 @@ func (r *records) swap(ctx context.Context, key string, old, new *Token) error {
 			return r.swapper.Swap(ctx, key, old, new)
 		})
 	}
-	release := func(unlock func()) {
-		if unlock != nil {
-			unlock()
-		}
-	}
-	unlock, err := await(ctx, r, r.isPrompt(ctx), writeLockTimeout+callTimeout, func(ctx context.Context) (func(), error) {
+	_, err := await(ctx, r, r.isPrompt(ctx), writeLockTimeout+callTimeout, func(ctx context.Context) (struct{}, error) {
 		unlock, err := r.lockWrites(ctx, key)
 		if err != nil {
-			return nil, err
+			return struct{}{}, err
 		}
-		err = r.safely(ctx, func() error { return r.compareAndWrite(ctx, key, old, new) })
-		return unlock, err
-	}, release)
-	release(unlock)
+		defer unlock()
+		return struct{}{}, r.compareAndWrite(ctx, key, old, new)
+	}, nil)
 	return notDone("change token", err)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -345,6 +346,17 @@ func TestOddStores(t *testing.T) {
 			require.Equal(t, want, store.left)
 			cancel()
 		}
+	})
+	run("a goroutine that it ends keeps no lock", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
+		ended := false
+		kit := backgroundKit(t, bank, callStore{memory, func(method, _ string) {
+			if method == "Save" && !ended {
+				ended = true
+				runtime.Goexit()
+			}
+		}}, nil)
+		require.ErrorIs(t, kit.SetToken(t.Context(), "u", bank.Token()), ganbauth.ErrUnavailable)
+		require.NoError(t, kit.SetToken(t.Context(), "u", bank.Token()))
 	})
 	run("it takes no other process's record for a failure", func(t *testing.T, bank *ganbtest.Server, memory ganbauth.TokenStore) {
 		s := &stepping{TokenStore: memory}
