@@ -184,6 +184,8 @@ func (k *Kit) serveCallback(w http.ResponseWriter, r *http.Request, start time.T
 // consumed, unless the callback may be delivered again: because nobody waits for the
 // answer, or because something was away. Then a reload gets the outcome.
 func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mine bool) error {
+	k.attaching.Add(1)
+	defer k.attaching.Add(-1)
 	err := k.judge(c.query, mine)
 	var connected *connection
 	if err == nil {

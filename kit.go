@@ -25,6 +25,7 @@ type Kit struct {
 	keeper    *keeper
 	attempts  attempts
 	exchanges *flights[*connection]
+	attaching atomic.Int32 // callbacks that have a token, or wait for one
 	api       *bankAPI
 	redirect  *url.URL // RedirectURI
 
@@ -332,10 +333,10 @@ func (k *Kit) startEngine(ctx context.Context, what string) (_ context.Context, 
 
 // Shutdown ends [Kit.KeepAlive], and waits until every token that the bank has issued is
 // stored, or until ctx ends, whose error it then returns. It deletes the tokens of logins
-// whose browser has gone, as no session has them. A refresh goes on when its
-// request has gone: call Shutdown after [http.Server.Shutdown] and before the process
-// ends. The Kit can be used during and after it, except for KeepAlive and
-// [Kit.RefreshExpiring].
+// whose browser has gone, as no session has them; for callbacks that are being answered it
+// waits ten seconds at most. A refresh goes on when its request has gone: call Shutdown
+// after [http.Server.Shutdown] and before the process ends. The Kit can be used during and
+// after it, except for KeepAlive and [Kit.RefreshExpiring].
 func (k *Kit) Shutdown(ctx context.Context) error {
 	if err := k.usable(); err != nil {
 		return err
@@ -380,8 +381,15 @@ func (k *Kit) forgetLogin(c *connection, err error) {
 }
 
 // forgetUnattached is forgetLogin for all logins that are remembered, before the process
-// ends or ctx does.
+// ends or ctx does. A callback that is about to attach its token does so first.
 func (k *Kit) forgetUnattached(ctx context.Context) {
+	within, cancel := context.WithTimeout(ctx, maxWait) // those of now take no longer
+	defer cancel()
+	for k.attaching.Load() > 0 {
+		if pause(within, minPause) != nil {
+			break
+		}
+	}
 	var gone sync.WaitGroup
 	for _, c := range k.exchanges.remembered() {
 		gone.Go(func() { k.forgetLogin(c, nil) })

@@ -634,6 +634,25 @@ func TestShutdownLeavesNoTokenBehind(t *testing.T) {
 	})
 }
 
+// Shutdown lets a callback attach the token that it waits for.
+func TestShutdownDuringACallback(t *testing.T) {
+	e := &standingEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+	inBubble(t, setup{sessions: func(m *scs.SessionManager) { m.Store = e }}, func(t *testing.T, a *app) {
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
+		at := "Commit"
+		e.at.Store(&at)
+		var wg sync.WaitGroup
+		wg.Go(func() { b.get(callback) })
+		time.Sleep(time.Second)
+		require.NoError(t, a.kit.Shutdown(t.Context()))
+		wg.Wait()
+		require.True(t, b.connected())
+		require.Equal(t, 1, tokens(t, a))
+	})
+}
+
 // The context of a callback may end with its server's, and the browser read the answer: it
 // says nothing of a connection that the user does not have, and where to begin again.
 func TestCallbackWhoseContextEnds(t *testing.T) {
