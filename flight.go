@@ -79,15 +79,17 @@ func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Cont
 }
 
 // refuse has the flight of key end with err for all who wait for it and all who join it,
-// whatever its outcome is. If it has ended well, some have its value already, which is
-// returned.
+// whatever its outcome is. One that has not begun does not begin. If it has ended well, some
+// have its value already, which is returned.
 func (f *flights[V]) refuse(key string, err error) (value V, known bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	c := f.m[key]
-	if c == nil {
+	c, mine := f.join(key)
+	if mine {
+		c.err = err
+		f.land(key, c, func() {}, nil)
 		return value, false
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	c.refusal = err
 	if c.landed() {
 		return c.value, true

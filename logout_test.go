@@ -149,6 +149,32 @@ func TestB5LogoutBeforeACallbacksTurn(t *testing.T) {
 	}
 }
 
+// A logout stays, too, where a callback has come and its exchange has not begun.
+func TestB5LogoutBeforeACallbackBegins(t *testing.T) {
+	var stands atomic.Bool
+	inBubble(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) {
+		if stands.CompareAndSwap(true, false) {
+			time.Sleep(2 * time.Second)
+		}
+		return "u", nil
+	}}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		stands.Store(true)
+		var wg sync.WaitGroup
+		var status int
+		wg.Go(func() { status = b.get(callback).StatusCode })
+		time.Sleep(time.Second)
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		wg.Wait()
+		require.Equal(t, 401, status)
+		require.False(t, b.connected())
+		require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint))
+		time.Sleep(11 * time.Minute)
+		require.Zero(t, ganbauth.LoginsHeld(a.kit))
+	})
+}
+
 // A logout at another process stays, too, also of a login that is the session's first, or
 // that of another connection.
 func TestB5LogoutAtAnotherProcessDuringACallback(t *testing.T) {
