@@ -167,6 +167,11 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 			t, err := k.exchange(ctx, a, q.code, turn)
 			return t, cmp.Or(err, k.exchanges.refused(name))
 		})
+		if err == nil && k.keyOf == nil {
+			if err = k.exchanges.refused(name); err != nil { // while the token was stored
+				c.attached.Store(false)
+			}
+		}
 		if err == nil || c.attached.Load() {
 			return c, nil, err
 		}

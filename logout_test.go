@@ -549,6 +549,36 @@ func TestLogoutDuringALoginOfAnotherConnection(t *testing.T) {
 	}
 }
 
+// A logout ends a login whose token is being stored, also where its request comes with a
+// session that has been renewed meanwhile, and so says nothing of the connections.
+func TestLogoutWhileATokenIsStored(t *testing.T) {
+	store := &stepping{TokenStore: ganbauth.NewMemoryStore()}
+	inBubble(t, setup{options: ganbauth.Options{
+		Store: store, Connection: func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil },
+	}}, func(t *testing.T, a *app) {
+		site(a)
+		b := a.browser()
+		require.Equal(t, 303, b.follow(b.get(b.callbackURL("/bank/login?c=a"))).StatusCode)
+		callback := b.callbackURL("/bank/login?c=b")
+		logout := mustRequest("POST", appURL+"/bank/logout")
+		logout.Header = with(navigate, "Sec-Fetch-Site", "same-origin", "Cookie", b.cookieHeader())
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
+		var wg sync.WaitGroup
+		wg.Go(func() { b.follow(b.get(callback)) })
+		time.Sleep(time.Second)
+		store.before.set(func(int) error { time.Sleep(2 * time.Second); return nil })
+		time.Sleep(2 * time.Second)
+		b.get("/app/login?u=alice")
+		resp, err := b.client.Transport.RoundTrip(logout)
+		require.NoError(t, err)
+		require.Equal(t, 303, resp.StatusCode)
+		wg.Wait()
+		store.before.set(nil)
+		time.Sleep(time.Minute)
+		require.Equal(t, 401, b.do("GET", "/p?c=b", program).StatusCode)
+	})
+}
+
 // A logout of many connections takes no longer than that of one while the Locker is away.
 func TestLogoutOfManyConnectionsWithoutALocker(t *testing.T) {
 	var away atomic.Bool
