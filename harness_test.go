@@ -11,10 +11,12 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/alexedwards/scs/v2"
 	"github.com/alexedwards/scs/v2/memstore"
@@ -255,10 +257,13 @@ func (b *browser) post(target string) *http.Response {
 func (b *browser) follow(resp *http.Response) *http.Response {
 	b.t.Helper()
 	for range 5 {
-		_, target, ok := strings.Cut(resp.Header.Get("Refresh"), "; url=")
+		pause, target, ok := strings.Cut(resp.Header.Get("Refresh"), "; url=")
 		if !ok {
 			return resp
 		}
+		seconds, err := strconv.Atoi(pause)
+		require.NoError(b.t, err)
+		time.Sleep(time.Duration(seconds) * time.Second)
 		require.Equal(b.t, http.StatusOK, resp.StatusCode)
 		require.Contains(b.t, html.UnescapeString(body(resp)), `href="`+target+`"`, "the page has a link as well")
 		resp = b.do(http.MethodGet, target, with(navigate, "Sec-Fetch-Site", "same-origin"))
