@@ -287,16 +287,17 @@ func (k *Kit) Forget(w http.ResponseWriter, r *http.Request) error {
 	}
 	start := time.Now()
 	connection, err := k.connection(r)
-	logins := k.attempts.read(r, "").removeOf(w, connection)
-	gone := k.refuseLogins(logins)
+	var who owner
 	if err == nil {
-		var who owner
-		if who, err = k.whoseConnection(r, connection); who.storeKey != "" {
-			gone[who] = true
-		}
+		who, err = k.whoseConnection(r, connection)
 	}
 	if err != nil && !errors.Is(err, ErrNoUser) {
 		return err
+	}
+	logins := k.attempts.read(r, "").removeOf(w, connection)
+	gone := k.refuseLogins(logins)
+	if who.storeKey != "" {
+		gone[who] = true
 	}
 	if connection == "" {
 		all, err := k.all(r, logins)

@@ -608,6 +608,33 @@ func (l awayLocker) Lock(context.Context, string) (func(), error) {
 	return func() {}, nil
 }
 
+// A logout that does not know whose it is ends no login: it is answered an error, and may come
+// again.
+func TestLogoutThatFailsEndsNoLogin(t *testing.T) {
+	var fails atomic.Bool
+	fault := func(*http.Request) (string, error) {
+		if fails.Load() {
+			return "", errEngine
+		}
+		return "u", nil
+	}
+	for name, options := range map[string]ganbauth.Options{
+		"Key":        {Key: fault},
+		"Connection": {Connection: fault},
+	} {
+		a := newApp(t, setup{options: options})
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		fails.Store(true)
+		resp := b.post("/bank/logout")
+		fails.Store(false)
+		require.Equal(t, 500, resp.StatusCode, name)
+		require.Empty(t, resp.Cookies(), name)
+		require.Equal(t, 303, b.get(callback).StatusCode, name)
+		require.True(t, b.connected(), name)
+	}
+}
+
 // A logout of a user who is not connected is no event.
 func TestLogoutOfNobodyIsNoEvent(t *testing.T) {
 	a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}})
