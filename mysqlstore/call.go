@@ -46,10 +46,11 @@ func call[T any](ctx context.Context, s *Store, fn func(context.Context, *sql.Co
 			return
 		}
 		defer conn.Close()
-		if a.err = ctx.Err(); a.err != nil {
-			return
+		if err = ctx.Err(); err == nil {
+			err = s.pooled.look(bounded, conn)
 		}
-		if a.err = s.pooled.look(bounded, conn); a.err != nil {
+		if err != nil {
+			a.err = err
 			return
 		}
 		for {

@@ -12,8 +12,8 @@ import (
 //go:embed schema.sql
 var Schema string
 
-// Whether the table is there. Without a look first, each start would need the right to create
-// it, and would wait for a lock on it during a backup.
+// Whether the table is there. Without a look first, each start would need the right to
+// create it, and would wait for a lock on it during a backup.
 const thereSQL = "SELECT COUNT(*) > 0 FROM information_schema.tables" +
 	" WHERE table_schema = DATABASE() AND table_name = 'ganbauth_tokens'"
 

@@ -19,10 +19,10 @@ const (
 	// number is arbitrary.
 	migrationLock = 0x67616e6261757468
 
-	// Whether anything is missing, and whether the table is there: in the schema where it would
-	// be created, as another application's may be in a later one of the search path. Without a
-	// look first, each start would ask for a lock on the table, behind which everybody waits
-	// during a backup.
+	// Whether anything is missing, and whether the table is there: in the schema where it
+	// would be created, as another application's may be in a later one of the search path.
+	// Without a look first, each start would ask for a lock on the table, behind which
+	// everybody waits during a backup.
 	stateSQL = `
 WITH own AS (SELECT quote_ident(current_schema()) || '.ganbauth_tokens' AS name)
 SELECT

@@ -115,8 +115,8 @@ func TestMigrate(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// A table in a later schema of the search path is another application's, whose users have the
-// same keys.
+// A table in a later schema of the search path is another application's, whose users have
+// the same keys.
 func TestMigrateInASchema(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
 	other, p := stores(t, dsn)(), pool(t, dsn)
