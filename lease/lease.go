@@ -183,10 +183,11 @@ func (l *Locker) LockWith(ctx context.Context, key string, try Try) (unlock func
 			return nil, failure(ctx, err, watch.answered)
 		}
 		if held.Holder == holder {
-			if time.Since(asked) < l.lease {
+			firstBeat := l.interval() / 2 * 3 // at the latest
+			if time.Since(asked)+firstBeat < l.lease {
 				return l.hold(key, holder), nil
 			}
-			continue // this process was paused, and the lock may be somebody else's by now
+			continue // this process was paused, and the lock is or will be somebody else's
 		}
 		watch.see(held, asked, time.Now())
 		select {
