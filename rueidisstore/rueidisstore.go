@@ -79,8 +79,8 @@ const (
 //
 // Every call ends with its context, and after three seconds at most; Load after three and a
 // half. Reads that come within ten milliseconds of an answered one may last for the client's
-// Dialer.Timeout besides, if Redis falls silent just then. A lock that somebody holds is waited for until the context ends. A list of tokens
-// takes as many calls as it has pages.
+// Dialer.Timeout besides, if Redis falls silent just then. A lock that somebody holds is
+// waited for until the context ends. A list of tokens takes as many calls as it has pages.
 type Store struct {
 	*redisstore.Store
 	near  *redisstore.Store // whose reads may be answered from memory; nil: none are
