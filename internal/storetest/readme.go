@@ -28,7 +28,7 @@ func README(t *testing.T, imports []string, variables ...string) {
 	program.WriteString(")\n\nfunc main() {}\n\nvar _ = time.Hour\n")
 	declared := regexp.MustCompile(`(?m)^(\w+(?:, \w+)*) :=`)
 	for _, block := range blocks {
-		fmt.Fprintf(program, "\nfunc _(ctx context.Context, connector *ganbauth.Connector, userID func(*http.Request) string, err error, %s) { {\n",
+		fmt.Fprintf(program, "\nfunc _(ctx context.Context, connector *ganbauth.Connector, userID func(context.Context) (string, error), err error, %s) { {\n",
 			strings.Join(variables, ", "))
 		program.WriteString(block[1])
 		for _, m := range declared.FindAllStringSubmatch(block[1], -1) {
