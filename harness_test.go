@@ -309,9 +309,15 @@ func (b *browser) callbackURL(path string) string {
 
 func (b *browser) login() {
 	b.t.Helper()
-	resp := b.follow(b.get(b.callbackURL("/bank/login")))
+	require.Equal(b.t, "/home", b.loginAt("/bank/login").Header.Get("Location"))
+}
+
+// loginAt connects by a login that begins at path.
+func (b *browser) loginAt(path string) *http.Response {
+	b.t.Helper()
+	resp := b.follow(b.get(b.callbackURL(path)))
 	require.Equal(b.t, http.StatusSeeOther, resp.StatusCode, body(resp))
-	require.Equal(b.t, "/home", resp.Header.Get("Location"))
+	return resp
 }
 
 func (b *browser) cookies() []*http.Cookie {

@@ -199,7 +199,7 @@ func TestB5LogoutAtAnotherProcessDuringACallback(t *testing.T) {
 			cookie := &http.Cookie{Name: "session", Value: storeSession(t, a.sessions, "cart", "full"), Secure: true}
 			b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{cookie})
 			if c.before != "" {
-				require.Equal(t, 303, b.follow(b.get(b.callbackURL(c.before))).StatusCode)
+				b.loginAt(c.before)
 			}
 			callback := b.callbackURL(c.login)
 			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
@@ -505,7 +505,7 @@ func TestLogoutOfSeveralConnections(t *testing.T) {
 		}}})
 		b := a.browser()
 		for _, c := range []string{"a", "b/%20", "c"} {
-			require.Equal(t, 303, b.follow(b.get(b.callbackURL("/bank/login?c="+c))).StatusCode)
+			b.loginAt("/bank/login?c=" + c)
 		}
 		require.Equal(t, 303, b.post("/bank/logout?c=c").StatusCode)
 		require.Equal(t, 2, tokens(t, a))
@@ -533,7 +533,7 @@ func TestLogoutDuringALoginOfAnotherConnection(t *testing.T) {
 			}}}, func(t *testing.T, a *app) {
 				b := a.browser()
 				for _, connection := range []string{"a", "b"} {
-					require.Equal(t, 303, b.follow(b.get(b.callbackURL("/bank/login?c="+connection))).StatusCode)
+					b.loginAt("/bank/login?c=" + connection)
 				}
 				connection := "c"
 				if again {
@@ -558,7 +558,7 @@ func TestLogoutWhileATokenIsStored(t *testing.T) {
 	}}, func(t *testing.T, a *app) {
 		site(a)
 		b := a.browser()
-		require.Equal(t, 303, b.follow(b.get(b.callbackURL("/bank/login?c=a"))).StatusCode)
+		b.loginAt("/bank/login?c=a")
 		callback := b.callbackURL("/bank/login?c=b")
 		logout := mustRequest("POST", appURL+"/bank/logout")
 		logout.Header = with(navigate, "Sec-Fetch-Site", "same-origin", "Cookie", b.cookieHeader())
@@ -588,7 +588,7 @@ func TestLogoutOfManyConnectionsWithoutALocker(t *testing.T) {
 	}}, func(t *testing.T, a *app) {
 		b := a.browser()
 		for c := range 16 {
-			require.Equal(t, 303, b.follow(b.get(b.callbackURL(fmt.Sprint("/bank/login?c=", c)))).StatusCode)
+			b.loginAt(fmt.Sprint("/bank/login?c=", c))
 		}
 		away.Store(true)
 		begun := time.Now()

@@ -215,7 +215,7 @@ func TestE10ArrivalsWithoutTheSessionCookie(t *testing.T) {
 	t.Run("the login comes back to the page without the mark", func(t *testing.T) {
 		a := newApp(t, setup{sessions: strict, options: corp})
 		b := a.browser()
-		require.Equal(t, "/p?a=1", b.follow(b.get(b.callbackURL("/p?a=1"))).Header.Get("Location"))
+		require.Equal(t, "/p?a=1", b.loginAt("/p?a=1").Header.Get("Location"))
 	})
 	t.Run("D2 a reload does not make a login this site's that another site has caused", func(t *testing.T) {
 		long := "/p/" + strings.Repeat("x", 300)
@@ -347,7 +347,7 @@ func TestMarks(t *testing.T) {
 		"/p?ganb.corp.return_to=" + strings.Repeat("%2Fx", 1500) + "x": "/p",
 	} {
 		b := a.browser()
-		require.Equal(t, want, b.follow(b.get(b.callbackURL(target))).Header.Get("Location"), target)
+		require.Equal(t, want, b.loginAt(target).Header.Get("Location"), target)
 	}
 }
 
