@@ -1285,7 +1285,7 @@ func TestFailedLoginNamesItsConnection(t *testing.T) {
 	a := newApp(t, setup{options: ganbauth.Options{
 		Store:      ganbauth.NewMemoryStore(),
 		Key:        func(*http.Request) (string, error) { return "u", nil },
-		Connection: func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil },
+		Connection: byClient,
 		Observe: func(ctx context.Context, e ganbauth.Event) {
 			key, connection, _ := ganbauth.KeyFromContext(ctx)
 			mu.Lock()
@@ -1294,7 +1294,7 @@ func TestFailedLoginNamesItsConnection(t *testing.T) {
 		},
 	}})
 	b := a.browser()
-	b.get(a.bank.Deny(b.authorizationURL("/bank/login?c=firm")))
+	b.get(a.bank.Deny(b.authorizationURL("/bank/login?client=firm")))
 	b.get("/bank/callback?state=s&code=c")
 	mu.Lock()
 	defer mu.Unlock()

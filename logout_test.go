@@ -54,6 +54,16 @@ func (b *browser) leave(callback string) *http.Response {
 	return resp
 }
 
+// during requests a callback, at a bank that takes that long, and returns after a second. The
+// function that it returns waits for the end.
+func (b *browser) during(callback string, slow time.Duration) (wait func()) {
+	b.app.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(slow), 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { b.follow(b.get(callback)) })
+	time.Sleep(time.Second)
+	return wg.Wait
+}
+
 // A logout that has been answered while a callback was at the bank stays, whichever of the
 // application and the kit has ended the session, and so does the next user's login.
 func TestB5LogoutDuringACallbackOfASession(t *testing.T) {
@@ -90,16 +100,13 @@ func TestB5LogoutDuringACallbackOfASession(t *testing.T) {
 					b.login()
 				}
 				callback := b.callbackURL("/bank/login")
-				a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(5*time.Second), 1)
-				var wg sync.WaitGroup
-				wg.Go(func() { b.follow(b.get(callback)) })
-				time.Sleep(time.Second)
+				wait := b.during(callback, 5*time.Second)
 				for _, request := range c.meanwhile {
 					method, target, _ := strings.Cut(request, " ")
 					b.do(method, target, with(navigate, "Sec-Fetch-Site", "same-origin"))
 				}
 				require.False(t, b.connected())
-				wg.Wait()
+				wait()
 				require.False(t, b.connected())
 				if !c.bare {
 					require.Equal(t, c.who, body(b.get("/app/who")))
@@ -178,7 +185,6 @@ func TestB5LogoutBeforeACallbackBegins(t *testing.T) {
 // A logout at another process stays, too, also of a login that is the session's first, or
 // that of another connection.
 func TestB5LogoutAtAnotherProcessDuringACallback(t *testing.T) {
-	named := func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil }
 	for name, c := range map[string]struct {
 		connection func(*http.Request) (string, error)
 		bare       bool
@@ -188,8 +194,8 @@ func TestB5LogoutAtAnotherProcessDuringACallback(t *testing.T) {
 		"the first":                      {login: "/bank/login"},
 		"the first, without LoadAndSave": {bare: true, login: "/bank/login"},
 		"another one":                    {before: "/bank/login", login: "/bank/login"},
-		"the first of several":           {connection: named, login: "/bank/login?c=a"},
-		"another one of several":         {connection: named, before: "/bank/login?c=a", login: "/bank/login?c=b"},
+		"the first of several":           {connection: byClient, login: "/bank/login?client=a"},
+		"another one of several":         {connection: byClient, before: "/bank/login?client=a", login: "/bank/login?client=b"},
 	} {
 		inBubble(t, setup{bare: c.bare, options: ganbauth.Options{Connection: c.connection}}, func(t *testing.T, a *app) {
 			other, err := ganbauth.New(a.connector(nil), a.sessions, a.options)
@@ -202,12 +208,9 @@ func TestB5LogoutAtAnotherProcessDuringACallback(t *testing.T) {
 				b.loginAt(c.before)
 			}
 			callback := b.callbackURL(c.login)
-			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
-			var wg sync.WaitGroup
-			wg.Go(func() { b.follow(b.get(callback)) })
-			time.Sleep(time.Second)
+			wait := b.during(callback, 2*time.Second)
 			require.Equal(t, 303, b.post("/other/logout").StatusCode)
-			wg.Wait()
+			wait()
 			time.Sleep(15 * time.Minute)
 			require.Zero(t, tokens(t, a), name)
 			session, err := a.sessions.Load(t.Context(), b.cookie("session"))
@@ -235,15 +238,12 @@ func TestB5LogoutBeforeACallbackAttaches(t *testing.T) {
 						b.login()
 					}
 					callback := b.callbackURL("/bank/login")
-					a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
-					var wg sync.WaitGroup
-					wg.Go(func() { b.follow(b.get(callback)) })
-					time.Sleep(time.Second)
+					wait := b.during(callback, 2*time.Second)
 					e.at.Store(&call)
 					time.Sleep(1500 * time.Millisecond)
 					e.at.Store(nil)
 					require.Equal(t, 303, b.post("/bank/logout").StatusCode)
-					wg.Wait()
+					wait()
 					require.False(t, b.connected(), "%q %t %s", user, connected, call)
 					require.Equal(t, user, body(b.get("/app/who")), "%q %t %s", user, connected, call)
 					time.Sleep(15 * time.Minute)
@@ -528,22 +528,20 @@ func TestLogoutDuringALoginOfAnotherConnection(t *testing.T) {
 		"by Key":       {func(*http.Request) (string, error) { return "u", nil }, 2},
 	} {
 		for _, again := range []bool{false, true} {
-			inBubble(t, setup{options: ganbauth.Options{Key: c.key, Connection: func(r *http.Request) (string, error) {
-				return r.URL.Query().Get("c"), nil
-			}}}, func(t *testing.T, a *app) {
+			inBubble(t, setup{options: ganbauth.Options{Key: c.key, Connection: byClient}}, func(t *testing.T, a *app) {
 				b := a.browser()
 				for _, connection := range []string{"a", "b"} {
-					b.loginAt("/bank/login?c=" + connection)
+					b.loginAt("/bank/login?client=" + connection)
 				}
 				connection := "c"
 				if again {
 					connection = "b"
 				}
-				b.leave(b.callbackURL("/bank/login?c=" + connection))
+				b.leave(b.callbackURL("/bank/login?client=" + connection))
 				require.Equal(t, 303, b.post("/bank/logout").StatusCode)
 				time.Sleep(15 * time.Minute)
 				require.Equal(t, c.left, tokens(t, a), "%s, again %t", name, again)
-				require.Equal(t, c.left == 2 && again, b.do("GET", "/p?c="+connection, program).StatusCode == 200, "%s, again %t", name, again)
+				require.Equal(t, c.left == 2 && again, b.do("GET", "/p?client="+connection, program).StatusCode == 200, "%s, again %t", name, again)
 			})
 		}
 	}
@@ -554,28 +552,25 @@ func TestLogoutDuringALoginOfAnotherConnection(t *testing.T) {
 func TestLogoutWhileATokenIsStored(t *testing.T) {
 	store := &stepping{TokenStore: ganbauth.NewMemoryStore()}
 	inBubble(t, setup{options: ganbauth.Options{
-		Store: store, Connection: func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil },
+		Store: store, Connection: byClient,
 	}}, func(t *testing.T, a *app) {
 		site(a)
 		b := a.browser()
-		b.loginAt("/bank/login?c=a")
-		callback := b.callbackURL("/bank/login?c=b")
+		b.loginAt("/bank/login?client=a")
+		callback := b.callbackURL("/bank/login?client=b")
 		logout := mustRequest("POST", appURL+"/bank/logout")
 		logout.Header = with(navigate, "Sec-Fetch-Site", "same-origin", "Cookie", b.cookieHeader())
-		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
-		var wg sync.WaitGroup
-		wg.Go(func() { b.follow(b.get(callback)) })
-		time.Sleep(time.Second)
+		wait := b.during(callback, 2*time.Second)
 		store.before.set(func(int) error { time.Sleep(2 * time.Second); return nil })
 		time.Sleep(2 * time.Second)
 		b.get("/app/login?u=alice")
 		resp, err := b.client.Transport.RoundTrip(logout)
 		require.NoError(t, err)
 		require.Equal(t, 303, resp.StatusCode)
-		wg.Wait()
+		wait()
 		store.before.set(nil)
 		time.Sleep(time.Minute)
-		require.Equal(t, 401, b.do("GET", "/p?c=b", program).StatusCode)
+		require.Equal(t, 401, b.do("GET", "/p?client=b", program).StatusCode)
 	})
 }
 
@@ -584,11 +579,11 @@ func TestLogoutOfManyConnectionsWithoutALocker(t *testing.T) {
 	var away atomic.Bool
 	inBubble(t, setup{options: ganbauth.Options{
 		Locker:     awayLocker{&away},
-		Connection: func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil },
+		Connection: byClient,
 	}}, func(t *testing.T, a *app) {
 		b := a.browser()
 		for c := range 16 {
-			b.loginAt(fmt.Sprint("/bank/login?c=", c))
+			b.loginAt(fmt.Sprint("/bank/login?client=", c))
 		}
 		away.Store(true)
 		begun := time.Now()
@@ -663,7 +658,7 @@ func TestH5ErrorsOfACallbackNameTheConnection(t *testing.T) {
 	inBubble(t, setup{options: ganbauth.Options{
 		Store:      &unreadableStore{ganbauth.NewMemoryStore(), &sick},
 		Key:        func(*http.Request) (string, error) { return "u", nil },
-		Connection: func(r *http.Request) (string, error) { return r.URL.Query().Get("c"), nil },
+		Connection: byClient,
 		Observe:    func(ctx context.Context, e ganbauth.Event) { tell(ctx, string(e.Type)) },
 		OnError: func(w http.ResponseWriter, r *http.Request, err error) {
 			tell(r.Context(), "OnError")
@@ -671,10 +666,10 @@ func TestH5ErrorsOfACallbackNameTheConnection(t *testing.T) {
 		},
 	}}, func(t *testing.T, a *app) {
 		b := a.browser()
-		b.get(a.bank.Deny(b.authorizationURL("/bank/login?c=firm")))
+		b.get(a.bank.Deny(b.authorizationURL("/bank/login?client=firm")))
 		require.Equal(t, []string{"login_started u firm", "login_failed u firm", "OnError u firm"}, all())
 
-		callback := b.callbackURL("/bank/login?c=firm")
+		callback := b.callbackURL("/bank/login?client=firm")
 		b.leave(callback)
 		time.Sleep(5 * time.Second)
 		require.Equal(t, []string{"login_started u firm", "login_failed u firm", "OnError u firm"}, all())
