@@ -163,19 +163,10 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 		began = true
 		c := &connection{owner: who}
 		c.attached.Store(!isNew)
-		err := k.keeper.connect(ctx, who.storeKey, begun, func(ctx context.Context) (*Token, error) {
-			t, err := k.exchange(ctx, a, q.code, turn)
-			return t, cmp.Or(err, k.exchanges.refused(name))
+		rest, err := k.obtain(ctx, c, begun, name, func(ctx context.Context) (*Token, error) {
+			return k.exchange(ctx, a, q.code, turn)
 		})
-		if err == nil && k.keyOf == nil {
-			if err = k.exchanges.refused(name); err != nil { // while the token was stored
-				c.attached.Store(false)
-			}
-		}
-		if err == nil || c.attached.Load() {
-			return c, nil, err
-		}
-		return c, func() { _, _ = k.keeper.drop(ctx, who.storeKey) }, err // nobody else knows this key
+		return c, rest, err
 	})
 	switch {
 	case ctx.Err() != nil:
@@ -197,6 +188,24 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 		}
 	}
 	return c, nil
+}
+
+// obtain makes the exchange of a login that has begun, and stores its token, unless a logout
+// refuses the login by its name meanwhile. The rest deletes a token that no session will have.
+func (k *Kit) obtain(ctx context.Context, c *connection, begun login, name string, exchange func(context.Context) (*Token, error)) (rest func(), err error) {
+	err = k.keeper.connect(ctx, c.storeKey, begun, func(ctx context.Context) (*Token, error) {
+		t, err := exchange(ctx)
+		return t, cmp.Or(err, k.exchanges.refused(name))
+	})
+	if err == nil && k.keyOf == nil {
+		if err = k.exchanges.refused(name); err != nil { // while the token was stored
+			c.attached.Store(false)
+		}
+	}
+	if err == nil || c.attached.Load() {
+		return nil, err
+	}
+	return func() { _, _ = k.keeper.drop(ctx, c.storeKey) }, err // nobody else knows this key
 }
 
 // refuseLogins ends logins that this browser has begun: it has their cookies for as long as
