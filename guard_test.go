@@ -536,6 +536,15 @@ func TestGuardBreaker(t *testing.T) {
 		require.NoError(t, err)
 		return turn
 	}
+	// probing has the bank be away, and gives the turn of its first probe.
+	probing := func(t *testing.T, g ganbauth.Guard, key string, class rune) ganbauth.Turn {
+		t.Helper()
+		fail(g)
+		time.Sleep(time.Second)
+		probe := turn(t, g, key, class)
+		require.True(t, probe.IsProbe())
+		return probe
+	}
 	withGuard(t, "a bank that says nothing for ten seconds is away", 0, func(t *testing.T, g ganbauth.Guard) {
 		for i := range ganbauth.FewAway {
 			turn(t, g, fmt.Sprint(i), 'u').Sent()
@@ -600,10 +609,7 @@ func TestGuardBreaker(t *testing.T) {
 	withGuard(t, "one probe at a time, whoever leaves", 0, func(t *testing.T, g ganbauth.Guard) {
 		early := turn(t, g, "early", 'u')
 		require.False(t, early.IsProbe())
-		fail(g)
-		time.Sleep(time.Second)
-		probe := turn(t, g, "probe", 'u')
-		require.True(t, probe.IsProbe())
+		probe := probing(t, g, "probe", 'u')
 		early.Leave()
 		require.Error(t, g.Away())
 		probe.Leave()
@@ -611,10 +617,7 @@ func TestGuardBreaker(t *testing.T) {
 		turn(t, g, "probe", 'u').Leave()
 	})
 	withGuard(t, "a login is a probe, too", 0, func(t *testing.T, g ganbauth.Guard) {
-		fail(g)
-		time.Sleep(time.Second)
-		login := turn(t, g, "login", 'l')
-		require.True(t, login.IsProbe())
+		login := probing(t, g, "login", 'l')
 		login.Sent()
 		login.Answered(nil, time.Time{})
 		login.Leave()
@@ -665,10 +668,7 @@ func TestGuardBreaker(t *testing.T) {
 		require.NoError(t, g.Away())
 	})
 	withGuard(t, "a probe that hangs for ever holds up the next one for a moment", 0, func(t *testing.T, g ganbauth.Guard) {
-		fail(g)
-		time.Sleep(time.Second)
-		hanging := turn(t, g, "hanging", 'u')
-		require.True(t, hanging.IsProbe())
+		hanging := probing(t, g, "hanging", 'u')
 		hanging.Sent()
 		time.Sleep(10*time.Second - 1)
 		require.Error(t, g.Away())
@@ -707,10 +707,7 @@ func TestGuardBreaker(t *testing.T) {
 		turn(t, g, "next", 'u').Leave()
 	})
 	withGuard(t, "a probe that waits for a lock holds up nobody", 0, func(t *testing.T, g ganbauth.Guard) {
-		fail(g)
-		time.Sleep(time.Second)
-		waiting := turn(t, g, "waiting", 'u')
-		require.True(t, waiting.IsProbe())
+		waiting := probing(t, g, "waiting", 'u')
 		require.Error(t, g.Away())
 		waiting.StepAside()
 		next := turn(t, g, "next", 'u')
