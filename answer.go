@@ -1,15 +1,13 @@
 package ganbauth
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -19,13 +17,13 @@ import (
 // before.
 func setHeaders(w http.ResponseWriter) {
 	h := w.Header()
-	for _, name := range [...]string{
-		"Content-Length", "Content-Disposition", "Content-Range", "Etag", "Last-Modified",
-		"Expires", "Pragma", "Age", "Cdn-Cache-Control", "Surrogate-Control",
-	} {
-		delete(h, name)
-	}
+	maps.DeleteFunc(h, func(name string, _ []string) bool { return slices.Contains(ofTheOtherAnswer, name) })
 	set(h, "Cache-Control", "no-store", "Referrer-Policy", "no-referrer", "X-Content-Type-Options", "nosniff")
+}
+
+var ofTheOtherAnswer = []string{
+	"Content-Length", "Content-Disposition", "Content-Range", "Etag", "Last-Modified",
+	"Expires", "Pragma", "Age", "Cdn-Cache-Control", "Surrogate-Control",
 }
 
 // set sets headers, given as names in canonical form and values in turn. One slice has
@@ -59,52 +57,31 @@ func reload(w http.ResponseWriter, path string, pause time.Duration, japanese bo
 // setErrorHeaders sets the headers that the answer to err needs, in any format.
 func setErrorHeaders(w http.ResponseWriter, err error) {
 	h := w.Header()
-	status := StatusCode(err)
-	var lacks *scopeError
-	switch {
-	case status == http.StatusUnauthorized:
+	switch about := kindOf(err); {
+	case about.status == http.StatusUnauthorized:
 		set(h, "Www-Authenticate", `Bearer realm="bank"`)
-	case errors.As(err, &lacks):
-		set(h, "Www-Authenticate",
-			fmt.Sprintf(`Bearer realm="bank", error="insufficient_scope", scope=%q`, strings.Join(lacks.missing, " ")))
+	case about.topic == topicScope:
+		if lacks, ok := find[*scopeError](err); ok {
+			set(h, "Www-Authenticate",
+				fmt.Sprintf(`Bearer realm="bank", error="insufficient_scope", scope=%q`, strings.Join(lacks.missing, " ")))
+		}
 	}
 	if wait := retryAfter(err); wait > 0 {
 		set(h, "Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
 	}
 }
 
-// problem is the answer to a program (RFC 9457), but for login_url. [Kit.Refuse] documents
-// its members.
-type problem struct {
-	Type   string `json:"type"`
-	Title  string `json:"title"`
-	Status int    `json:"status"`
-	Detail string `json:"detail"`
-	Code   string `json:"code"`
-}
-
-// problems has the JSON of each problem that has been met, a []byte. There are as many as
-// there are messages.
-var problems sync.Map
-
-// json returns p as JSON. Nobody may change it.
-func (p problem) json() []byte {
-	if ready, ok := problems.Load(p); ok {
-		return ready.([]byte)
-	}
-	made, _ := json.Marshal(p) // never fails
-	problems.Store(p, made)
-	return made
-}
-
-// writeProblem tells a program what page would tell a person. loginURL may be empty.
-func writeProblem(w http.ResponseWriter, page *ErrorPage, loginURL string) {
-	body := problem{"about:blank", http.StatusText(page.Status), page.Status, page.Text, page.Code}.json()
-	if loginURL != "" {
-		// A loginURL is visible ASCII without quotes and backslashes.
-		body = slices.Concat(body[:len(body)-len("}")], []byte(`,"login_url":"`+loginURL+`"}`))
-	}
+// writeProblem tells a program what page would tell a person, as problem details (RFC 9457).
+// [Kit.Refuse] documents the members. Nothing in them needs to be escaped: the words are the
+// kit's own, and a loginURL, which may be empty, is visible ASCII without quotes and
+// backslashes.
+func writeProblem(w http.ResponseWriter, page ErrorPage, loginURL string) {
 	set(w.Header(), "Content-Type", "application/problem+json; charset=utf-8", "Content-Language", page.Language)
 	w.WriteHeader(page.Status)
-	_, _ = w.Write(body)
+	login := ""
+	if loginURL != "" {
+		login = `","login_url":"`
+	}
+	_, _ = w.Write([]byte(`{"type":"about:blank","title":"` + http.StatusText(page.Status) +
+		`","status":` + strconv.Itoa(page.Status) + `,"detail":"` + page.Text + `","code":"` + page.Code + login + loginURL + `"}`))
 }

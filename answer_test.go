@@ -561,6 +561,8 @@ func TestErrorPageIsWhole(t *testing.T) {
 					require.NotEmpty(t, words, about)
 					require.Equal(t, japanese, regexp.MustCompile(`[ぁ-ん]`).MatchString(words), "%s: %s", about, words)
 				}
+				inJSON, _ := json.Marshal(page.Text)
+				require.Equal(t, `"`+page.Text+`"`, string(inJSON), "problem details have it as it is")
 				texts[page.Text] = true
 				home := page.Links[len(page.Links)-1]
 				require.Equal(t, "/home", home.URL, about)

@@ -55,10 +55,10 @@ type exits struct {
 }
 
 // newErrorPage makes the page for err in situation s.
-func newErrorPage(err error, s situation, to exits, japanese bool) *ErrorPage {
+func newErrorPage(err error, s situation, to exits, japanese bool) ErrorPage {
 	about := kindOf(err)
 	words := wordsFor(about.topic, s, japanese)
-	page := &ErrorPage{
+	page := ErrorPage{
 		Status:     about.status,
 		Code:       string(about.topic),
 		Language:   "en",
@@ -84,26 +84,26 @@ func newErrorPage(err error, s situation, to exits, japanese bool) *ErrorPage {
 }
 
 // reloadPage makes the page that is shown while the browser requests path again.
-func reloadPage(path string, japanese bool) *ErrorPage {
+func reloadPage(path string, japanese bool) ErrorPage {
 	if japanese {
-		return &ErrorPage{http.StatusOK, "", "ja", "少々お待ちください", "ページを読み込んでいます。",
+		return ErrorPage{http.StatusOK, "", "ja", "少々お待ちください", "ページを読み込んでいます。",
 			[]ErrorPageLink{{"続ける", path}}, 0}
 	}
-	return &ErrorPage{http.StatusOK, "", "en", "One moment, please", "The page is loading.",
+	return ErrorPage{http.StatusOK, "", "en", "One moment, please", "The page is loading.",
 		[]ErrorPageLink{{"Continue", path}}, 0}
 }
 
 // writeOwnPage writes page in the kit's own design. Only this page gets the content
 // security policy, which allows what it needs and nothing else.
-func writeOwnPage(w http.ResponseWriter, page *ErrorPage) {
+func writeOwnPage(w http.ResponseWriter, page ErrorPage) {
 	w.Header().Set("Content-Security-Policy", ownPagePolicy)
 	_ = writePage(w, ownPage, page)
 }
 
 // writePage executes t with page. If t fails, it writes nothing.
-func writePage(w http.ResponseWriter, t *template.Template, page *ErrorPage) error {
+func writePage(w http.ResponseWriter, t *template.Template, page ErrorPage) error {
 	var b bytes.Buffer
-	if err := t.Execute(&b, page); err != nil {
+	if err := t.Execute(&b, &page); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")

@@ -533,7 +533,8 @@ func (o Owners) Detach(w http.ResponseWriter, r *http.Request, connection string
 // "reconnecting".
 func NewErrorPage(err error, doing, again string, sentFrom bool, home string, japanese bool) *ErrorPage {
 	s := map[string]situation{"using": usingPage, "connecting": connecting, "reconnecting": reconnecting}[doing]
-	return newErrorPage(err, s, exits{again, sentFrom, home}, japanese)
+	page := newErrorPage(err, s, exits{again, sentFrom, home}, japanese)
+	return &page
 }
 
 // JudgeCallback says whether a callback with this query can finish its user's login.

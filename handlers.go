@@ -515,7 +515,7 @@ func (k *Kit) answer(w http.ResponseWriter, r *http.Request, kind requestKind, e
 
 // writeErrorPage writes page with the application's template or, if there is none or it
 // fails, with the kit's own.
-func (k *Kit) writeErrorPage(w http.ResponseWriter, r *http.Request, page *ErrorPage) {
+func (k *Kit) writeErrorPage(w http.ResponseWriter, r *http.Request, page ErrorPage) {
 	if k.usable() == nil && k.errorPage != nil {
 		err := writePage(w, k.errorPage, page)
 		if err == nil {
