@@ -349,21 +349,22 @@ func (k *keyedMutex) lock(ctx context.Context, key string) (unlock func(), err e
 	}
 	l.users++
 	k.mu.Unlock()
-	leave := func() {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.m, key)
-		}
-		if len(k.m) == 0 {
-			k.m = nil
-		}
-	}
 	select {
 	case l.held <- struct{}{}:
-		return func() { <-l.held; leave() }, nil
+		return func() { <-l.held; k.leave(key, l) }, nil
 	case <-ctx.Done():
-		leave()
+		k.leave(key, l)
 		return nil, ctx.Err()
+	}
+}
+
+func (k *keyedMutex) leave(key string, l *keyedLock) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(k.m, key)
+	}
+	if len(k.m) == 0 {
+		k.m = nil
 	}
 }

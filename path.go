@@ -56,12 +56,14 @@ func pathOf(s string) string {
 	return u.Path
 }
 
-const plain = "/-_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
 // isPlain reports whether s is a path in which there is nothing to judge. Most are, and this
 // is the quicker way.
 func isPlain(s string) bool {
-	return strings.HasPrefix(s, "/") && !strings.Contains(s, "//") && strings.TrimLeft(s, plain) == ""
+	return strings.HasPrefix(s, "/") && !strings.Contains(s, "//") && !strings.ContainsFunc(s, needsJudging)
+}
+
+func needsJudging(c rune) bool {
+	return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '/' || c > '9') && c != '-' && c != '_'
 }
 
 // escapeRest percent-encodes what may not stand in a header or a URL.

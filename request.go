@@ -175,19 +175,19 @@ const maxWeighted = 4 << 10
 func eachWeighted(lines []string, each func(value string, q float64)) {
 	for _, line := range lines {
 		for member := range strings.SplitSeq(line[:min(len(line), maxWeighted)], ",") {
-			params := strings.Split(strings.ToLower(member), ";")
+			value, params, _ := strings.Cut(strings.ToLower(member), ";")
 			q := 1.0
-			for _, param := range params[1:] {
-				name, value, _ := strings.Cut(param, "=")
+			for param := range strings.SplitSeq(params, ";") {
+				name, weight, _ := strings.Cut(param, "=")
 				if strings.TrimSpace(name) != "q" {
 					continue
 				}
 				var err error
-				if q, err = strconv.ParseFloat(strings.TrimSpace(value), 64); err != nil || !(q >= 0 && q <= 1) {
+				if q, err = strconv.ParseFloat(strings.TrimSpace(weight), 64); err != nil || !(q >= 0 && q <= 1) {
 					q = 0
 				}
 			}
-			each(strings.TrimSpace(params[0]), q)
+			each(strings.TrimSpace(value), q)
 		}
 	}
 }
