@@ -33,8 +33,8 @@ func requireServed(t *testing.T, samples []sample, contenders int) {
 func TestLive(t *testing.T) {
 	for name, group := range liveGroups {
 		contenders := group()
-		requireServed(t, compare(contenders, 1, false), len(contenders))
-		requireServed(t, compare(contenders, 1, true), len(contenders))
+		requireServed(t, compare(contenders, 1, batchTime, false), len(contenders))
+		requireServed(t, compare(contenders, 1, batchTime, true), len(contenders))
 		require.Contains(t, contenders[0].name, "scs alone", name)
 	}
 }
@@ -66,7 +66,7 @@ func TestRefused(t *testing.T) {
 	requireServed(t, browser, 2)
 }
 
-func TestLogins(t *testing.T) { requireServed(t, compare(logins(), 1, false), 4) }
+func TestLogins(t *testing.T) { requireServed(t, compare(logins(), 1, batchTime, false), 4) }
 
 func TestStorm(t *testing.T) {
 	for _, r := range refreshers {

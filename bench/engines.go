@@ -62,7 +62,7 @@ func onEngine(engine scs.Store, asked *roundTrips, rounds int, nested []nestedSt
 		contenders = append(contenders, connected(configure, "**ganbauth** with "+n.name, ganbauth.Options{Store: n.store}, n.writer))
 	}
 	contenders = append(contenders, peers...)
-	for i, s := range compare(contenders, rounds, false) {
+	for i, s := range compare(contenders, rounds, engineBatchTime, false) {
 		before := asked.n.Load()
 		const n = 100
 		serial(contenders[i], n)
@@ -222,7 +222,7 @@ func refused(rounds int) (program, browser []sample) {
 		return compare([]*contender{
 			{name: "scs alone, the same answer", handler: sessions.LoadAndSave(alike), request: r, status: w.status},
 			{name: name, handler: protected, request: r, status: w.status},
-		}, rounds, false)
+		}, rounds, batchTime, false)
 	}
 	program = compareTo("**ganbauth**, 401", "application/json")
 	browser = compareTo("**ganbauth**, 303 to the bank", "text/html")

@@ -59,7 +59,7 @@ func main() {
 // jobs are what the processes do.
 var jobs = map[string]func(args []string) any{
 	"live": func(args []string) any {
-		return compare(liveGroups[args[0]](), must(strconv.Atoi(args[1])), args[2] == "parallel")
+		return compare(liveGroups[args[0]](), must(strconv.Atoi(args[1])), batchTime, args[2] == "parallel")
 	},
 	"instructions": func(args []string) any {
 		c := liveGroups["default"]()[must(strconv.Atoi(args[0]))]
@@ -91,7 +91,7 @@ var jobs = map[string]func(args []string) any{
 		program, browser := refused(must(strconv.Atoi(args[0])))
 		return [][]sample{program, browser}
 	},
-	"login": func(args []string) any { return compare(logins(), must(strconv.Atoi(args[0])), false) },
+	"login": func(args []string) any { return compare(logins(), must(strconv.Atoi(args[0])), batchTime, false) },
 	"storm": func(args []string) any {
 		return storm(refreshers[must(strconv.Atoi(args[0]))], 1000, must(time.ParseDuration(args[1])))
 	},

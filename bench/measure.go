@@ -16,7 +16,12 @@ type sample struct {
 	Bytes, Allocs float64 // of one request
 }
 
+// batchTime is how long a contender is measured at a time.
 const batchTime = 4 * time.Millisecond
+
+// engineBatchTime is that of a contender with an engine: a store that is asked for the first
+// time after a while may take more care.
+const engineBatchTime = 20 * time.Millisecond
 
 // heap is what a server has in memory besides. With next to nothing the garbage collector
 // would run all the time.
@@ -24,7 +29,7 @@ const heap = 64 << 20
 
 // compare has the contenders serve in turns, a batch each, so that whatever else the
 // machine does meets them all.
-func compare(contenders []*contender, rounds int, parallel bool) []sample {
+func compare(contenders []*contender, rounds int, batch time.Duration, parallel bool) []sample {
 	besides := make([]byte, heap)
 	defer runtime.KeepAlive(besides)
 	run := serial
@@ -34,7 +39,7 @@ func compare(contenders []*contender, rounds int, parallel bool) []sample {
 	sizes := make([]int, len(contenders))
 	for i, c := range contenders {
 		run(c, 100) // warm
-		sizes[i] = max(1, int(batchTime*200/(run(c, 200)+1)))
+		sizes[i] = max(1, int(batch*200/(run(c, 200)+1)))
 	}
 	times := make([][]float64, len(contenders))
 	for round := range rounds {
