@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"runtime/debug"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -91,6 +93,101 @@ func TestHooksOfThePool(t *testing.T) {
 		_, err = s.Load(t.Context(), "k")
 		require.ErrorContains(t, err, "pgxstore: load: "+why)
 	}
+}
+
+// A process is busy while reads are answered in quick succession.
+func TestPulse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pgxstore.Pulse
+		beat := func(n int, gap time.Duration, err error) {
+			for range n {
+				time.Sleep(gap)
+				p.Beat(err)
+			}
+		}
+		p.Beat(nil)
+		time.Sleep(time.Hour)
+		beat(16, time.Millisecond, nil)
+		require.False(t, p.Steady(), "the first one came after a pause")
+		beat(1, time.Millisecond, nil)
+		require.True(t, p.Steady())
+		time.Sleep(5 * time.Millisecond)
+		require.False(t, p.Steady())
+		beat(16, 4*time.Millisecond, nil)
+		require.False(t, p.Steady())
+		beat(1, 4*time.Millisecond, nil)
+		require.True(t, p.Steady())
+		p.Beat(context.Canceled)
+		require.False(t, p.Steady())
+		beat(15, time.Millisecond, nil)
+		require.False(t, p.Steady())
+		beat(100, 5*time.Millisecond, nil)
+		require.False(t, p.Steady())
+	})
+}
+
+// A read of a busy process has no goroutine. A hook that panics is an error all the same, a
+// caller that leaves gives up its place, and PostgreSQL that has fallen silent is left when
+// the time of a call is over.
+func TestBusyReads(t *testing.T) {
+	server, dsn := testenv.Postgres(t)
+	proxy := storetest.NewProxy(t, server.Addr)
+	config, err := pgxpool.ParseConfig(strings.Replace(dsn, server.Addr, proxy.Addr, 1) + "&pool_max_conns=1")
+	require.NoError(t, err)
+	var hook func()
+	config.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { hook(); return true, nil }
+	p, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	s := pgxstore.New(p, pgxstore.Options{})
+	hook = func() {}
+	require.NoError(t, s.Migrate(t.Context()))
+	require.NoError(t, s.Save(t.Context(), "k", storetest.Token("a")))
+
+	busy := func(ctx context.Context) error {
+		pgxstore.Busy(s)
+		_, err := s.Load(ctx, "k")
+		return err
+	}
+	here := goroutine()
+	hook = func() { require.Equal(t, here, goroutine()) }
+	require.NoError(t, busy(t.Context()))
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, busy(gone), context.Canceled)
+
+	hook = func() {}
+	conn, err := p.Acquire(t.Context())
+	require.NoError(t, err)
+	leaving, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		<-leaving.Done()
+		for deadline := time.Now().Add(2 * time.Second); p.Stat().CanceledAcquireCount() == 0 && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		conn.Release()
+	}()
+	require.ErrorIs(t, busy(leaving), context.DeadlineExceeded)
+	<-released
+	conn, err = p.Acquire(t.Context())
+	require.NoError(t, err)
+	require.ErrorIs(t, busy(t.Context()), context.DeadlineExceeded, "the time of a call is over")
+	conn.Release()
+
+	end := proxy.Silence()
+	require.Error(t, busy(t.Context()))
+	end()
+	require.Eventually(t, func() bool { return busy(t.Context()) == nil }, 10*time.Second, 10*time.Millisecond)
+	hook = func() { panic("a hook") }
+	require.ErrorContains(t, busy(t.Context()), "pgxstore: load: panic: a hook")
+}
+
+// goroutine names the goroutine that calls it.
+func goroutine() string {
+	name, _, _ := strings.Cut(string(debug.Stack()), " [")
+	return name
 }
 
 // What PostgreSQL undoes for the sake of another is done in the end, or until the caller
