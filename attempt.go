@@ -2,7 +2,6 @@ package ganbauth
 
 import (
 	"cmp"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base32"
@@ -60,8 +59,8 @@ type attempt struct {
 	done  time.Time // when its callback was answered; zero before
 	// foreign says that another site may have sent the browser here.
 	foreign bool
-	// openID and pkce say whether the login has a nonce and a verifier. Both are derived
-	// from seed, 32 random bytes, which is shorter than they are.
+	// openID and pkce say whether the login has a nonce and a verifier. Both come from seed,
+	// 32 random bytes, which is shorter than they are.
 	openID, pkce bool
 	seed         string
 	owner        string // began it: a hash of the key or of the session's token; "" is anybody
@@ -77,9 +76,11 @@ func newSeed() string {
 	return string(seed)
 }
 
-// nonce returns the nonce of an OpenID Connect login.
+// nonce returns the nonce of an OpenID Connect login, a hash of what only this browser has
+// (OpenID Connect Core section 15.5.2).
 func (a *attempt) nonce() string {
-	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(a.derive("nonce")[:16])
+	sum := sha256.Sum256([]byte(a.seed))
+	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:16])
 }
 
 // verifier returns the code verifier (RFC 7636 section 4.1), "" for a login without PKCE.
@@ -87,13 +88,7 @@ func (a *attempt) verifier() string {
 	if !a.pkce {
 		return ""
 	}
-	return base64.RawURLEncoding.EncodeToString(a.derive("code_verifier"))
-}
-
-func (a *attempt) derive(use string) []byte {
-	mac := hmac.New(sha256.New, []byte(a.seed))
-	mac.Write([]byte(use))
-	return mac.Sum(nil)
+	return base64.RawURLEncoding.EncodeToString([]byte(a.seed))
 }
 
 // retry returns what to request to begin the login again, "" for DefaultReturn.
