@@ -109,6 +109,9 @@ func kindWithoutMetadata(h http.Header) requestKind {
 func isPrefetch(h http.Header) bool {
 	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Purpose", "X-Sec-Purpose", "X-Moz"} {
 		v := strings.ToLower(first(h, name))
+		if v == "" {
+			continue
+		}
 		if strings.Contains(v, "prefetch") || strings.Contains(v, "preview") || strings.Contains(v, "prerender") {
 			return true
 		}
@@ -128,7 +131,7 @@ func first(h http.Header, name string) string {
 // when it loads a page.
 func acceptsHTML(h http.Header) bool {
 	html, json := false, false
-	eachWeighted(h.Values("Accept"), func(media string, q float64) {
+	eachWeighted(h["Accept"], func(media string, q float64) {
 		switch {
 		case q == 0:
 		case media == "text/html", media == "application/xhtml+xml":
@@ -146,7 +149,7 @@ func prefersJapanese(h http.Header) bool {
 	const unnamed = -1
 	ja, en, others := float64(unnamed), float64(unnamed), float64(0)
 	jaFirst := false
-	eachWeighted(h.Values("Accept-Language"), func(tag string, q float64) {
+	eachWeighted(h["Accept-Language"], func(tag string, q float64) {
 		lang, _, _ := strings.Cut(strings.ReplaceAll(tag, "_", "-"), "-")
 		switch lang {
 		case "ja":
@@ -208,14 +211,14 @@ func checkNavigation(kind requestKind) error {
 // the scheme.
 func (k *Kit) checkOrigin(r *http.Request) error {
 	refused := &refusal{http.StatusForbidden, "the request comes from another origin"}
-	if origin, err := url.Parse(r.Header.Get("Origin")); err == nil &&
+	if origin, err := url.Parse(first(r.Header, "Origin")); err == nil &&
 		origin.Scheme == k.redirect.Scheme && hostPort(origin) == hostPort(k.redirect) {
 		return nil
 	}
 	if new(http.CrossOriginProtection).Check(r) != nil {
 		return refused
 	}
-	if k.redirect.Scheme == "https" && r.Header.Get("Sec-Fetch-Site") == "" && strings.HasPrefix(r.Header.Get("Origin"), "http:") {
+	if k.redirect.Scheme == "https" && first(r.Header, "Sec-Fetch-Site") == "" && strings.HasPrefix(first(r.Header, "Origin"), "http:") {
 		return refused
 	}
 	return nil
@@ -238,7 +241,7 @@ func (k *Kit) cookieStayedBehind(r *http.Request) bool {
 	if !k.strictSession() || k.sendsSession(r) {
 		return false
 	}
-	reloads, site := k.marksOf(r).reloads, r.Header.Get("Sec-Fetch-Site")
+	reloads, site := k.marksOf(r).reloads, first(r.Header, "Sec-Fetch-Site")
 	return reloads == 0 || reloads < maxReloads && site != "" && site != "same-origin"
 }
 
@@ -262,7 +265,7 @@ func (k *Kit) sendsSession(r *http.Request) bool {
 // the kit's own reload, that is what led to the first request. Without the header, a
 // Referer of this site counts as "same-origin", and the result is "" if there is none.
 func (k *Kit) sentBy(r *http.Request) string {
-	site := r.Header.Get("Sec-Fetch-Site")
+	site := first(r.Header, "Sec-Fetch-Site")
 	switch {
 	case k.marksOf(r).foreign:
 		return "cross-site"
@@ -278,7 +281,7 @@ func (k *Kit) atAnotherHost(r *http.Request) bool {
 	if r.Host == k.redirect.Host {
 		return false
 	}
-	for _, host := range []string{r.Host, r.Header.Get("X-Forwarded-Host")} {
+	for _, host := range []string{r.Host, first(r.Header, "X-Forwarded-Host")} {
 		if hostPort(&url.URL{Scheme: k.redirect.Scheme, Host: host}) == hostPort(k.redirect) {
 			return false
 		}
@@ -317,7 +320,7 @@ func (k *Kit) returnPath(r *http.Request, own string) string {
 // and back, to return to from a login. Both are own, the path that r asks for. If that is
 // no page, they are the page that sent r.
 func (k *Kit) pagesOf(r *http.Request, kind requestKind, own string) (again, back string) {
-	part := kind == htmxRequest && r.Header.Get("Hx-Boosted") != "true"
+	part := kind == htmxRequest && first(r.Header, "Hx-Boosted") != "true"
 	switch isGet := r.Method == http.MethodGet; {
 	case k.atCallback(r):
 	case isGet && !part:
@@ -337,7 +340,7 @@ func (k *Kit) pagesOf(r *http.Request, kind requestKind, own string) (again, bac
 // is not a page of this site. This site is at the host of r or, behind a proxy that
 // changes Host, at the host of RedirectURI.
 func (k *Kit) ownPage(r *http.Request, header string) string {
-	value := r.Header.Get(header)
+	value := first(r.Header, header)
 	if value == "" {
 		return ""
 	}
