@@ -47,17 +47,18 @@ const (
 	reconnecting                  // connecting again, while an earlier connection goes on
 )
 
-// exits are the paths that a page can link to.
-type exits struct {
+// setting is what a page depends on besides the error.
+type setting struct {
+	doing    situation
 	again    string // where the user can try again; "" if nowhere
 	sentFrom bool   // again is the page that sent a form
 	home     string // DefaultReturn; "" for a Kit that New did not make
 }
 
-// newErrorPage makes the page for err in situation s.
-func newErrorPage(err error, s situation, to exits, japanese bool) ErrorPage {
+// newErrorPage makes the page for err.
+func newErrorPage(err error, in setting, japanese bool) ErrorPage {
 	about := kindOf(err)
-	words := wordsFor(about.topic, s, japanese)
+	words := wordsFor(about.topic, in.doing, japanese)
 	page := ErrorPage{
 		Status:     about.status,
 		Code:       string(about.topic),
@@ -71,14 +72,14 @@ func newErrorPage(err error, s situation, to exits, japanese bool) ErrorPage {
 		page.Language = "ja"
 		home, back = "サイトに戻る", "前のページに戻る"
 	}
-	if to.sentFrom && words.again != "" {
+	if in.sentFrom && words.again != "" {
 		words.again = back
 	}
-	if to.again != "" && words.again != "" {
-		page.Links = append(page.Links, ErrorPageLink{words.again, to.again})
+	if in.again != "" && words.again != "" {
+		page.Links = append(page.Links, ErrorPageLink{words.again, in.again})
 	}
-	if to.home != "" && (len(page.Links) == 0 || to.home != to.again) {
-		page.Links = append(page.Links, ErrorPageLink{home, to.home})
+	if in.home != "" && (len(page.Links) == 0 || in.home != in.again) {
+		page.Links = append(page.Links, ErrorPageLink{home, in.home})
 	}
 	return page
 }

@@ -532,8 +532,8 @@ func (o Owners) Detach(w http.ResponseWriter, r *http.Request, connection string
 // NewErrorPage makes the page for err, for a user who is doing that: "using", "connecting" or
 // "reconnecting".
 func NewErrorPage(err error, doing, again string, sentFrom bool, home string, japanese bool) *ErrorPage {
-	s := map[string]situation{"using": usingPage, "connecting": connecting, "reconnecting": reconnecting}[doing]
-	page := newErrorPage(err, s, exits{again, sentFrom, home}, japanese)
+	now := map[string]situation{"using": usingPage, "connecting": connecting, "reconnecting": reconnecting}[doing]
+	page := newErrorPage(err, setting{now, again, sentFrom, home}, japanese)
 	return &page
 }
 

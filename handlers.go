@@ -424,7 +424,7 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setHeaders(w)
 	err := e.kit.usable()
 	if err != nil {
-		e.kit.refuse(w, r, kindOfRequest(r), err, exits{}, "")
+		e.kit.refuse(w, r, kindOfRequest(r), err, setting{}, "")
 		return
 	}
 	if slices.Contains(strings.Split(e.methods, ", "), r.Method) {
@@ -436,8 +436,21 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = &refusal{http.StatusMethodNotAllowed, "the method is not allowed"}
 	}
 	if err != nil {
-		e.kit.refuse(w, r, kindOfRequest(r), err, exits{home: e.kit.defaultReturn}, "")
+		e.kit.refuse(w, r, kindOfRequest(r), err, e.settingOf(err), "")
 	}
+}
+
+// settingOf returns the setting of a page about err, which may be that of a login.
+func (e *endpoint) settingOf(err error) setting {
+	in := setting{home: e.kit.defaultReturn}
+	var login *loginError
+	if errors.As(err, &login) {
+		in.doing, in.again = connecting, login.again
+		if login.connected {
+			in.doing = reconnecting
+		}
+	}
+	return in
 }
 
 // loginError is the error of a login, with what its page says in addition.
@@ -453,16 +466,16 @@ func (e *loginError) Error() string { return e.err.Error() }
 func (e *loginError) Unwrap() error { return e.err }
 
 // refuse logs err, and answers it by OnError or, without one, by itself.
-func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, kind requestKind, err error, to exits, loginURL string) {
+func (k *Kit) refuse(w http.ResponseWriter, r *http.Request, kind requestKind, err error, in setting, loginURL string) {
 	setErrorHeaders(w, err)
 	if k.usable() == nil {
 		k.logRefusal(r, err)
 	}
 	if k.usable() != nil || k.onError == nil || k.ownAnswer(r) != nil {
-		k.answer(w, r, kind, err, to, loginURL)
+		k.answer(w, r, kind, err, in, loginURL)
 		return
 	}
-	own := ownAnswer(func(w http.ResponseWriter, err error) { k.answer(w, r, kind, err, to, loginURL) })
+	own := ownAnswer(func(w http.ResponseWriter, err error) { k.answer(w, r, kind, err, in, loginURL) })
 	ctx := context.WithValue(r.Context(), ownAnswerKey{k}, own)
 	k.onError(w, r.WithContext(k.aboutError(r.WithContext(ctx), err)), err)
 }
@@ -495,16 +508,8 @@ func (k *Kit) ownAnswer(r *http.Request) ownAnswer {
 
 // answer answers err with a page for a person and with problem details for every other kind
 // of request. It finds the words and leaves the writing to others.
-func (k *Kit) answer(w http.ResponseWriter, r *http.Request, kind requestKind, err error, to exits, loginURL string) {
-	doing := usingPage
-	var login *loginError
-	if errors.As(err, &login) {
-		doing, to.again = connecting, login.again
-		if login.connected {
-			doing = reconnecting
-		}
-	}
-	page := newErrorPage(err, doing, to, prefersJapanese(r.Header))
+func (k *Kit) answer(w http.ResponseWriter, r *http.Request, kind requestKind, err error, in setting, loginURL string) {
+	page := newErrorPage(err, in, prefersJapanese(r.Header))
 	switch kind {
 	case navigation, formPost:
 		k.writeErrorPage(w, r, page)

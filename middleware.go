@@ -222,19 +222,19 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 	setHeaders(w)
 	kind := kindOfRequest(r)
 	if k.usable() != nil {
-		k.refuse(w, r, kind, err, exits{}, "")
+		k.refuse(w, r, kind, err, setting{}, "")
 		return
 	}
 	own := k.ownPath(r)
 	switch kind {
 	case navigation, formPost, htmxRequest:
 	default: // it gets no page, and cannot begin a login
-		k.refuse(w, r, kind, err, exits{}, k.loginURL(r, own, err))
+		k.refuse(w, r, kind, err, setting{}, k.loginURL(r, own, err))
 		return
 	}
 	again, back := k.pagesOf(r, kind, own)
 	again = k.notWith(r, again, err)
-	to := exits{again: again, sentFrom: kind == formPost, home: k.defaultReturn}
+	in := setting{again: again, sentFrom: kind == formPost, home: k.defaultReturn}
 	var asked []string
 	var j *jar
 	var returned []attemptCookie
@@ -265,7 +265,7 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 	case stopLoop:
 		j.remove(w, returned) // the next try is the user's own
 	}
-	k.refuse(w, r, kind, err, to, k.loginURL(r, own, err))
+	k.refuse(w, r, kind, err, in, k.loginURL(r, own, err))
 }
 
 // remedyFor finds the remedy for err. hasPath says that ownPath has one to reload, and
