@@ -8,12 +8,12 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/stretchr/testify/require"
 
-	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
 	"github.com/ganbauth/ganbauth/mysqlstore"
@@ -104,16 +104,14 @@ func TestOnlyUndoneStatementsAreRepeated(t *testing.T) {
 
 // A caller that has gone sends nothing.
 func TestCallerThatHasGone(t *testing.T) {
-	_, dsn := testenv.MariaDB(t)
-	db := pool(t, dsn, 0)
-	s := mysqlstore.New(db, mysqlstore.Options{})
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	for range 100 {
-		require.ErrorIs(t, s.Save(gone, "k", storetest.Token("a")), context.Canceled)
-	}
-	time.Sleep(50 * time.Millisecond)
-	require.Zero(t, db.Stats().OpenConnections)
+	s := &server{}
+	s.bubble(t, func(t *testing.T, db *sql.DB) {
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.ErrorIs(t, mysqlstore.New(db, mysqlstore.Options{}).Save(gone, "k", storetest.Token("a")), context.Canceled)
+		synctest.Wait()
+		require.Zero(t, db.Stats().OpenConnections)
+	})
 }
 
 // hooked is a connector that runs a function first.
@@ -141,45 +139,51 @@ func TestConnectorFails(t *testing.T) {
 	}
 }
 
-// A caller that leaves while a connection is made sends nothing over it.
+// A caller that leaves while a connection is made sends nothing over it, and leaves it to the
+// next one.
 func TestCallerThatLeavesWhileItIsConnected(t *testing.T) {
-	_, dsn := testenv.MariaDB(t)
-	stores(t, dsn)()
-	connecting, connected := make(chan bool), make(chan bool)
-	db := sql.OpenDB(hooked{connector(t, dsn), func() { connecting <- true; <-connected }})
-	t.Cleanup(func() { db.Close() })
-	s := mysqlstore.New(db, mysqlstore.Options{})
-	ctx, cancel := context.WithCancel(t.Context())
-	left := make(chan error)
-	go func() { left <- s.Save(ctx, "k", storetest.Token("a")) }()
-	<-connecting
-	cancel()
-	require.ErrorIs(t, <-left, context.Canceled)
-	close(connected)
-	require.Eventually(t, func() bool { return db.Stats().Idle == 1 }, 20*time.Second, time.Millisecond)
-	_, err := s.Load(t.Context(), "k") // over the same connection
-	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	for _, limit := range []int{0, 2} {
+		s := &server{}
+		s.bubble(t, func(t *testing.T, _ *sql.DB) {
+			connected := make(chan bool)
+			db := sql.OpenDB(hooked{s, func() { <-connected }})
+			defer db.Close()
+			db.SetMaxOpenConns(limit)
+			store := mysqlstore.New(db, mysqlstore.Options{})
+			ctx, cancel := context.WithCancel(t.Context())
+			left := make(chan error)
+			go func() { left <- store.Save(ctx, "k", storetest.Token("a")) }()
+			synctest.Wait()
+			cancel()
+			require.ErrorIs(t, <-left, context.Canceled)
+			close(connected)
+			synctest.Wait()
+			require.Equal(t, 1, db.Stats().Idle)
+			require.Empty(t, s.sent)
+			require.NoError(t, store.Save(t.Context(), "k", storetest.Token("a")))
+			require.Equal(t, 1, db.Stats().OpenConnections)
+		})
+	}
 }
 
 // A caller that leaves while all connections are in use gives up its place.
 func TestPlaceInTheQueue(t *testing.T) {
-	_, dsn := testenv.MariaDB(t)
-	db := pool(t, dsn, 1)
-	s := mysqlstore.New(db, mysqlstore.Options{})
-	require.NoError(t, s.Migrate(t.Context()))
-	conn, err := db.Conn(t.Context())
-	require.NoError(t, err)
-	defer conn.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	left := make(chan error)
-	go func() { left <- s.Save(ctx, "k", storetest.Token("a")) }()
-	require.Eventually(t, func() bool { return db.Stats().WaitCount == 1 }, 20*time.Second, time.Millisecond)
-	cancel()
-	require.ErrorIs(t, <-left, context.Canceled)
-	time.Sleep(50 * time.Millisecond) // it leaves
-	require.NoError(t, conn.Close())
-	_, err = s.Load(t.Context(), "k") // after whoever waits still
-	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+	s := &server{}
+	s.bubble(t, func(t *testing.T, db *sql.DB) {
+		db.SetMaxOpenConns(1)
+		conn, err := db.Conn(t.Context())
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		left := make(chan error)
+		go func() { left <- mysqlstore.New(db, mysqlstore.Options{}).Save(ctx, "k", storetest.Token("a")) }()
+		synctest.Wait()
+		require.Equal(t, int64(1), db.Stats().WaitCount)
+		cancel()
+		require.ErrorIs(t, <-left, context.Canceled)
+		synctest.Wait()
+		require.NoError(t, conn.Close())
+		require.Equal(t, 1, db.Stats().Idle)
+	})
 }
 
 // The lock on a key that has no row yet inserts one, and says so where it may not.
