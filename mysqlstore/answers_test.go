@@ -155,7 +155,8 @@ func TestAnswersThatFail(t *testing.T) {
 	}
 }
 
-// A row that another inserts is replaced, if it is still there: it may come and go.
+// A row that another inserts is replaced. It may come and go: then nothing is stored, and
+// nothing seems to be.
 func TestRowsThatComeAndGo(t *testing.T) {
 	save := func(ctx context.Context, s *mysqlstore.Store) error { return s.Save(ctx, "k", storetest.Token("a")) }
 	swap := func(ctx context.Context, s *mysqlstore.Store) error {
@@ -168,6 +169,7 @@ func TestRowsThatComeAndGo(t *testing.T) {
 	}{
 		"saved":       {save, 1, ""},
 		"swapped":     {swap, 1, ""},
+		"not saved":   {save, 0, "mysqlstore: save: its row comes and goes"},
 		"not swapped": {swap, 0, ganbauth.ErrSuperseded.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {

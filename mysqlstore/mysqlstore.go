@@ -126,14 +126,21 @@ func (s *Store) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
 // [ganbauth.TokenStore].
 func (*Store) EndsWithContext() bool { return true }
 
-var errNoToken = errors.New("mysqlstore: save: there is no token to save")
+var (
+	errNoToken = errors.New("mysqlstore: save: there is no token to save")
+	errNoRow   = errors.New("its row comes and goes")
+)
 
 // Save implements [ganbauth.TokenStore].
 func (s *Store) Save(ctx context.Context, key string, t *ganbauth.Token) error {
 	if t == nil {
 		return errNoToken
 	}
-	if _, err := s.put(ctx, key, t, "TRUE"); err != nil {
+	done, err := s.put(ctx, key, t, "TRUE")
+	if err == nil && !done {
+		err = errNoRow
+	}
+	if err != nil {
 		return fmt.Errorf("mysqlstore: save: %w", err)
 	}
 	return nil
