@@ -236,6 +236,7 @@ func FreshKeys(t *testing.T, s Store) {
 		callers.Wait()
 		require.Equal(t, int32(1), filled.Load())
 	}
+	require.NoError(t, s.Swap(t.Context(), "fresh0", nil, Token("a")), "beside what is left of a lock")
 	require.ErrorIs(t, s.Swap(t.Context(), "fresh0filled", nil, nil), ganbauth.ErrSuperseded)
 	require.NoError(t, s.Swap(t.Context(), "nothing", nil, nil))
 }
