@@ -208,7 +208,6 @@ func TestF7CallersThatLeave(t *testing.T) {
 	storetest.F7(t, p, s, 4)
 }
 
-// The application uses all of its connections.
 // connections counts those of all clients.
 func connections(t *testing.T, watch *sql.DB) (n int) {
 	require.NoError(t, watch.QueryRowContext(t.Context(), "SELECT count(*) FROM information_schema.processlist WHERE user = 'root'").Scan(&n))
@@ -247,6 +246,7 @@ func TestBeatsOverThePool(t *testing.T) {
 	require.Error(t, e.Extend(t.Context(), "k", "one"))
 }
 
+// The application uses all of its connections.
 func TestF8StarvedPool(t *testing.T) {
 	_, direct := testenv.MariaDB(t)
 	starved, watch := pool(t, direct, 2), pool(t, direct, 1)
@@ -426,6 +426,26 @@ func TestCleanup(t *testing.T) {
 	require.Eventually(t, func() bool { return count() == 3 }, 20*time.Second, 10*time.Millisecond)
 	cancel()
 	require.ErrorIs(t, <-done, context.Canceled)
+}
+
+// Nothing is left of a token that is deleted, though its row is.
+func TestDeletedTokens(t *testing.T) {
+	_, dsn := testenv.MariaDB(t)
+	s, db := stores(t, dsn)(), pool(t, dsn, 1)
+	token := storetest.Token("a")
+	token.Scope, token.IDToken, token.Subject, token.Epoch, token.Judged = "openid", "i", "s", "e", "j"
+	for _, key := range []string{"deleted", "swapped"} {
+		require.NoError(t, s.Save(t.Context(), key, token))
+	}
+	left := func() (n int) {
+		require.NoError(t, db.QueryRowContext(t.Context(), `SELECT count(*) FROM ganbauth_tokens WHERE COALESCE(access_token,
+			refresh_token, token_type, scope, id_token, subject, epoch, judged, fingerprint, issued_at, expires_at, due_at) IS NOT NULL`).Scan(&n))
+		return n
+	}
+	require.Equal(t, 2, left())
+	require.NoError(t, s.Delete(t.Context(), "deleted"))
+	require.NoError(t, s.Swap(t.Context(), "swapped", token, nil))
+	require.Zero(t, left())
 }
 
 // A lock without a token is not taken for one that was forgotten, however long it is held.
