@@ -202,10 +202,7 @@ func (s *Store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 		return nil, nil
 	}
 	entries, err := call(ctx, s, func(ctx context.Context, conn *pgxpool.Conn) ([]ganbauth.Expiry, error) {
-		rows, err := conn.Query(ctx, pageSQL, after.At, []byte(after.Key), before, limit)
-		if err != nil {
-			return nil, err
-		}
+		rows, _ := conn.Query(ctx, pageSQL, after.At, []byte(after.Key), before, limit) // CollectRows has its error
 		return pgx.CollectRows(rows, func(row pgx.CollectableRow) (e ganbauth.Expiry, err error) {
 			var at int64
 			var key string
