@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"net"
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,11 +17,13 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ganbauth/ganbauth"
 	"github.com/ganbauth/ganbauth/internal/storetest"
 	"github.com/ganbauth/ganbauth/internal/testenv"
+	"github.com/ganbauth/ganbauth/lease"
 	"github.com/ganbauth/ganbauth/pgxstore"
 )
 
@@ -227,20 +232,16 @@ func TestUndoneStatementsAreRepeated(t *testing.T) {
 	storetest.RepeatedUntilLeft(t, s, tries)
 }
 
+// gone is the context of a caller that is just leaving.
+type gone struct{ context.Context }
+
+func (gone) Err() error { return context.Canceled }
+
 // A caller that has gone sends nothing.
 func TestCallerThatHasGone(t *testing.T) {
 	_, dsn := testenv.Postgres(t)
-	p := pool(t, dsn)
-	s := pgxstore.New(p, pgxstore.Options{})
-	require.NoError(t, s.Migrate(t.Context()))
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	before := p.Stat().AcquireCount()
-	for range 100 {
-		require.ErrorIs(t, s.Save(gone, "k", storetest.Token("a")), context.Canceled)
-	}
-	time.Sleep(50 * time.Millisecond)
-	require.Equal(t, before, p.Stat().AcquireCount())
+	s := stores(t, dsn)()
+	require.ErrorIs(t, s.Save(gone{t.Context()}, "k", storetest.Token("a")), context.Canceled)
 	_, err := s.Load(t.Context(), "k")
 	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
 }
@@ -313,4 +314,39 @@ func TestPlaceInTheQueue(t *testing.T) {
 	conn.Release()
 	_, err = s.Load(t.Context(), "k")
 	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+}
+
+// Locks are extended over two connections at most, which are made when they are needed, in
+// the time of a call.
+func TestConnectionsForBeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		config, err := pgxpool.ParseConfig(dsn("127.0.0.1:1") + "&pool_max_conns=9")
+		require.NoError(t, err)
+		var dialed atomic.Int32
+		took := make(chan time.Duration, 99)
+		config.ConnConfig.DialFunc = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			dialed.Add(1)
+			begun := time.Now()
+			<-ctx.Done()
+			took <- time.Since(begun)
+			return nil, ctx.Err()
+		}
+		p, err := pgxpool.NewWithConfig(t.Context(), config)
+		require.NoError(t, err)
+		defer p.Close()
+		e := pgxstore.EngineOf(pgxstore.New(p, pgxstore.Options{}))
+		var beats sync.WaitGroup
+		beat := func() { assert.Error(t, e.Extend(t.Context(), "k", "one")) }
+		beats.Go(beat)
+		synctest.Wait()
+		require.Equal(t, int32(1), dialed.Load())
+		for range 9 {
+			beats.Go(beat)
+		}
+		synctest.Wait()
+		require.Equal(t, int32(2), dialed.Load())
+		require.Equal(t, 3*time.Second, <-took)
+		beats.Wait()
+		e.(lease.Rester).Rest()
+	})
 }

@@ -295,7 +295,6 @@ func TestF7CallersThatLeave(t *testing.T) {
 	storetest.F7(t, p, stores(t, dsn(p.Addr)+"&pool_max_conns=4")(), 4)
 }
 
-// The application uses all of its connections.
 // connections counts those of all clients.
 func connections(t *testing.T, watch *pgxpool.Pool) (n int) {
 	require.NoError(t, watch.QueryRow(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'").Scan(&n))
@@ -314,6 +313,7 @@ func TestEngine(t *testing.T) {
 	})
 }
 
+// The application uses all of its connections.
 func TestF8StarvedPool(t *testing.T) {
 	_, direct := testenv.Postgres(t)
 	starved, watch := pool(t, direct+"&pool_max_conns=2"), pool(t, direct+"&pool_max_conns=1")

@@ -151,9 +151,14 @@ func TestMigrateFromTheFirstSchema(t *testing.T) {
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 3, 3)`, []byte("k"),
 		want.AccessToken, want.RefreshToken, want.TokenType, want.Scope, want.IDToken, want.Subject, want.IssuedAt, want.ExpiresAt)
 	require.NoError(t, err)
+	_, err = p.Exec(ctx, "DROP INDEX ganbauth_tokens_buried")
+	require.NoError(t, err)
 	s := pgxstore.New(p, pgxstore.Options{})
 	for range 2 {
 		require.NoError(t, s.Migrate(ctx))
+		var there bool
+		require.NoError(t, p.QueryRow(ctx, "SELECT to_regclass('ganbauth_tokens_buried') IS NOT NULL").Scan(&there))
+		require.True(t, there, "what else is missing is added, too")
 	}
 	got, err := s.Load(ctx, "k")
 	require.NoError(t, err)
