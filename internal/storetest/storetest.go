@@ -133,8 +133,8 @@ func requireLocked(t *testing.T, s Store, key string, wait time.Duration) {
 }
 
 // Details tests what other tests have no eye for: what is no token; lists of as many tokens
-// as a page has, and one more; times in UTC; and that ending, a store with a TTL, lists
-// nothing.
+// as a page has, and one more, and until the middle of a second; times in UTC; and that
+// ending, a store with a TTL, lists nothing.
 func Details(t *testing.T, s, ending Store) {
 	ctx := t.Context()
 	require.True(t, s.(interface{ EndsWithContext() bool }).EndsWithContext())
@@ -164,6 +164,9 @@ func Details(t *testing.T, s, ending Store) {
 		require.NoError(t, err)
 		require.Equal(t, want[:n], keys)
 	}
+	keys, err := s.Expiring(ctx, due.Add(time.Millisecond))
+	require.NoError(t, err)
+	require.Equal(t, want[:1], keys)
 	page, err := s.ExpiringAfter(ctx, ganbauth.Expiry{}, due.Add(time.Hour), 2)
 	require.NoError(t, err)
 	require.Equal(t, []ganbauth.Expiry{{At: due.UTC(), Key: "k0000"}, {At: due.Add(time.Second).UTC(), Key: "k0001"}}, page)
@@ -173,7 +176,7 @@ func Details(t *testing.T, s, ending Store) {
 	require.Equal(t, time.UTC, got.IssuedAt.Location())
 
 	require.NoError(t, ending.Save(ctx, "ends", Token("a")))
-	keys, err := ending.Expiring(ctx, due.Add(time.Hour))
+	keys, err = ending.Expiring(ctx, due.Add(time.Hour))
 	require.NoError(t, err)
 	require.Empty(t, keys)
 	page, err = ending.ExpiringAfter(ctx, ganbauth.Expiry{}, due.Add(time.Hour), 2)
