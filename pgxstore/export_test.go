@@ -7,7 +7,10 @@ import (
 	"github.com/ganbauth/ganbauth/lease"
 )
 
-const PageSQL = pageSQL
+const (
+	PageSQL       = pageSQL
+	MigrationLock = migrationLock
+)
 
 type Bounds = bounds
 

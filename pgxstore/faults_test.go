@@ -77,6 +77,16 @@ func TestMigrateFails(t *testing.T) {
 	var there bool
 	require.NoError(t, owner.QueryRow(t.Context(), "SELECT to_regclass('ganbauth_tokens_buried') IS NOT NULL").Scan(&there))
 	require.True(t, there, "what is missing is added")
+
+	exec("REVOKE SELECT ON pg_attribute FROM PUBLIC")
+	require.ErrorContains(t, clerk.Migrate(t.Context()), "permission denied for table pg_attribute")
+	conn, err := owner.Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	_, err = conn.Exec(t.Context(), "SELECT pg_advisory_lock($1)", int64(pgxstore.MigrationLock))
+	require.NoError(t, err)
+	waiting := pgxstore.New(pool(t, dsn+"&lock_timeout=50"), pgxstore.Options{})
+	require.ErrorContains(t, waiting.Migrate(t.Context()), "lock timeout")
 }
 
 // A hook of the application's pool panics, or ends its goroutine. The call has an error, and
