@@ -37,7 +37,8 @@ const (
 	minBackOff, maxBackOff = time.Minute, time.Hour
 
 	// After storeAway keys in a row have failed to load, the engine looks whether the store
-	// is away or only these records cannot be read.
+	// is away or only these records cannot be read. After as many that could not be locked
+	// or written, it ends: not every key need find out.
 	storeAway = 10
 
 	listTimeout = time.Minute
@@ -214,14 +215,16 @@ type keeping struct {
 	n        int        // tokens that were refreshed
 	failing  map[string]backOff
 	early    map[string]struct{} // keys that were refreshed in the second of begun
+	fault    error               // the last one of the Store or the Locker
+	unbegun  int                 // refreshes in a row that the Store or the Locker did not let begin
+	why      error               // the last of these
 	shortest time.Duration       // the shortest lead of a token that was seen
 	longest  time.Duration       // the longest of one that was seen and waits for its time
 
 	lapsed     *Token // one that had expired when its turn came
 	unreadable int    // entries of this pass whose token cannot be read
 	empty      int
-	failed     int   // to load, in a row
-	fault      error // the last one
+	failed     int // to load, in a row
 	reported   bool
 	counted    time.Time // when the tokens have last been counted
 }
@@ -317,6 +320,9 @@ func (ke *keeping) pass(ctx context.Context, after Expiry, before time.Time) (co
 			}
 		}
 		ke.underWay.Wait()
+		if err := ke.takesNoWrites(); err != nil {
+			return false, err
+		}
 		if ke.before.IsZero() && ke.asked > asked && time.Since(begun) > frontAfter {
 			return false, nil
 		}
@@ -341,10 +347,10 @@ func (ke *keeping) keep(ctx context.Context, storeKey string) error {
 		return nil
 	case isUnreadable(err):
 		ke.unreadable++
-		ke.fault = err
+		ke.fails(err)
 		return nil
 	case err != nil:
-		ke.fault = err
+		ke.fails(err)
 		ke.backOff(storeKey)
 		if ke.failed++; ke.failed < storeAway {
 			return nil
@@ -360,6 +366,9 @@ func (ke *keeping) keep(ctx context.Context, storeKey string) error {
 	if !ke.due(storeKey, t) || ke.coolDowns.check(storeKey) != nil || ke.unsaved.get(storeKey) != nil {
 		ke.see(t)
 		return nil
+	}
+	if err := ke.takesNoWrites(); err != nil {
+		return err
 	}
 	turn, err := ke.guard.enter(ctx, storeKey, forJob, true)
 	if err != nil {
@@ -384,12 +393,17 @@ func (ke *keeping) refreshed(ctx context.Context, storeKey string, t *Token, tur
 	}
 	ke.mu.Lock()
 	defer ke.mu.Unlock()
-	if turn.wasSent() { // else another process or a user's request has refreshed it
+	switch {
+	case turn.wasSent():
 		ke.asked++
+		ke.unbegun = 0
 		if err == nil {
 			ke.n++
 		}
-	}
+	case err != nil && kindOf(err).topic == topicUnavailable:
+		ke.unbegun++
+		ke.fault, ke.why = err, err
+	} // else another process or a user's request has refreshed it
 	if err != nil {
 		return
 	}
@@ -400,6 +414,24 @@ func (ke *keeping) refreshed(ctx context.Context, storeKey string, t *Token, tur
 		}
 		ke.early[storeKey] = struct{}{}
 	}
+}
+
+// fails keeps an error of the Store or the Locker.
+func (ke *keeping) fails(err error) {
+	ke.mu.Lock()
+	defer ke.mu.Unlock()
+	ke.fault = err
+}
+
+// takesNoWrites returns the error of the Store or the Locker if it has let no refresh begin
+// for storeAway keys in a row.
+func (ke *keeping) takesNoWrites() error {
+	ke.mu.Lock()
+	defer ke.mu.Unlock()
+	if ke.unbegun < storeAway {
+		return nil
+	}
+	return ke.why
 }
 
 // due reports whether t is to be refreshed now. RefreshExpiring does not refresh a token

@@ -709,6 +709,42 @@ func TestKeepAliveAsksWhetherTheStoreIsAway(t *testing.T) {
 	})
 }
 
+// A store that can be read and takes no writes is away. Not every key finds that out, and the
+// bank is not asked.
+func TestKeepAliveStoreTakesNoWrites(t *testing.T) {
+	// readOnly is an office whose store has not taken the write of a record since all of the
+	// tokens are due.
+	readOnly := func(t *testing.T, users int, test func(t *testing.T, o *keptOffice, s *unwritable)) {
+		inWatchedOffice(t, fmt.Sprint(users), ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+			o.connect(users, 0)
+			time.Sleep(45 * time.Minute)
+			test(t, o, &unwritable{watchedStore: s, all: true})
+		})
+	}
+	for _, users := range []int{1, 9, 10, 1000} {
+		readOnly(t, users, func(t *testing.T, o *keptOffice, s *unwritable) {
+			n, err := o.kitOn(s).RefreshExpiring(t.Context(), time.Hour)
+			require.ErrorIs(t, err, errDiskFull)
+			require.Zero(t, n)
+			require.Zero(t, o.bank.Refreshes())
+			require.LessOrEqual(t, strings.Count(o.log.String(), "refresh_failed"), 25)
+			if users < 10 {
+				require.ErrorContains(t, err, "not all tokens can be kept alive")
+			}
+		})
+	}
+	readOnly(t, 1000, func(t *testing.T, o *keptOffice, s *unwritable) {
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(time.Minute)
+		require.LessOrEqual(t, strings.Count(o.log.String(), "refresh_failed"), 150)
+		require.Contains(t, o.log.String(), `msg="ganbauth: tokens are not kept alive" error="ganbauth: change token: the disk is full"`)
+		s.heal.Store(true)
+		time.Sleep(2 * time.Minute)
+		require.Greater(t, o.bank.Refreshes(), 50)
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
 // Which tokens KeepAlive refreshes.
 func TestKeepAliveRefreshes(t *testing.T) {
 	// due connects one user whose token is half over.
@@ -842,12 +878,15 @@ func TestKeepAliveRefreshes(t *testing.T) {
 // unwritable is a store that takes no change of a record until it heals.
 type unwritable struct {
 	*watchedStore
+	all  bool // nor a record for itself
 	heal atomic.Bool
 }
 
+var errDiskFull = errors.New("the disk is full")
+
 func (s *unwritable) Swap(ctx context.Context, key string, old, new *ganbauth.Token) error {
-	if !s.heal.Load() && old.Fingerprint() != new.Fingerprint() {
-		return errors.New("the disk is full")
+	if !s.heal.Load() && (s.all || old.Fingerprint() != new.Fingerprint()) {
+		return errDiskFull
 	}
 	return s.watchedStore.Swap(ctx, key, old, new)
 }
