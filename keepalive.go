@@ -226,7 +226,9 @@ type keeping struct {
 	empty      int
 	failed     int // to load, in a row
 	reported   bool
-	counted    time.Time // when the tokens have last been counted
+	busy       time.Duration // of the passes that nothing has ended
+	sent       int           // token requests in them
+	counted    time.Time     // when the tokens have last been counted
 }
 
 // backOff is a key that waits after failures.
@@ -304,11 +306,18 @@ func (ke *keeping) once(ctx context.Context) (n int, err error) {
 // pass goes through the tokens behind an entry that expire before that time, the soonest
 // first. It reports whether it has reached the last.
 func (ke *keeping) pass(ctx context.Context, after Expiry, before time.Time) (complete bool, err error) {
-	defer ke.underWay.Wait()
+	begun, already := time.Now(), ke.asked
+	defer func() {
+		ke.underWay.Wait()
+		if err == nil {
+			ke.busy += time.Since(begun)
+			ke.sent += ke.asked - already
+		}
+	}()
 	if after == (Expiry{}) {
 		ke.unreadable, ke.empty, ke.failed = 0, 0, 0
 	}
-	for begun := time.Now(); ; {
+	for {
 		page, err := ke.pages.next(ctx, after, before)
 		if err != nil || len(page) == 0 {
 			return err == nil, err
@@ -499,10 +508,11 @@ func (ke *keeping) report(ctx context.Context) {
 }
 
 // warnOfRate warns, once an hour, if tokens expire before their turn because the rate is
-// too low for their number.
+// too low for their number. What counts is the time in which nothing but the rate held it
+// up: tokens also expire while the bank or the store is away.
 func (ke *keeping) warnOfRate(ctx context.Context) {
-	t, took := ke.lapsed, time.Since(ke.begun)
-	if t == nil || took < time.Minute || time.Since(ke.counted) < turnOfDuty {
+	t := ke.lapsed
+	if t == nil || ke.busy < time.Minute || time.Since(ke.counted) < turnOfDuty {
 		return
 	}
 	ke.lapsed, ke.counted = nil, time.Now()
@@ -511,7 +521,7 @@ func (ke *keeping) warnOfRate(ctx context.Context) {
 	if err != nil {
 		return // the next pass meets it, too
 	}
-	needed, reached := perSecond(n, life), perSecond(ke.asked, took)
+	needed, reached := perSecond(n, life), perSecond(ke.sent, ke.busy)
 	if needed <= reached {
 		return
 	}
@@ -519,14 +529,18 @@ func (ke *keeping) warnOfRate(ctx context.Context) {
 		"allowed: see Options.TokenRate", "tokens", n, "expire_within", life, "needed_per_second", needed, "reached_per_second", reached)
 }
 
-// count returns how many tokens expire before that time.
+// count returns how many of the kit's tokens expire before that time.
 func (ke *keeping) count(ctx context.Context, before time.Time) (n int, err error) {
 	for after := (Expiry{}); ; {
 		page, err := ke.pages.next(ctx, after, before)
 		if len(page) == 0 {
 			return n, err
 		}
-		n += len(page)
+		for _, e := range page {
+			if _, ours := ke.owned(e.Key); ours {
+				n++
+			}
+		}
 		after = page[len(page)-1]
 	}
 }

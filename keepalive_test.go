@@ -580,6 +580,32 @@ func TestKeepAliveWarnsOfTheRate(t *testing.T) {
 		require.NotContains(t, o.log.String(), "level=WARN")
 		require.ErrorIs(t, end(), context.Canceled)
 	})
+	inWatchedOffice(t, "not after an outage of the bank, however late it is in a turn", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1000, 50*time.Minute)
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(3 * time.Hour)
+		for outage := range 4 {
+			heal := o.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Maintenance, -1)
+			time.Sleep(100*time.Minute + time.Duration(outage)*15*time.Minute)
+			require.Greater(t, s.lapsed(), 500)
+			heal()
+			time.Sleep(2 * time.Hour)
+			require.Zero(t, s.lapsed())
+		}
+		require.NotContains(t, o.log.String(), "too few token requests")
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+	inWatchedOffice(t, "not of another kit's tokens", ganbtest.Options{Lifetime: 10 * time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(61, 0)
+		time.Sleep(11 * time.Minute)
+		for u := range 1000 {
+			require.NoError(t, s.Save(t.Context(), fmt.Sprint("other/", u), o.bank.Token("offline_access")))
+		}
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(5 * time.Minute)
+		require.NotContains(t, o.log.String(), "level=WARN")
+		require.ErrorIs(t, end(), context.Canceled)
+	})
 	inWatchedOffice(t, "once an hour", ganbtest.Options{Lifetime: 10 * time.Minute}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		o.connect(300, 0)
 		time.Sleep(11 * time.Minute)
