@@ -378,6 +378,24 @@ func TestKeepAliveNewConnections(t *testing.T) {
 	})
 }
 
+// Nor is who connects while tokens that have time are refreshed at a low rate: their page takes
+// a quarter of an hour.
+func TestKeepAliveNewConnectionAtALowRate(t *testing.T) {
+	inKeptOffice(t, ganbtest.Options{Lifetime: 24 * time.Hour}, func(t *testing.T, o *keptOffice) {
+		o.connect(100, 0)
+		time.Sleep(13 * time.Hour)
+		end := o.keepAlive(o.kit(tokenRate(0.1)))
+		time.Sleep(time.Second)
+		token := o.bank.Token()
+		token.ExpiresAt = time.Now().Add(5 * time.Minute)
+		require.NoError(t, o.store.Save(t.Context(), "bank/late", token))
+		o.watch(20 * time.Minute)
+		require.Zero(t, o.most)
+		require.Equal(t, 101, o.bank.Refreshes(), "and the others")
+		require.ErrorIs(t, end(), context.Canceled)
+	})
+}
+
 // Of many processes one keeps the tokens alive.
 func TestKeepAliveOneProcess(t *testing.T) {
 	inKeptOffice(t, ganbtest.Options{}, func(t *testing.T, o *keptOffice) {

@@ -25,9 +25,11 @@ const (
 	turnOfDuty = time.Hour
 
 	// After frontAfter, a pass ends at the end of its page, and the next one begins at the
-	// front: somebody may have connected whose token expires first.
+	// front: somebody may have connected whose token expires first. At a low rate a page can
+	// take hours, and so the pass ends after pageTime on one page.
 	pageSize   = 100
 	frontAfter = 30 * time.Second
+	pageTime   = 2 * time.Minute
 
 	// A complete pass is followed by a pause of a tenth of the shortest lead, within these
 	// limits.
@@ -322,8 +324,11 @@ func (ke *keeping) pass(ctx context.Context, after Expiry, before time.Time) (co
 		if err != nil || len(page) == 0 {
 			return err == nil, err
 		}
-		asked := ke.asked
+		turned, asked := time.Now(), ke.asked
 		for _, e := range page {
+			if ke.isLate(turned, pageTime, asked) {
+				return false, nil
+			}
 			if err := ke.keep(ctx, e.Key); err != nil {
 				return false, err
 			}
@@ -332,11 +337,19 @@ func (ke *keeping) pass(ctx context.Context, after Expiry, before time.Time) (co
 		if err := ke.takesNoWrites(); err != nil {
 			return false, err
 		}
-		if ke.before.IsZero() && ke.asked > asked && time.Since(begun) > frontAfter {
+		if ke.isLate(begun, frontAfter, asked) {
 			return false, nil
 		}
 		after = page[len(page)-1]
 	}
+}
+
+// isLate reports whether KeepAlive is to begin at the front again: it has been busy since that
+// time for longer than limit, and has got on.
+func (ke *keeping) isLate(since time.Time, limit time.Duration, asked int) bool {
+	ke.mu.Lock()
+	defer ke.mu.Unlock()
+	return ke.before.IsZero() && ke.asked > asked && time.Since(since) > limit
 }
 
 // keep refreshes the token under storeKey if it is due. It returns an error only for what

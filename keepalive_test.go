@@ -619,8 +619,8 @@ func TestKeepAliveWarnsOfTheRate(t *testing.T) {
 		time.Sleep(31 * 24 * time.Hour)
 		end := o.keepAlive(o.kitOn(s, tokenRate(0.01)))
 		time.Sleep(3 * time.Hour)
-		require.Regexp(t, `level=WARN .* tokens=1900 expire_within=24h0m0s needed_per_second=0.02 reached_per_second=0.01\n`, o.log.String())
-		require.Equal(t, 1, strings.Count(o.log.String(), "level=WARN"))
+		require.Regexp(t, `level=WARN .* tokens=1961 expire_within=24h0m0s needed_per_second=0.02 reached_per_second=0.01\n`, o.log.String())
+		require.Equal(t, 2, strings.Count(o.log.String(), "level=WARN"))
 		require.ErrorIs(t, end(), context.Canceled)
 	})
 }
