@@ -243,8 +243,6 @@ func TestErrorTexts(t *testing.T) {
 	})
 }
 
-// The grant has ended by the authorization server's word; the gateway's needs a second one.
-// Neither counts in an answer that says that the server itself is in trouble.
 // What Go says in words of its own is shown. What may quote an answer is shown by its type.
 func TestCauseText(t *testing.T) {
 	quoting := errors.New("malformed HTTP response \"RT-2\"")
@@ -293,6 +291,8 @@ func TestPanicText(t *testing.T) {
 	}
 }
 
+// The grant has ended by the authorization server's word; the gateway's needs a second one.
+// Neither counts in an answer that says that the server itself is in trouble.
 func TestRefreshVerdict(t *testing.T) {
 	for _, status := range []int{200, 400, 401, 499, 500, 503} {
 		for code, want := range map[string][2]bool{"invalid_grant": {true, false}, "WG_ERR_105": {false, true}, "invalid_client": {}, "": {}} {

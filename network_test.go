@@ -165,9 +165,7 @@ func TestHostileNetwork(t *testing.T) {
 	})
 }
 
-// Neither silence nor a drip outlasts the deadline for the whole answer. The caller's
-// client without a timeout makes no difference. A token request is not repeated on a kept
-// connection that dies before the answer, either.
+// A token request is not repeated on a kept connection that dies before the answer.
 func TestF2TokenRequestIsSentOnce(t *testing.T) {
 	var o *op
 	o = newOP(t, func(w http.ResponseWriter, r *http.Request) {
@@ -288,6 +286,8 @@ func TestTraceSeesNoSecret(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
+// Neither silence nor a drip outlasts the deadline for the whole answer. The caller's
+// client without a timeout makes no difference.
 func TestDeadline(t *testing.T) {
 	for name, body := range map[string]io.Reader{
 		"silence":         nil,
@@ -330,7 +330,7 @@ func TestDeadline(t *testing.T) {
 			})
 		}
 	})
-	t.Run("a longer timeout of the caller's client does not", func(t *testing.T) {
+	t.Run("a longer timeout of the caller's client does not count", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s",
 				HTTPClient: &http.Client{Timeout: time.Hour, Transport: roundTripFunc(func(r *http.Request) (*http.Response, error) {

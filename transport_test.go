@@ -775,8 +775,7 @@ func TestClientForNobody(t *testing.T) {
 	require.Zero(t, a.bank.Count(ganbtest.API))
 }
 
-// Observe knows the values of the request's context, though the call to the API has a
-// context of its own. H2: a job's client follows what becomes of its user.
+// H2: a job's client follows what becomes of its user.
 func TestClientForAsksTheStoreEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
@@ -890,6 +889,8 @@ func TestH2AnotherAccountIsConnected(t *testing.T) {
 	}
 }
 
+// Observe knows the values of the request's context, though the call to the API has a
+// context of its own.
 func TestClientKeepsTheContextsValues(t *testing.T) {
 	type visitor struct{}
 	var seen []any
