@@ -765,8 +765,8 @@ func TestCallbackMethodsAndPrefetch(t *testing.T) {
 	})
 }
 
-// Decision 6: with SameSite=Strict the session cookie stays behind on the way back from
-// the bank; a reload from the same site brings it.
+// With SameSite=Strict the session cookie stays behind on the way back from the bank; a
+// reload from the same site brings it.
 func TestStrictSessions(t *testing.T) {
 	strict := func(s *scs.SessionManager) { s.Cookie.SameSite = http.SameSiteStrictMode }
 	a := newApp(t, setup{sessions: strict})

@@ -253,8 +253,7 @@ func TestScopes(t *testing.T) {
 	})
 }
 
-// Decision 9: a login that comes straight back without a usable token ends in a page, not
-// in a loop.
+// A login that comes straight back without a usable token ends in a page, not in a loop.
 func TestNoLoop(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
 		b := a.browser()

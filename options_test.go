@@ -351,8 +351,8 @@ func TestE7Warns(t *testing.T) {
 	}
 }
 
-// The ten lines of the design, and the defaults.
-func TestDefaults(t *testing.T) {
+// The required options are enough for a login, at the bank's own address.
+func TestRequiredOptionsAreEnough(t *testing.T) {
 	sessions := scs.New()
 	connector, err := ganbauth.NewConnector(clientID, clientSecret, ganbauth.AuthBasic, ganbauth.Production("salt"))
 	require.NoError(t, err)

@@ -65,8 +65,7 @@ func TestB3VerdictMeetsAnotherToken(t *testing.T) {
 	})
 }
 
-// B3 and decision 13: a dead token is a mark, so that a winner whose save is late finds
-// its place.
+// B3: a dead token is a mark, so that a winner whose save is late finds its place.
 func TestB3LateWinnerFindsItsPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bank := ganbtest.NewServer(ganbtest.Options{InProcess: true})
