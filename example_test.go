@@ -450,7 +450,7 @@ func ExampleErrorPage() {
 
 // The application answers every refusal itself, to persons and to programs.
 func ExampleOptions_onError() {
-	bank, _, app, box := exampleKit(ganbauth.Options{
+	_, _, app, box := exampleKit(ganbauth.Options{
 		OnError: func(w http.ResponseWriter, r *http.Request, err error) {
 			w.WriteHeader(ganbauth.StatusCode(err))
 			var denied *ganbauth.AuthorizationError
@@ -464,7 +464,6 @@ func ExampleOptions_onError() {
 			}
 		},
 	})
-	_ = bank
 	defer box.Close()
 	defer app.Close()
 	fmt.Println(visit(newBrowser(), app.URL+"/bank/callback?code=c&state=s"))

@@ -45,7 +45,7 @@ func TestNewRefuses(t *testing.T) {
 		"a scope with a space":      {func(o *ganbauth.Options) { o.Scopes = []string{"a b"} }, "is not a scope"},
 		"a scope with a quote":      {func(o *ganbauth.Options) { o.Scopes = []string{`a"`} }, "is not a scope"},
 		"Name":                      {func(o *ganbauth.Options) { o.Name = "a/b" }, "Name may have"},
-		"E DefaultReturn elsewhere": {func(o *ganbauth.Options) { o.DefaultReturn = "//evil.example" }, "DefaultReturn"},
+		"DefaultReturn elsewhere":   {func(o *ganbauth.Options) { o.DefaultReturn = "//evil.example" }, "DefaultReturn"},
 		"DefaultReturn not encoded": {func(o *ganbauth.Options) { o.DefaultReturn = "/日本" }, "DefaultReturn"},
 		"negative leeway":           {func(o *ganbauth.Options) { o.RefreshLeeway = -1 }, "negative"},
 		"negative rate":             {func(o *ganbauth.Options) { o.TokenRate = -0.1 }, "TokenRate"},
