@@ -26,8 +26,8 @@ type Event struct {
 	Type EventType
 	// Kit is the Name in the Kit's Options.
 	Kit string
-	// Duration is how long it took: the whole callback for a login, the token request for
-	// a refresh.
+	// Duration is how long it took: for a login the whole callback, for a refresh the wait
+	// for the lock and the token request.
 	Duration time.Duration
 	// ErrorClass is empty on success, and otherwise one of these words, whatever a
 	// browser or the bank sends:
