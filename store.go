@@ -79,16 +79,16 @@ type RecordLocker interface {
 // prompt is a TokenStore with the method EndsWithContext.
 type prompt interface{ EndsWithContext() bool }
 
-// ExpiryLister is an optional interface of a [TokenStore], required by
-// [Kit.RefreshExpiring].
+// ExpiryLister is an optional interface of a [TokenStore]. [Kit.KeepAlive] and
+// [Kit.RefreshExpiring] need it, or an [ExpiryPager].
 type ExpiryLister interface {
 	// Expiring returns the keys of the tokens that have a refresh token and end before
 	// that time, soonest first. A key that is listed needlessly does no harm.
 	Expiring(ctx context.Context, before time.Time) (keys []string, err error)
 }
 
-// ExpiryPager is an ExpiryLister that returns a page at a time, for stores with many
-// tokens.
+// ExpiryPager is an optional interface in place of [ExpiryLister], for stores with many
+// tokens: it returns a page at a time. A store that has both is read page by page.
 type ExpiryPager interface {
 	// ExpiringAfter returns the tokens that have a refresh token and end before that
 	// time, at most limit of them, soonest first and then by key. It begins behind the
