@@ -34,7 +34,7 @@ var (
 	// ErrInsufficientScope means that the user is connected but has not granted a scope
 	// that the route needs.
 	ErrInsufficientScope = errors.New("ganbauth: insufficient scope")
-	// ErrTokenNotFound is what a [TokenStore] returns for a key without a token.
+	// ErrTokenNotFound is what a [TokenStore] returns for a key without a record.
 	ErrTokenNotFound = errors.New("ganbauth: token not found")
 	// ErrSuperseded is what a [Swapper] returns when the stored record is not the one
 	// that it was to replace.
