@@ -86,8 +86,10 @@ func (k *Kit) wanted(by string, scopes []string) (all []string, fault error) {
 // If the session's cookie may have stayed behind because the bank's site led here, the
 // answer is a page that loads the callback again from this site.
 //
-// It allows GET only. The error is [ErrInvalidState], an [*AuthorizationError], or what
-// [Connector.OpenIDToken] returns.
+// It allows GET only. A login that fails is told to Options.OnError: as
+// [ErrInvalidState], an [*AuthorizationError] or what [Connector.OpenIDToken] returns, as
+// [ErrUnavailable] where something was away, and as [ErrLoginRequired] if the user has
+// logged out meanwhile.
 func (k *Kit) CallbackHandler() http.Handler {
 	return k.handler(http.MethodGet, func(w http.ResponseWriter, r *http.Request) error {
 		if err := checkNavigation(kindOfRequest(r)); err != nil {
