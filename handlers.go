@@ -60,8 +60,8 @@ func (k *Kit) LoginHandler(scopes ...string) http.Handler {
 
 var errReturnsToLogin = fault("DefaultReturn is the path of a LoginHandler")
 
-// wanted returns the scopes that a login asks for if it is to have these, too. An error, by
-// which no login can ask for them, is logged.
+// wanted returns the scopes of a login that asks for these besides Options.Scopes. If no
+// login can ask for them, the fault says why, and is logged.
 func (k *Kit) wanted(by string, scopes []string) (all []string, fault error) {
 	if k.usable() != nil {
 		return nil, nil

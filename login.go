@@ -209,8 +209,8 @@ func (k *Kit) obtain(ctx context.Context, c *connection, begun login, name strin
 }
 
 // refuseLogins ends logins that this browser has begun: it has their cookies for as long as
-// their callbacks take. What it returns has come already, and a callback may be about to
-// attach it. With Key nothing is attached.
+// their callbacks take. It returns the owners of the tokens that have come already, which a
+// callback may be about to attach to the session. With Key there are none.
 func (k *Kit) refuseLogins(logins []attemptCookie) map[owner]bool {
 	come := map[owner]bool{}
 	for _, a := range logins {

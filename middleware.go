@@ -47,8 +47,8 @@ func (k *Kit) RequireScopes(scopes ...string) func(next http.Handler) http.Handl
 	return func(next http.Handler) http.Handler { return k.require(scopes, next) }
 }
 
-// require is RequireToken with scopes. If the callback needed a token, a login would
-// never end.
+// require is RequireToken with scopes. It lets callbacks pass without a token: if they
+// needed one, no login would ever end.
 func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 	callback := k.CallbackHandler()
 	_, fault := k.wanted("RequireScopes", scopes)
@@ -77,8 +77,8 @@ func (k *Kit) require(scopes []string, next http.Handler) http.Handler {
 
 // serve calls next with a URL that is free of the kit's marks. If the user follows a
 // login_url but is connected by now, serve redirects to the page that the login would
-// return to, unless another site has made that URL up. If it is the connection that the
-// bank's API has refused, it begins the login.
+// return to, unless another site has made that URL up. If the connection is still the one
+// that the bank's API has refused, serve begins the login all the same.
 func (k *Kit) serve(w http.ResponseWriter, r *http.Request, next http.Handler, g *grant, scopes []string) {
 	if strings.Contains(r.URL.RawQuery, markPrefix) {
 		u, m := *r.URL, marks{}
@@ -233,7 +233,7 @@ func (k *Kit) deny(w http.ResponseWriter, r *http.Request, err error, scopes []s
 		return
 	}
 	again, back := k.pagesOf(r, kind, own)
-	again = k.notWith(r, again, err)
+	again = k.markRefused(r, again, err)
 	in := setting{again: again, sentFrom: kind == formPost, home: k.defaultReturn}
 	var asked []string
 	var j *jar
@@ -327,12 +327,12 @@ func (k *Kit) loginURL(r *http.Request, own string, err error) string {
 	if about != topicConnect && about != topicScope || r.Method != http.MethodGet || own == "" {
 		return ""
 	}
-	return k.notWith(r, k.marked(own, returnMark, cmp.Or(k.ownPage(r, "Referer"), k.defaultReturn)), err)
+	return k.markRefused(r, k.marked(own, returnMark, cmp.Or(k.ownPage(r, "Referer"), k.defaultReturn)), err)
 }
 
-// notWith marks a path, if there is one, so that it begins a login while the connection of r
-// is what it is: r has a live token, and err says that the bank's API does not take it.
-func (k *Kit) notWith(r *http.Request, path string, err error) string {
+// markRefused marks a path, if there is one, when err says that the bank's API refuses the
+// live token of r: the path then begins a login as long as this connection is there.
+func (k *Kit) markRefused(r *http.Request, path string, err error) string {
 	g := grantOf(r.Context(), k)
 	if path == "" || g == nil || g.token.Epoch == "" || kindOf(err).topic != topicConnect {
 		return path
