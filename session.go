@@ -140,8 +140,8 @@ func (o *owners) named(key, connection string) (owner, error) {
 	return owner{key, connection, storeKey}, nil
 }
 
-// inSession returns the owner of the connection whose key, without the connection, a
-// session holds. The storeKey is "" if the session holds none.
+// inSession returns the owner of a session's connection. A session holds a store key
+// without the connection. If held is not one of this kit's, the owner's storeKey is "".
 func (o *owners) inSession(held, connection string) (owner, error) {
 	handle, ok := strings.CutPrefix(held, o.kit+"/")
 	switch {
@@ -153,7 +153,8 @@ func (o *owners) inSession(held, connection string) (owner, error) {
 	return o.named(handle, connection)
 }
 
-// owned is named for a store key.
+// owned returns the owner by that store key: it undoes named. It is not ok if the key is
+// another kit's.
 func (o *owners) owned(storeKey string) (_ owner, ok bool) {
 	rest, ok := strings.CutPrefix(storeKey, o.kit+"/")
 	if !ok {
@@ -266,14 +267,14 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 	return former, err
 }
 
-// renew gives the session a new token, unless it is gone.
-func (o *owners) renew(r *http.Request, s session, was bool) error {
+// renew gives the session a new token, unless checkStays fails.
+func (o *owners) renew(r *http.Request, s session, hadSession bool) error {
 	unlock, err := o.renewing.lock(r.Context(), s.Token(s.ctx))
 	if err != nil {
 		return unavailable("ganbauth: renew session: %w", err)
 	}
 	defer unlock()
-	if err := o.checkStays(r, s, was); err != nil {
+	if err := o.checkStays(r, s, hadSession); err != nil {
 		return err
 	}
 	if err := s.again(s.RenewToken); err != nil {
@@ -324,14 +325,15 @@ func (o *owners) hasOthers(s session) bool {
 // another one.
 var errRenewedSince = unavailable("ganbauth: the session has been renewed or ended meanwhile")
 
-// checkStays fails if the session that the browser named is gone by now, unless r itself has
-// renewed it. One that s does not know any more counts only if there was one.
-func (o *owners) checkStays(r *http.Request, s session, was bool) error {
+// checkStays fails if the session that the browser names is gone by now, unless r itself has
+// renewed it. If s has found none to begin with, it fails only where there must have been
+// one: the login was begun in a session.
+func (o *owners) checkStays(r *http.Request, s session, hadSession bool) error {
 	c, err := r.Cookie(o.sessions.Cookie.Name)
 	switch known := s.Token(s.ctx); {
 	case err != nil:
 		return nil
-	case known == "" && was:
+	case known == "" && hadSession:
 		return errRenewedSince
 	case known == "", known != c.Value:
 		return nil
@@ -348,9 +350,9 @@ func (o *owners) checkStays(r *http.Request, s session, was bool) error {
 }
 
 // detach takes the handle out of the session, unless only that connection is forgotten. A
-// session with nothing else in it ends; another gets a new token, and remembers for other
-// kits which it had. That is so without a handle, too, if logins have been forgotten whose
-// callbacks may be at another process.
+// session with nothing else in it ends. Another one gets a new token, and remembers the one
+// that it had, by which other kits know their logins again. A session without a handle is
+// treated alike if logins have been forgotten whose callbacks may be at another process.
 func (o *owners) detach(w http.ResponseWriter, r *http.Request, connection string, logins []attemptCookie) error {
 	s, err := o.session(r)
 	if s.SessionManager == nil || connection != "" {
