@@ -319,8 +319,8 @@ func (u *unsaved) get(key string) *Token {
 	return nil
 }
 
-// take is called when the user has logged out, or in, which is then the exception. What was
-// under way before is not served.
+// take is called when the user has logged out, or in: what was under way before is not
+// served any more. The exception is the place of that login, nil for a logout.
 func (u *unsaved) take(key string, except *place) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -80,8 +80,8 @@ func union(lists ...[]string) []string {
 	return all
 }
 
-// withoutRefresh is the copy that leaves the gate: nobody can spend the refresh token
-// past it.
+// withoutRefresh returns the copy that handlers and jobs get: only the keeper may spend the
+// refresh token.
 func (t Token) withoutRefresh() *Token {
 	t.RefreshToken = ""
 	return &t
