@@ -94,7 +94,7 @@ func (r refresh) run(ctx context.Context) (next *Token, rest func(), err error) 
 	waiting.Stop()
 	switch {
 	case errors.Is(err, ErrSuperseded):
-		r.warnOfRace(ctx, r.key, r.old)
+		r.warnOfRace(ctx)
 		return nil, nil, err
 	case err != nil: // nothing is spent
 		return r.fail(ctx, err, nil)
@@ -147,7 +147,7 @@ func (r refresh) succeed(ctx context.Context, next *Token, unlock func()) (*Toke
 	case err == nil:
 		return next, inTurn(unlock, refreshed), nil
 	case errors.Is(err, ErrSuperseded):
-		r.warnOfRace(ctx, r.key, r.old)
+		r.warnOfRace(ctx)
 		return nil, unlock, ErrSuperseded
 	case !r.place.serve(next):
 		return nil, unlock, ErrSuperseded // the user has logged out meanwhile
@@ -208,7 +208,7 @@ func (r refresh) lose(ctx context.Context, verdict error, unlock func()) (*Token
 	}
 	switch {
 	case errors.Is(err, ErrSuperseded):
-		r.warnOfRace(ctx, r.key, r.old)
+		r.warnOfRace(ctx)
 		return nil, unlock, ErrSuperseded
 	case err != nil: // the next refresh hears the verdict again
 		return r.fail(ctx, err, unlock)
@@ -256,16 +256,16 @@ func (r refresh) tell(ctx context.Context, typ EventType, err error) func() {
 
 // warnOfRace warns, once, if another process refreshes the same tokens and no Locker keeps
 // the two apart: a bank that punishes the reuse of a refresh token would end connections.
-func (k *keeper) warnOfRace(ctx context.Context, key string, old *Token) {
-	if k.records.locker != nil {
+func (r refresh) warnOfRace(ctx context.Context) {
+	if r.records.locker != nil {
 		return
 	}
-	cur, _ := k.records.load(ctx, key)
-	if !isToken(cur) || cur.Epoch != old.Epoch {
+	cur, _ := r.records.load(ctx, r.key)
+	if !isToken(cur) || cur.Epoch != r.old.Epoch {
 		return
 	}
-	k.raceWarning.Do(func() {
-		k.say(ctx, slog.LevelWarn, "ganbauth: another process refreshes the same tokens: set Options.Locker")
+	r.raceWarning.Do(func() {
+		r.say(ctx, slog.LevelWarn, "ganbauth: another process refreshes the same tokens: set Options.Locker")
 	})
 }
 
@@ -299,8 +299,8 @@ func (k *keeper) connect(ctx context.Context, key string, l login, exchange func
 	return nil
 }
 
-// replaced forgets what was known of key's connection, as another one has taken its place,
-// which is by, or none.
+// replaced forgets what was known of key's connection. A login, whose place is by, has
+// replaced it, or a logout has ended it, and by is nil.
 func (k *keeper) replaced(key string, by *place) {
 	k.unsaved.take(key, by)
 	k.coolDowns.clear(key)
@@ -494,7 +494,8 @@ func (p *placement) put(ctx context.Context) (there *Token, err error) {
 	return nil, unavailable("ganbauth: the Store says that another record is there, and has the same one")
 }
 
-// putLogin is put for a login, which may have been refreshed already.
+// putLogin is put for a login. If a refresh has already replaced mine, that is a success,
+// too.
 func (p *placement) putLogin(ctx context.Context) (there *Token, err error) {
 	there, err = p.put(ctx)
 	if sameLogin(p.mine)(there) {
