@@ -52,7 +52,7 @@ func (c *coolDowns) begin(key string, err error, hint time.Duration) error {
 	defer c.mu.Unlock()
 	d := c.entry(key)
 	wait := min(minCoolDown<<min(d.failures, 10), maxCoolDown)
-	wait += time.Duration(rand.Int64N(int64(wait) / 4)) // machines that failed together come back apart
+	wait += jitter(wait / 4) // machines that failed together come back apart
 	wait = max(wait, hint)
 	now := time.Now()
 	if d.failures++; d.failures == 1 {
@@ -130,3 +130,6 @@ func (c *coolDowns) remove(key string) {
 		c.m = nil // a map does not shrink
 	}
 }
+
+// jitter returns a random time of less than d.
+func jitter(d time.Duration) time.Duration { return time.Duration(rand.Int64N(int64(max(d, 1)))) }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"sync"
@@ -602,9 +601,6 @@ func (br *breaker) refusal(now time.Time) error {
 type awayError struct{ *unavailableError }
 
 func (e *awayError) Unwrap() error { return e.unavailableError }
-
-// jitter returns a random time of less than d.
-func jitter(d time.Duration) time.Duration { return time.Duration(rand.Int64N(int64(max(d, 1)))) }
 
 // pace is how many token requests a second may be sent. Time is its caller's, as is the
 // lock.
