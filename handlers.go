@@ -67,7 +67,7 @@ func (k *Kit) wanted(by string, scopes []string) (all []string, fault error) {
 		return nil, nil
 	}
 	all = union(k.scopes, scopes)
-	if fault = errors.Join(checkScopes(by+": scopes", all, k.connector)...); fault != nil {
+	if fault = checkScopes(by+": scopes", all, k.connector); fault != nil {
 		k.log.Error("ganbauth: this "+by+" can begin no login", "error", fault)
 	}
 	return all, fault

@@ -309,7 +309,7 @@ func (k *Kit) scopesToAsk(err error, scopes []string) []string {
 	var lacks *scopeError
 	if errors.As(err, &lacks) {
 		granted := slices.DeleteFunc(slices.Clone(lacks.granted), func(scope string) bool {
-			return len(checkScopes("", []string{scope}, k.connector)) > 0
+			return checkScopes("", []string{scope}, k.connector) != nil
 		})
 		all := union(k.scopes, granted, scopes)
 		if len(strings.Join(all, " ")) <= maxScope {

@@ -157,9 +157,10 @@ var (
 	scopeName = regexp.MustCompile(`^[!#-\[\]-~]+$`) // RFC 6749 section 3.3
 )
 
-// checkScopes returns every reason why a login for these scopes would fail. The errors call
+// checkScopes returns every reason why a login for these scopes would fail. The error calls
 // them what.
-func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
+func checkScopes(what string, scopes []string, c *Connector) error {
+	var errs []error
 	for _, s := range scopes {
 		if !scopeName.MatchString(s) {
 			errs = append(errs, fmt.Errorf("ganbauth: %s: %q is not a scope", what, s))
@@ -171,7 +172,7 @@ func checkScopes(what string, scopes []string, c *Connector) (errs []error) {
 	if slices.Contains(scopes, "openid") && c.issuer == "" {
 		errs = append(errs, errNoIssuer)
 	}
-	return errs
+	return errors.Join(errs...)
 }
 
 // settings are Options that have been checked, with their defaults, and what was found on
@@ -203,7 +204,7 @@ func (o Options) check(c *Connector, sessions *scs.SessionManager) (*settings, e
 	err := errors.Join(
 		s.checkName(),
 		s.checkRedirectURI(),
-		errors.Join(checkScopes("options: Scopes", s.Scopes, c)...),
+		checkScopes("options: Scopes", s.Scopes, c),
 		s.checkDefaultReturn(),
 		s.checkRefreshLeeway(),
 		s.checkTokenRate(),
