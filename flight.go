@@ -3,9 +3,7 @@ package ganbauth
 import (
 	"cmp"
 	"context"
-	"maps"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"time"
 )
@@ -280,11 +278,20 @@ func (f *flights[V]) remove(key string, c *flight[V]) {
 // wait returns when nothing is left to do of the flights that are under way now.
 func (f *flights[V]) wait(ctx context.Context) error {
 	f.mu.Lock()
-	running := slices.Collect(maps.Keys(f.active))
+	var rested []chan struct{}
+	for c := range f.active {
+		rested = append(rested, c.rested)
+	}
 	f.mu.Unlock()
-	for _, c := range running {
+	return waitForAll(ctx, rested)
+}
+
+// waitForAll returns when all the channels are closed, or when ctx ends, whose error it then
+// returns.
+func waitForAll(ctx context.Context, ends []chan struct{}) error {
+	for _, end := range ends {
 		select {
-		case <-c.rested:
+		case <-end:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -615,18 +615,11 @@ func (r *runs) start(ctx context.Context) (_ context.Context, end func(), err er
 func (r *runs) shutdown(ctx context.Context) error {
 	r.mu.Lock()
 	r.over = true
-	var all []*run
+	var ends []chan struct{}
 	for this := range r.m {
 		this.cancel(errShutdown)
-		all = append(all, this)
+		ends = append(ends, this.done)
 	}
 	r.mu.Unlock()
-	for _, this := range all {
-		select {
-		case <-this.done:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
+	return waitForAll(ctx, ends)
 }

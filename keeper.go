@@ -334,21 +334,14 @@ func (u *unsaved) take(key string, except *place) {
 // wait returns when the tokens that are unsaved now are stored or dropped.
 func (u *unsaved) wait(ctx context.Context) error {
 	u.mu.RLock()
-	var waiting []*place
+	var left []chan struct{}
 	for _, places := range u.m {
 		for _, p := range places {
 			if p.token != nil {
-				waiting = append(waiting, p)
+				left = append(left, p.done)
 			}
 		}
 	}
 	u.mu.RUnlock()
-	for _, p := range waiting {
-		select {
-		case <-p.done:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
+	return waitForAll(ctx, left)
 }
