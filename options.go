@@ -337,10 +337,10 @@ func (s *settings) checkStore(sessions *scs.SessionManager) error {
 	case err != nil:
 		return err
 	}
-	s.records.locker, s.records.apart = s.Locker, true
+	s.records.locker, s.records.lockerApart = s.Locker, true
 	if own, ok := s.Store.(Locker); ok && (s.Locker == nil || isSame(own, s.Locker)) {
-		s.records.locker, s.records.apart = own, false
-		s.records.both, _ = s.Store.(RecordLocker)
+		s.records.locker, s.records.lockerApart = own, false
+		s.records.recordLocker, _ = s.Store.(RecordLocker)
 	}
 	s.records.sealed = len(s.EncryptionKeys) > 0
 	s.records.store = s.Store

@@ -22,13 +22,13 @@ const (
 // and swap, every write is bounded and goes on when its request has gone, and no panic
 // gets out.
 type records struct {
-	store   TokenStore
-	prompt  prompt       // the store, if its calls may end with their context; else nil
-	swapper Swapper      // nil: the kit compares for itself
-	locker  Locker       // nil: there is none
-	apart   bool         // the locker is not the store
-	both    RecordLocker // the store, if its lock brings the record; else nil
-	sealed  bool         // there are encryption keys
+	store        TokenStore
+	prompt       prompt       // the store, if its calls may end with their context; else nil
+	swapper      Swapper      // nil: the kit compares for itself
+	locker       Locker       // nil: there is none
+	recordLocker RecordLocker // the store, if its lock brings the record; else nil
+	lockerApart  bool         // the locker is not the store
+	sealed       bool         // there are encryption keys
 	observer
 
 	writing keyedMutex // in place of a swapper, in this process
@@ -186,10 +186,10 @@ func (r *records) claim(ctx context.Context, key string, t *Token) (unlock func(
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lockTimeout)
 	defer cancel()
 	switch {
-	case r.both != nil:
+	case r.recordLocker != nil:
 		var found string
 		found, unlock, err = r.hold(ctx, func(ctx context.Context) (string, func(), error) {
-			return r.both.LockRecord(ctx, key)
+			return r.recordLocker.LockRecord(ctx, key)
 		})
 		if err == nil && found != t.Fingerprint() {
 			err = ErrSuperseded
@@ -230,7 +230,7 @@ func (r *records) hold(ctx context.Context, take func(context.Context) (string, 
 			_ = r.safely(ctx, func() error { l.unlock(); return nil })
 		}
 	}
-	l, err := await(ctx, r, !r.apart && r.isPrompt(ctx), lockTimeout, func(ctx context.Context) (l lock, err error) {
+	l, err := await(ctx, r, !r.lockerApart && r.isPrompt(ctx), lockTimeout, func(ctx context.Context) (l lock, err error) {
 		l.found, l.unlock, err = take(ctx)
 		return l, err
 	}, release)
