@@ -38,7 +38,7 @@ var (
 	ErrTokenNotFound = errors.New("ganbauth: token not found")
 	// ErrSuperseded is what a [Swapper] returns when the stored record is not the one
 	// that it was to replace.
-	ErrSuperseded = errors.New("ganbauth: the record is another one by now")
+	ErrSuperseded = errors.New("ganbauth: superseded: the stored record has changed")
 	// ErrTokenFormat means that the token endpoint's JSON is not a token response (RFC
 	// 6749 section 5.1).
 	ErrTokenFormat = errors.New("ganbauth: token format error")

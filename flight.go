@@ -64,7 +64,7 @@ func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Cont
 		select {
 		case <-c.done:
 		case <-ctx.Done():
-			return zero, unavailable("ganbauth: %w", ctx.Err())
+			return zero, unavailable("ganbauth: not finished yet: %w", ctx.Err())
 		}
 		if !c.over {
 			c.awaitRest(ctx)

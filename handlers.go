@@ -418,7 +418,7 @@ func (k *Kit) handler(methods string, serve func(http.ResponseWriter, *http.Requ
 }
 
 // errTooLong ends the context of a request that has waited for maxWait.
-var errTooLong = unavailable("ganbauth: it takes too long: %w", context.DeadlineExceeded)
+var errTooLong = unavailable("ganbauth: the request has waited for too long: %w", context.DeadlineExceeded)
 
 // ServeHTTP checks the method, and answers the error that the handler returns. Whatever the
 // handler waits for has maxWait, all of it together.
