@@ -40,8 +40,8 @@ const (
 	maxRedirectURI = 256
 )
 
-// exchangeTimeout bounds a request, from dialing to the last byte of the answer.
-const exchangeTimeout = 30 * time.Second
+// requestTimeout bounds a request, from dialing to the last byte of the answer.
+const requestTimeout = 30 * time.Second
 
 // Connector speaks the bank's authorization protocol. It is a port of the GanbConnector
 // of the bank's SDKs, and knows nothing of sessions or cookies. Make one with
@@ -95,7 +95,7 @@ func NewConnector(clientID, clientSecret string, method AuthMethod, cfg Config) 
 		authorize:    withQuery(*authURL, url.Values{"response_type": {"code"}, "client_id": {clientID}}),
 		tokenURL:     tokenURL.String(),
 		userInfoURL:  userInfoURL.String(),
-		timeout:      exchangeTimeout,
+		timeout:      requestTimeout,
 	}
 	// Following a redirect would send the code and the secret to another place (307,
 	// 308), or take that place's JSON for the bank's answer (301 to 303).

@@ -144,7 +144,7 @@ const (
 	Patience        = patience
 	MaxWait         = maxWait
 	MaxRemembered   = maxRemembered
-	ExchangeTimeout = exchangeTimeout
+	RequestTimeout  = requestTimeout
 	APITimeout      = apiTimeout
 	LookAgain       = lookAgain
 	CallTimeout     = callTimeout
