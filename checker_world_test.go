@@ -810,6 +810,8 @@ type wayToBank struct {
 	bank http.RoundTripper
 }
 
+// RoundTrip takes a request to the bank and an answer back. Of a token request it notes what
+// was sent, and what the process gets.
 func (b wayToBank) RoundTrip(req *http.Request) (resp *http.Response, err error) {
 	if !strings.HasSuffix(req.URL.Path, "/token") {
 		err = b.reach(req.Context(), trip{tripAPI, req.URL.Path, "calls"}, func(*step) (string, error) {
@@ -934,6 +936,8 @@ func (w *world) empty() {
 	}
 }
 
+// emptyNow deletes every record, and with it its lock where locks are in the records. It does
+// nothing and returns false while a write is under way that compares below a lock.
 func (w *world) emptyNow() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

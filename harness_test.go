@@ -64,6 +64,7 @@ func inBubble(t *testing.T, s setup, test func(t *testing.T, a *app)) {
 	synctest.Test(t, func(t *testing.T) { test(t, newApp(t, s)) })
 }
 
+// newApp makes the application and its bank. Every route that tests use is mounted.
 func newApp(t *testing.T, s setup) *app {
 	t.Helper()
 	a := &app{t: t, mux: http.NewServeMux(), log: &lockedBuffer{}, next: &spy{}}

@@ -132,6 +132,7 @@ func TestVectors(t *testing.T) {
 	}
 }
 
+// requireRequest compares what the server was sent last with what an SDK has sent.
 func requireRequest(t *testing.T, want vectorRequest, o *op) {
 	t.Helper()
 	r := o.seen.Load()

@@ -47,6 +47,7 @@ type providerSetup struct {
 
 const providerSecret = "a-secret-of-at-least-32-characters-for-HS256"
 
+// newProvider starts the certified provider, and an application that is its client.
 func newProvider(t *testing.T, s providerSetup) *provider {
 	t.Helper()
 	node := nodeModules(t)

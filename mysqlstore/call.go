@@ -78,6 +78,7 @@ var errNoAutocommit = errors.New("the connections have autocommit off, with whic
 // and is undone when its connection ends. One look is enough: connections are made alike.
 type autocommit struct{ on atomic.Bool }
 
+// look fails if the connection has autocommit off. Once one was found on, it asks no more.
 func (a *autocommit) look(ctx context.Context, conn interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }) error {
