@@ -55,8 +55,8 @@ func (k *Kit) Format(f fmt.State, _ rune) {
 // the log of what works and should not go to production.
 //
 // The sessions may be nil when opts has both Store and Key. Pass them all the same if Key
-// reads them. The kit then renews the session's token at a login, loads a page again if
-// its Strict session cookie stayed behind, and works without LoadAndSave.
+// or Connection reads them. The kit then renews the session's token at a login, loads a
+// page again if its Strict session cookie stayed behind, and works without LoadAndSave.
 //
 // Two kits of one application need different Names; with the same one they would take
 // each other's sessions and callbacks.
