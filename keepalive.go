@@ -249,9 +249,9 @@ func isDue(t *Token) bool { return time.Until(t.ExpiresAt) <= lead(t) }
 
 // forever keeps tokens alive for turnOfDuty. It ends early when the store fails.
 //
-// The first pass sees all that expire within a day. Those that follow go as far as tokens
-// that were seen may be due. What comes within a day then, they see when it does: a token
-// that lives for long is due at once, and its lead says nothing about the others.
+// The first pass sees all that expire within a day. Those that follow go only as far as
+// tokens that were seen may be due, and then look at what has come within a day since. A
+// token that lives for long is due there at once: its lead takes the passes no further.
 func (ke *keeping) forever(ctx context.Context) error {
 	reach, seen := maxLead, time.Time{} // what expires before that time has been seen
 	for time.Since(ke.begun) < turnOfDuty {
@@ -473,7 +473,8 @@ func (ke *keeping) due(storeKey string, t *Token) bool {
 	return !early && !t.IssuedAt.After(ke.begun)
 }
 
-// see learns how early tokens are refreshed, of one that waits for its time.
+// see notes the lead of a token that waits for its time. The shortest lead says how often to
+// look at the store, and the longest how far.
 func (ke *keeping) see(t *Token) {
 	ke.mu.Lock()
 	defer ke.mu.Unlock()
