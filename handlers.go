@@ -398,8 +398,7 @@ func (k *Kit) peek(r *http.Request, connection string) (*Token, error) {
 		return nil, err
 	}
 	t, err := k.keeper.load(r.Context(), who.storeKey)
-	switch {
-	case errors.Is(err, ErrLoginRequired), err == nil && !t.Valid() && t.RefreshToken == "":
+	if errors.Is(err, ErrLoginRequired) || err == nil && !t.Valid() && t.RefreshToken == "" {
 		return nil, nil
 	}
 	return t, err
