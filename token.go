@@ -87,13 +87,11 @@ func (t Token) withoutRefresh() *Token {
 	return &t
 }
 
-func (t Token) redacted() string {
-	return fmt.Sprintf("ganbauth.Token{Scope:%q ExpiresAt:%s [redacted]}", t.Scope, t.ExpiresAt.Format(time.RFC3339))
-}
-
 // Format implements [fmt.Formatter] and shows the scope and the expiry only, whatever the
 // verb. [Token] says where fmt does not call it.
-func (t Token) Format(f fmt.State, _ rune) { fmt.Fprint(f, t.redacted()) }
+func (t Token) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "ganbauth.Token{Scope:%q ExpiresAt:%s [redacted]}", t.Scope, t.ExpiresAt.Format(time.RFC3339))
+}
 
 // LogValue implements [slog.LogValuer] and shows the scope and the expiry only.
 func (t Token) LogValue() slog.Value {
