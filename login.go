@@ -145,7 +145,7 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 		return nil, &resumableError{err}
 	}
 	ctx := k.about(r.Context(), who)
-	began := false
+	ran := false // the exchange is this request's, and not one that it has joined
 	var begun login
 	var turn *turn
 	c, err := k.exchanges.do(ctx, name, func(ctx context.Context) (leave func(), err error) {
@@ -160,7 +160,7 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 		}
 		return nil, &resumableError{err}
 	}, func(ctx context.Context) (*connection, func(), error) {
-		began = true
+		ran = true
 		c := &connection{owner: who}
 		c.attached.Store(!isNew)
 		rest, err := k.obtain(ctx, c, begun, name, func(ctx context.Context) (*Token, error) {
@@ -178,7 +178,7 @@ func (k *Kit) connect(r *http.Request, a *attempt, q callbackQuery, name string)
 		// would lose with that.
 		k.dropFormer(r.Context(), c.storeKey)
 		return nil, fmt.Errorf("%w: another account has been connected since", ErrInvalidState)
-	case !began: // the user may have logged out since
+	case !ran: // the user may have logged out since
 		_, err := k.keeper.load(ctx, c.storeKey)
 		if err != nil && !errors.Is(err, ErrLoginRequired) {
 			err = &resumableError{err}
