@@ -63,6 +63,21 @@ func TestEveryRoundTripThatFails(t *testing.T) {
 	})
 }
 
+// A record of an earlier version has no fingerprint beside it, and is locked all the same.
+func TestLockOfARecordWithoutAFingerprint(t *testing.T) {
+	c, ctx := client(t, testenv.Redis(t).Addr), t.Context()
+	var names []string
+	strip := func() (err error) {
+		if names, err = c.Keys(ctx, "*:token").Result(); err != nil {
+			return err
+		}
+		return c.HDel(ctx, names[0], "print").Err()
+	}
+	spoil := func() error { return c.HSet(ctx, names[0], "token", "spoilt").Err() }
+	storetest.LockWithoutFingerprint(t, goredisstore.New(c, goredisstore.Options{}), strip, spoil, "redisstore: load: ")
+	require.False(t, c.HExists(ctx, names[0], "holder").Val(), "the lock is given back")
+}
+
 func TestDetails(t *testing.T) {
 	addr := testenv.Redis(t).Addr
 	s := stores(t, addr)()

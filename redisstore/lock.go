@@ -10,9 +10,10 @@ import (
 
 var (
 	// takeLock takes the lock if it is free, or the caller's own, or held as by the dead.
-	// It returns the hold and, if it was taken, the fingerprint of the record. Where it is
-	// not taken, HSETNX changes nothing, and fails if Redis takes no writes: then the
-	// holder's beats fail, too.
+	// It returns the hold and, if it was taken, the fingerprint of the record. Of a
+	// record without a fingerprint, of an earlier version, that is "?". Where it is not taken,
+	// HSETNX changes nothing, and fails if Redis takes no writes: then the holder's beats
+	// fail, too.
 	takeLock = newScript(`
 local held = redis.call('HMGET', KEYS[1], 'holder', 'beats')
 local holder, deadholder, deadbeats, lock = unpack(ARGV)
@@ -21,9 +22,11 @@ if held[1] and held[1] ~= holder and not (held[1] == deadholder and held[2] == d
 	return {held[1], tonumber(held[2]), ''}
 end
 redis.call('HSET', KEYS[1], 'holder', holder, 'beats', 0)
-local print = redis.call('HGET', KEYS[1], 'print')
-if not print then redis.call('EXPIRE', KEYS[1], lock) end
-return {holder, 0, print or ''}`)
+if redis.call('HEXISTS', KEYS[1], 'token') == 1 then
+	return {holder, 0, redis.call('HGET', KEYS[1], 'print') or '?'}
+end
+redis.call('EXPIRE', KEYS[1], lock)
+return {holder, 0, ''}`)
 
 	extendLock = newScript(`
 if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[1] then return 0 end
@@ -53,6 +56,14 @@ func (s *Store) LockRecord(ctx context.Context, key string) (fingerprint string,
 	})
 	if err != nil {
 		return "", nil, fmt.Errorf("redisstore: %w", err)
+	}
+	if fingerprint == "?" {
+		t, err := s.Load(ctx, key)
+		if err != nil {
+			unlock()
+			return "", nil, err
+		}
+		fingerprint = t.Fingerprint()
 	}
 	return fingerprint, unlock, nil
 }

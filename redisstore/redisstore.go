@@ -124,12 +124,13 @@ func (s *Store) name(key string) string {
 const lockSeconds = "600"
 
 // writeRecord replaces or deletes a record, if the record that is there is the expected
-// one: "*" for whatever is there, "" for nothing. The index, where it is given, follows the
-// record.
+// one: "*" for whatever is there, "" for nothing. A record without a fingerprint, of an
+// earlier version, is any. The index, where it is given, follows the record.
 var writeRecord = newScript(`
-local print = redis.call('HGET', KEYS[1], 'print') or ''
+local there, print = redis.call('HEXISTS', KEYS[1], 'token') == 1, redis.call('HGET', KEYS[1], 'print')
 local expected, record, newprint, ending, ttl, lock, key = unpack(ARGV)
-if expected ~= '*' and expected ~= print then return 0 end
+if expected == '' and there then return 0 end
+if expected ~= '' and expected ~= '*' and (not there or print and print ~= expected) then return 0 end
 if record == '' then
 	redis.call('HDEL', KEYS[1], 'token', 'print', 'end')
 	redis.call('EXPIRE', KEYS[1], lock)
