@@ -1143,24 +1143,36 @@ func TestLoginCannotBegin(t *testing.T) {
 // A callback that comes again when the user has logged out connects nobody, and the first one
 // does not look for the token that it has just stored.
 func TestCallbackAgainAfterLogout(t *testing.T) {
-	loads := 0
-	store := callStore{ganbauth.NewMemoryStore(), func(method, _ string) {
-		if method == "Load" {
-			loads++
-		}
-	}}
-	a := newApp(t, setup{options: ganbauth.Options{Store: store}})
-	b := a.browser()
-	callback := b.callbackURL("/bank/login")
-	cookie := b.cookies()[0].String()
-	loads = 0
-	require.Equal(t, 303, b.get(callback).StatusCode)
-	require.Equal(t, 3, loads, "to begin, and to compare twice")
-	require.Equal(t, 303, b.post("/bank/logout").StatusCode)
-	again := a.browser()
-	resp := again.do("GET", callback, with(navigate, "Cookie", cookie))
-	require.NotEqual(t, 303, resp.StatusCode)
-	require.Empty(t, again.cookie("session"))
+	for name, c := range map[string]struct {
+		key func(*http.Request) (string, error)
+		end func(a *app, b *browser)
+	}{
+		"LogoutHandler": {nil, func(_ *app, b *browser) { require.Equal(t, 303, b.post("/bank/logout").StatusCode) }},
+		"Disconnect": {
+			func(*http.Request) (string, error) { return "u", nil },
+			func(a *app, _ *browser) { require.NoError(t, a.kit.Disconnect(t.Context(), "u")) },
+		},
+	} {
+		loads := 0
+		store := callStore{ganbauth.NewMemoryStore(), func(method, _ string) {
+			if method == "Load" {
+				loads++
+			}
+		}}
+		a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: c.key}})
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		cookie := b.cookies()[0].String()
+		loads = 0
+		require.Equal(t, 303, b.get(callback).StatusCode, name)
+		require.Equal(t, 3, loads, "%s: to begin, and to compare twice", name)
+		c.end(a, b)
+		again := a.browser()
+		resp := again.do("GET", callback, with(navigate, "Cookie", cookie))
+		require.Equal(t, 401, resp.StatusCode, name)
+		require.Empty(t, again.cookie("session"), name)
+		require.Len(t, resp.Cookies(), 1, "%s: the login is over", name)
+	}
 }
 
 // A first login that fails leaves nothing in the store.
@@ -1173,6 +1185,28 @@ func TestFailedLoginLeavesNothing(t *testing.T) {
 	store.mu.Lock()
 	defer store.mu.Unlock()
 	require.Empty(t, store.tokens)
+}
+
+// A login that gets no turn at the bank leaves everything as it was, and its callback may come
+// again.
+func TestLoginThatGetsNoTurn(t *testing.T) {
+	for name, key := range map[string]func(*http.Request) (string, error){
+		"of a session": nil,
+		"by Key":       func(*http.Request) (string, error) { return "u", nil },
+	} {
+		inBubble(t, setup{options: ganbauth.Options{Key: key, TokenRate: 0.1}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			callback := b.callbackURL("/bank/login")
+			require.Equal(t, 503, b.get(callback).StatusCode, "%s: the next turn comes in ten seconds", name)
+			time.Sleep(5 * time.Second)
+			require.True(t, b.connected(), name)
+			require.Equal(t, 1, records(t, a), name)
+			require.Zero(t, ganbauth.KeysHeld(a.kit), name)
+			require.Equal(t, 303, b.get(callback).StatusCode, "%s: it waits for five seconds", name)
+			require.True(t, b.connected(), name)
+		})
+	}
 }
 
 // A token of the login before that cannot be deleted is an operator's business, not the user's.
