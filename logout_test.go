@@ -574,6 +574,41 @@ func TestLogoutWhileATokenIsStored(t *testing.T) {
 	})
 }
 
+// By Key, a logout that names no connection leaves a named one alone whose new token has just
+// been stored.
+func TestLogoutByKeyWhenAnotherTokenIsStored(t *testing.T) {
+	store := &stepping{TokenStore: ganbauth.NewMemoryStore()}
+	inBubble(t, setup{options: ganbauth.Options{
+		Store: store, Key: func(*http.Request) (string, error) { return "u", nil }, Connection: byClient,
+	}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.loginAt("/bank/login?client=a")
+		wait := b.during(b.callbackURL("/bank/login?client=a"), 2*time.Second)
+		store.after.set(func(int) error { time.Sleep(2 * time.Second); return nil })
+		time.Sleep(2 * time.Second)
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		wait()
+		store.after.set(nil)
+		time.Sleep(time.Minute)
+		require.Equal(t, 200, b.do("GET", "/p?client=a", program).StatusCode)
+	})
+}
+
+// A login whose browser has gone leaves no token that nobody can reach. A session that has a
+// handle reaches all its connections.
+func TestLoginWhoseBrowserHasGone(t *testing.T) {
+	inBubble(t, setup{options: ganbauth.Options{Connection: byClient}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.leave(b.callbackURL("/bank/login?client=a"))
+		time.Sleep(15 * time.Minute)
+		require.Zero(t, tokens(t, a))
+		b.loginAt("/bank/login?client=a")
+		b.leave(b.callbackURL("/bank/login?client=b"))
+		time.Sleep(15 * time.Minute)
+		require.Equal(t, 200, b.do("GET", "/p?client=b", program).StatusCode)
+	})
+}
+
 // A logout of many connections takes no longer than that of one while the Locker is away.
 func TestLogoutOfManyConnectionsWithoutALocker(t *testing.T) {
 	var away atomic.Bool
