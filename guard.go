@@ -600,6 +600,7 @@ func (br *breaker) refusal(now time.Time) error {
 // awayError is an unavailableError while the bank is away for everybody.
 type awayError struct{ *unavailableError }
 
+// Unwrap lets [errors.As] find the unavailableError.
 func (e *awayError) Unwrap() error { return e.unavailableError }
 
 // pace is how many token requests a second may be sent. Time is its caller's, as is the
