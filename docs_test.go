@@ -423,3 +423,29 @@ func TestDocs(t *testing.T) {
 		}
 	}
 }
+
+// H5: sentences that were not so are in no document and in no comment of an exported name.
+func TestH5SentencesThatWereNotSo(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	for _, dir := range []string{".", "docs"} {
+		pages, err := filepath.Glob(filepath.Join(dir, "*.md"))
+		require.NoError(t, err)
+		files = append(files, pages...)
+	}
+	require.Greater(t, len(files), 20)
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		words := strings.Join(strings.Fields(strings.ReplaceAll(string(text), "//", " ")), " ")
+		for _, sentence := range []string{
+			"Without a Locker no user is logged out", "once a minute at most", "only the bank's word ends a connection",
+			"one of few words", "A POST without a token gets problem", "nothing of the request is shown",
+		} {
+			require.NotContains(t, words, sentence, file)
+		}
+	}
+}
