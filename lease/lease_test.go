@@ -208,7 +208,7 @@ func TestALivingHolderWithALongerLeaseKeepsItsLock(t *testing.T) {
 // much, keeps nobody waiting for long.
 func TestTheLeaseOfADeadHolder(t *testing.T) {
 	for name, lasts := range map[string]time.Duration{
-		"03": 3 * time.Second, "dead20": 20 * time.Second, "dead99": 20 * time.Second, "7": 7 * time.Second,
+		"03": 3 * time.Second, "dead20": 20 * time.Second, "dead99": 20 * time.Second, "dead10": 10 * time.Second, "7": 7 * time.Second,
 		"dead00": time.Second, "dead-9": time.Second, "dead": time.Second, "x": time.Second,
 	} {
 		bubble(t, func(t *testing.T, e *engine) {
@@ -256,6 +256,32 @@ func TestALockThatIsAnsweredTooLateIsAskedForAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Its caller has left meanwhile. Nothing keeps the lock.
+func TestALockThatIsAnsweredTooLateIsGivenBack(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		e.after = func(string) error {
+			e.set(func() { e.after = nil })
+			time.Sleep(aLease * 3 / 4)
+			return nil
+		}
+		_ = try(t, e, aLease/2)
+		synctest.Wait()
+		require.Zero(t, e.hold())
+	})
+}
+
+// What was not answered in its time is sent again at once, and not with the next beat.
+func TestABeatThatHangsIsSentAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, e *engine) {
+		unlock, err := lease.New(e, 20*time.Second).Lock(t.Context(), "k")
+		require.NoError(t, err)
+		e.set(func() { e.away, e.hangs = time.Now().Add(9*time.Second), true }) // beats are due after 5 s and 10 s
+		time.Sleep(9500 * time.Millisecond)
+		require.EqualValues(t, 1, e.hold().Beats)
+		unlock()
+	})
 }
 
 // I4: after an outage the holder is heard first, however long it was.
@@ -1029,11 +1055,14 @@ func TestExtend(t *testing.T) {
 			}
 			defer cancel()
 			begun, called := time.Now(), false
-			err := lease.Extend(ctx, test.apart, func(given context.Context) error {
+			var short context.Context
+			apart := func(ctx context.Context) error { short = ctx; return test.apart(ctx) }
+			err := lease.Extend(ctx, apart, func(given context.Context) error {
 				called = true
 				require.Equal(t, ctx, given)
 				return refused
 			})
+			require.Error(t, short.Err(), "it is released")
 			require.Equal(t, test.after, time.Since(begun), name)
 			require.Equal(t, test.shared, called, name)
 			require.Equal(t, test.shared, errors.Is(err, refused), name)
