@@ -108,11 +108,17 @@ func TestMigrate(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	s := pgxstore.New(pool(t, dsn), pgxstore.Options{})
+	p := pool(t, dsn)
+	s := pgxstore.New(p, pgxstore.Options{})
 	require.NoError(t, s.Save(t.Context(), "k", storetest.Token("a")))
 	require.NoError(t, s.Migrate(t.Context()))
 	_, err := s.Load(t.Context(), "k")
 	require.NoError(t, err)
+
+	_, err = p.Exec(t.Context(), "ALTER TABLE ganbauth_tokens RENAME TO kept") // whose indexes keep their names
+	require.NoError(t, err)
+	require.NoError(t, s.Migrate(t.Context()))
+	require.NoError(t, s.Save(t.Context(), "k", storetest.Token("a")))
 }
 
 // A table in a later schema of the search path is another application's, whose users have
@@ -253,6 +259,33 @@ func TestCleanup(t *testing.T) {
 	require.Eventually(t, func() bool { return count() == 2 }, 20*time.Second, 10*time.Millisecond)
 	cancel()
 	require.ErrorIs(t, <-done, context.Canceled)
+}
+
+// PostgreSQL counts the rows that are deleted, and undoes it at the end. It is not tried
+// again before the next interval.
+func TestCleanupFails(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	s, p := storeWithLease(t, dsn, 0).(*pgxstore.Store), pool(t, dsn)
+	conn, err := p.Acquire(t.Context())
+	require.NoError(t, err)
+	_, err = conn.Conn().PgConn().Exec(t.Context(), `CREATE SEQUENCE tries;
+		CREATE FUNCTION fail() RETURNS trigger AS $$ BEGIN RAISE EXCEPTION 'try %', nextval('tries'); END $$ LANGUAGE plpgsql;
+		CREATE CONSTRAINT TRIGGER fail AFTER DELETE ON ganbauth_tokens DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fail();
+		INSERT INTO ganbauth_tokens (key, touched_at) VALUES ('k', now() - interval '1 hour')`).ReadAll()
+	require.NoError(t, err)
+	conn.Release()
+	ended, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Cleanup(ended, time.Hour) }()
+	tries := func() (n int) {
+		require.NoError(t, p.QueryRow(t.Context(), "SELECT last_value FROM tries WHERE is_called UNION ALL SELECT 0 LIMIT 1").Scan(&n))
+		return n
+	}
+	require.Eventually(t, func() bool { return tries() > 0 }, 20*time.Second, time.Millisecond)
+	time.Sleep(100 * time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
+	require.Equal(t, 1, tries())
 }
 
 // A pooler in transaction mode gives a statement any connection: nothing may hang on one.
