@@ -241,7 +241,7 @@ func (o *owners) attach(w http.ResponseWriter, r *http.Request, who owner, begin
 		return "", err
 	}
 	before, deadline := hash(s.Token(s.ctx)), s.Deadline(s.ctx)
-	if err := o.renew(r, s, beginner != "" && o.keyOf == nil); err != nil {
+	if err := o.renew(r, s, beginner != ""); err != nil {
 		return "", err
 	}
 	if o.hasOthers(s) {
@@ -289,8 +289,11 @@ const maxNames = 16
 // all returns the owners of the connections that the session of r has by name, and of those
 // that logins may bring it: none can be reached without its handle.
 func (o *owners) all(r *http.Request, logins []attemptCookie) (all []owner, err error) {
+	if o.keyOf != nil {
+		return nil, nil
+	}
 	s, err := o.session(r)
-	if s.SessionManager == nil || o.keyOf != nil {
+	if err != nil {
 		return nil, err
 	}
 	var names []string
@@ -302,7 +305,7 @@ func (o *owners) all(r *http.Request, logins []attemptCookie) (all []owner, err 
 		names = append(names, a.connection)
 	}
 	for _, name := range names {
-		if who, err := o.inSession(o.handle(s).held, name); err == nil && who.storeKey != "" {
+		if who, _ := o.inSession(o.handle(s).held, name); who.storeKey != "" {
 			all = append(all, who)
 		}
 	}
