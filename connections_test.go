@@ -580,19 +580,29 @@ func TestTabsOfTwoKits(t *testing.T) {
 	})
 }
 
-// A login that leaves no other connection in the session gives it its whole life.
+// A login that leaves no other connection in the session gives it its whole life, also where
+// another kit's has been given up.
 func TestLoginProlongsTheSession(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
-		a.mux.HandleFunc("/app", func(_ http.ResponseWriter, r *http.Request) { a.sessions.Put(r.Context(), "app", "its own") })
+		site(a)
+		o := a.options
+		o.Name, o.RedirectURI = "corp", appURL+"/corp/callback"
+		corp, err := ganbauth.New(a.connector(nil), a.sessions, o)
+		require.NoError(t, err)
+		a.mux.Handle("/corp/login", corp.LoginHandler())
+		a.mux.Handle("/corp/callback", corp.CallbackHandler())
+		a.mux.Handle("/corp/logout", corp.LogoutHandler())
 		b := a.browser()
-		b.get("/app")
+		b.get("/app/login?u=alice")
+		b.loginAt("/corp/login")
+		require.Equal(t, 303, b.post("/corp/logout").StatusCode)
 		for range 2 {
 			time.Sleep(20 * time.Hour)
 			b.login()
 			ctx, err := a.sessions.Load(t.Context(), b.cookie("session"))
 			require.NoError(t, err)
 			require.Equal(t, 24*time.Hour, time.Until(a.sessions.Deadline(ctx)))
-			require.Equal(t, "its own", a.sessions.GetString(ctx, "app"))
+			require.Equal(t, "alice", a.sessions.GetString(ctx, "user"))
 		}
 	})
 }

@@ -853,6 +853,7 @@ func TestLogout(t *testing.T) {
 			require.Equal(t, 303, resp.StatusCode)
 			require.Equal(t, "/home", resp.Header.Get("Location"))
 			require.Contains(t, resp.Header["Cache-Control"], "no-store")
+			require.Len(t, resp.Cookies(), 2, "the session's and the login's")
 			require.Empty(t, b.cookies(), "expired with its own attributes")
 			require.Zero(t, records(t, a), "the record is gone")
 			require.Equal(t, 303, b.get("/p").StatusCode, "the page asks for a login again")

@@ -1,6 +1,7 @@
 package ganbauth_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -254,15 +255,17 @@ func TestB5LogoutBeforeACallbackAttaches(t *testing.T) {
 	}
 }
 
-// standingEngine stands still for a second at one call, of that name, for a session.
+// standingEngine stands still for a second, or for that long, at one call, of that name, for a
+// session.
 type standingEngine struct {
 	*memstore.MemStore
-	at atomic.Pointer[string]
+	at    atomic.Pointer[string]
+	still time.Duration
 }
 
 func (e *standingEngine) call(call, name string) {
 	if at := e.at.Load(); at != nil && *at == call && isSession(name) && e.at.CompareAndSwap(at, nil) {
-		time.Sleep(time.Second)
+		time.Sleep(cmp.Or(e.still, time.Second))
 	}
 }
 
@@ -330,12 +333,14 @@ func TestLogoutBringsNoSessionBack(t *testing.T) {
 		b.login()
 		sick.Store(true)
 		var wg sync.WaitGroup
-		wg.Go(func() { b.post("/bank/logout") })
+		var status int
+		wg.Go(func() { status = b.post("/bank/logout").StatusCode })
 		time.Sleep(time.Second)
 		b.get("/app/logout")
 		time.Sleep(time.Second)
 		sick.Store(false)
 		wg.Wait()
+		require.Equal(t, 303, status)
 		require.Empty(t, body(b.get("/app/who")))
 	})
 }
@@ -424,36 +429,155 @@ func TestSessionsFailAtACallback(t *testing.T) {
 }
 
 // The session is written by LoadAndSave in the end, though the kit could not: the callback
-// comes again, and finds the token of the login before.
+// comes again, and finds the token of the login before, or its own.
 func TestSessionIsWrittenLate(t *testing.T) {
-	e := &refusingEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+	always := func(s string) func(*http.Request) (string, error) {
+		return func(*http.Request) (string, error) { return s, nil }
+	}
+	for name, options := range map[string]ganbauth.Options{
+		"of a session":                 {},
+		"of a session, one of several": {Connection: always("c")},
+		"by Key":                       {Key: always("u")},
+	} {
+		for _, connected := range []bool{false, true} {
+			e := &refusingEngine{MemStore: memstore.NewWithCleanupInterval(0), call: "Commit"}
+			inBubble(t, setup{options: options, sessions: func(m *scs.SessionManager) { m.Store = e }}, func(t *testing.T, a *app) {
+				site(a)
+				b := a.browser()
+				b.get("/app/login?u=alice")
+				if connected {
+					b.login()
+				}
+				callback := b.callbackURL("/bank/login")
+				e.refuse.Store(6)
+				require.Equal(t, 503, b.get(callback).StatusCode, "%s %t", name, connected)
+				require.Zero(t, e.refuse.Load())
+				require.True(t, b.connected(), "%s %t", name, connected)
+				require.Equal(t, 303, b.get(callback).StatusCode, "%s %t", name, connected)
+				require.True(t, b.connected(), "%s %t", name, connected)
+				time.Sleep(15 * time.Minute)
+				require.Equal(t, 1, tokens(t, a), "%s %t", name, connected)
+			})
+		}
+	}
+}
+
+// An engine that fails for more than a second is no reason to keep the session's token: the
+// login and the logout are answered an error, and come again.
+func TestSessionIsNotRenewed(t *testing.T) {
+	e := &refusingEngine{MemStore: memstore.NewWithCleanupInterval(0), call: "Delete"}
 	inBubble(t, setup{sessions: func(m *scs.SessionManager) { m.Store = e }}, func(t *testing.T, a *app) {
-		b := a.browser()
-		b.login()
-		callback := b.callbackURL("/bank/login")
-		e.refuse.Store(6)
-		require.Equal(t, 503, b.get(callback).StatusCode)
-		require.Zero(t, e.refuse.Load())
-		require.True(t, b.connected())
-		require.Equal(t, 303, b.get(callback).StatusCode)
-		require.True(t, b.connected())
-		time.Sleep(15 * time.Minute)
-		require.Equal(t, 1, tokens(t, a))
+		site(a)
+		for _, user := range []string{"", "alice"} {
+			b := a.browser()
+			if user != "" {
+				b.get("/app/login?u=alice")
+			}
+			b.login()
+			callback := b.callbackURL("/bank/login")
+			for _, ask := range []func() *http.Response{
+				func() *http.Response { return b.get(callback) },
+				func() *http.Response { return b.post("/bank/logout") },
+			} {
+				begun := time.Now()
+				e.refuse.Store(6)
+				require.Equal(t, 503, ask().StatusCode, user)
+				require.Zero(t, e.refuse.Load())
+				require.Equal(t, 1550*time.Millisecond, time.Since(begun))
+				require.Equal(t, 303, ask().StatusCode, user)
+			}
+			require.False(t, b.connected())
+			require.Equal(t, user, body(b.get("/app/who")))
+		}
 	})
 }
 
-// refusingEngine refuses to write sessions, for a while.
+// refusingEngine refuses that call for sessions, so many times.
 type refusingEngine struct {
 	*memstore.MemStore
+	call   string
 	refuse atomic.Int32
 }
 
+func (e *refusingEngine) refuses(call, name string) bool {
+	return call == e.call && isSession(name) && e.refuse.Load() > 0 && e.refuse.Add(-1) >= 0
+}
+
 func (e *refusingEngine) Commit(name string, b []byte, expiry time.Time) error {
-	if isSession(name) && e.refuse.Load() > 0 {
-		e.refuse.Add(-1)
+	if e.refuses("Commit", name) {
 		return errEngine
 	}
 	return e.MemStore.Commit(name, b, expiry)
+}
+
+func (e *refusingEngine) Delete(name string) error {
+	if e.refuses("Delete", name) {
+		return errEngine
+	}
+	return e.MemStore.Delete(name)
+}
+
+// A callback does not wait without end for another that is renewing the same session.
+func TestCallbackWhileAnotherHangs(t *testing.T) {
+	e := &standingEngine{MemStore: memstore.NewWithCleanupInterval(0), still: time.Minute}
+	inBubble(t, setup{sessions: func(m *scs.SessionManager) { m.Store = e }}, func(t *testing.T, a *app) {
+		site(a)
+		b := a.browser()
+		b.get("/app/login?u=alice")
+		one, two := b.callbackURL("/bank/login"), b.callbackURL("/bank/login")
+		at := "Delete"
+		e.at.Store(&at)
+		var wg sync.WaitGroup
+		wg.Go(func() { b.get(one) })
+		time.Sleep(time.Second)
+		require.Equal(t, 503, b.get(two).StatusCode)
+		wg.Wait()
+		require.True(t, b.connected())
+	})
+}
+
+// An application may renew the session's token itself in the request of a logout.
+func TestApplicationRenewsTheSession(t *testing.T) {
+	a := newApp(t, setup{})
+	site(a)
+	inner := a.mux
+	a.handler = a.sessions.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == "POST" {
+			require.NoError(t, a.sessions.RenewToken(r.Context()))
+		}
+		inner.ServeHTTP(w, r)
+	}))
+	b := a.browser()
+	b.get("/app/login?u=alice")
+	b.login()
+	require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+	session, err := a.sessions.Load(t.Context(), b.cookie("session"))
+	require.NoError(t, err)
+	require.Equal(t, "alice", a.sessions.GetString(session, "user"))
+	require.NotContains(t, a.sessions.GetString(session, "ganbauth.bank"), "bank/")
+}
+
+// A call of the sessions' engine that fails leaves no connection behind: the logout is
+// answered an error, and comes again.
+func TestSessionsFailAtALogout(t *testing.T) {
+	for n, met := 1, "?"; met != ""; n++ {
+		e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
+		s := setup{bare: true, options: ganbauth.Options{Connection: byClient}, sessions: func(m *scs.SessionManager) { m.Store = e }}
+		inBubble(t, s, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.loginAt("/bank/login?client=a")
+			time.Sleep(time.Hour) // the login's cookie has gone
+			name := e.failNext(n, false)
+			status := b.post("/bank/logout").StatusCode
+			met = name()
+			if status != 303 {
+				require.Equal(t, 503, status, "call %d %s", n, met)
+				require.Equal(t, 303, b.post("/bank/logout").StatusCode, "call %d %s", n, met)
+			}
+			require.Zero(t, tokens(t, a), "call %d %s", n, met)
+			require.Empty(t, b.cookies(), "call %d %s", n, met)
+		})
+	}
 }
 
 // A logout at one kit leaves another kit's login alone, in the same session.
@@ -497,23 +621,26 @@ func TestLogoutOfOneKitDuringALoginOfAnother(t *testing.T) {
 // A logout that names no connection ends all that the session has.
 func TestLogoutOfSeveralConnections(t *testing.T) {
 	for _, unnamed := range []error{nil, ganbauth.ErrLoginRequired} {
-		a := newApp(t, setup{options: ganbauth.Options{Connection: func(r *http.Request) (string, error) {
+		inBubble(t, setup{options: ganbauth.Options{Connection: func(r *http.Request) (string, error) {
 			if c := r.URL.Query().Get("c"); c != "" {
 				return c, nil
 			}
 			return "", unnamed
-		}}})
-		b := a.browser()
-		for _, c := range []string{"a", "b/%20", "c"} {
-			b.loginAt("/bank/login?c=" + c)
-		}
-		require.Equal(t, 303, b.post("/bank/logout?c=c").StatusCode)
-		require.Equal(t, 2, tokens(t, a))
-		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
-		require.Zero(t, tokens(t, a))
-		require.Equal(t, 3, strings.Count(fmt.Sprint(a.eventTypes()), string(ganbauth.EventLogout)))
-		records, _ := stored(t, a)
-		require.Zero(t, records)
+		}}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			for _, c := range []string{"a", "b/%20", "c"} {
+				b.loginAt("/bank/login?c=" + c)
+			}
+			time.Sleep(time.Hour) // the logins' cookies have gone
+			require.Equal(t, 303, b.post("/bank/logout?c=c").StatusCode)
+			require.Equal(t, 2, tokens(t, a))
+			require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+			require.Zero(t, tokens(t, a))
+			require.Equal(t, 3, strings.Count(fmt.Sprint(a.eventTypes()), string(ganbauth.EventLogout)))
+			records, _ := stored(t, a)
+			require.Zero(t, records)
+			require.Empty(t, b.cookies(), "there is nothing else in the session")
+		})
 	}
 }
 
@@ -662,6 +789,34 @@ func TestLogoutThatFailsEndsNoLogin(t *testing.T) {
 		require.Empty(t, resp.Cookies(), name)
 		require.Equal(t, 303, b.get(callback).StatusCode, name)
 		require.True(t, b.connected(), name)
+	}
+}
+
+// A logout leaves a session alone that has nothing of the kit's, unless a login is under way
+// in it.
+func TestLogoutLeavesTheSessionAlone(t *testing.T) {
+	key := func(*http.Request) (string, error) { return "u", nil }
+	for name, c := range map[string]struct {
+		key          func(*http.Request) (string, error)
+		begun, stays bool
+	}{
+		"nobody is connected":          {stays: true},
+		"a login is under way":         {begun: true},
+		"by Key":                       {key: key, stays: true},
+		"by Key, a login is under way": {key: key, begun: true, stays: true},
+	} {
+		store := callStore{ganbauth.NewMemoryStore(), func(_, key string) { require.Equal(t, "bank/u", key, name) }}
+		a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: c.key}})
+		site(a)
+		b := a.browser()
+		b.get("/app/login?u=alice")
+		if c.begun {
+			b.authorizationURL("/bank/login")
+		}
+		before := b.cookie("session")
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode, name)
+		require.Equal(t, c.stays, b.cookie("session") == before, name)
+		require.Equal(t, "alice", body(b.get("/app/who")), name)
 	}
 }
 

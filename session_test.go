@@ -115,6 +115,7 @@ func TestSessionThatTheKitWrites(t *testing.T) {
 		ctx, err := a.sessions.Load(t.Context(), connected)
 		require.NoError(t, err)
 		require.True(t, a.sessions.Exists(ctx, "ganbauth.bank"), "%s: the kit's value is named after it", name)
+		require.False(t, a.sessions.Exists(ctx, "ganbauth:bank"), "%s: no connection has a name", name)
 		if before != "" {
 			_, found, err := a.sessions.Store.Find(before)
 			require.NoError(t, err)
