@@ -889,6 +889,37 @@ func TestH2AnotherAccountIsConnected(t *testing.T) {
 	}
 }
 
+// Whose account a token without a Subject is of, only its login says: a client goes on with
+// what a refresh brings, and not with another login's.
+func TestH2TokensWithoutASubject(t *testing.T) {
+	for name, same := range map[string]bool{"a refresh": true, "another login": false} {
+		synctest.Test(t, func(t *testing.T) {
+			bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), ganbauth.NewMemoryStore()
+			kit := backgroundKit(t, bank, store, nil)
+			set := func() {
+				token := bank.Token()
+				token.Subject = ""
+				require.NoError(t, kit.SetToken(t.Context(), "u", token))
+			}
+			set()
+			r := mustRequest("GET", "/")
+			r.Header.Set("X-User", "u")
+			kit.RequireToken(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				client := kit.Client(r.Context())
+				if time.Sleep(61 * time.Minute); !same {
+					set()
+				}
+				resp, err := client.Get(bank.APIBase() + "/accounts")
+				require.Equal(t, same, err == nil, name)
+				if err == nil {
+					require.Equal(t, 200, resp.StatusCode, name)
+					require.NoError(t, resp.Body.Close())
+				}
+			})).ServeHTTP(nil, r)
+		})
+	}
+}
+
 // Observe knows the values of the request's context, though the call to the API has a
 // context of its own.
 func TestClientKeepsTheContextsValues(t *testing.T) {
