@@ -152,7 +152,7 @@ func (r refresh) succeed(ctx context.Context, next *Token, unlock func()) (*Toke
 	case !r.place.serve(next):
 		return nil, unlock, ErrSuperseded // the user has logged out meanwhile
 	default:
-		return next, p.keepPutting(ctx, err, r.begun, inTurn(unlock, refreshed)), nil
+		return next, p.keepPutting(ctx, err, r.begun, unlock, refreshed), nil
 	}
 }
 
@@ -171,7 +171,7 @@ func (r refresh) salvage(ctx context.Context, odd *salvagedError, unlock func())
 	case !r.place.serve(&next):
 		return nil, inTurn(unlock, failed), ErrSuperseded
 	default:
-		return nil, p.keepPutting(ctx, err, r.begun, inTurn(unlock, failed)), r.coolDowns.begin(r.key, odd, 0)
+		return nil, inTurn(failed, p.keepPutting(ctx, err, r.begun, unlock, nil)), r.coolDowns.begin(r.key, odd, 0)
 	}
 }
 
@@ -294,7 +294,7 @@ func (k *keeper) connect(ctx context.Context, key string, l login, exchange func
 		return errLoggedOut
 	default:
 		k.replaced(key, place)
-		p.keepPutting(ctx, err, begun, nil)()
+		p.keepPutting(ctx, err, begun, nil, nil)()
 	}
 	return nil
 }
@@ -506,20 +506,27 @@ func (p *placement) putLogin(ctx context.Context) (there *Token, err error) {
 
 // keepPutting is for a token that is served from its place. It returns a function that
 // tells so, and begins to try until the token is stored or another record is there. Then
-// it does the rest.
-func (p *placement) keepPutting(ctx context.Context, err error, begun time.Time, rest func()) func() {
+// it unlocks, and if the token is stored it calls stored. Both may be nil.
+func (p *placement) keepPutting(ctx context.Context, err error, begun time.Time, unlock, stored func()) func() {
 	took := time.Since(begun)
 	return func() {
 		p.event(ctx, EventTokenUnsaved, took, err)
 		go func() {
 			defer p.place.leave()
-			if rest != nil {
-				defer rest()
-			}
+			rest := unlock
+			defer func() {
+				if rest != nil {
+					rest()
+				}
+			}()
 			defer p.place.drop() // an unlock may take its time
 			for pause := minPause; ; pause = min(2*pause, maxPause) {
 				time.Sleep(pause)
-				if _, err := p.put(ctx); err == nil || errors.Is(err, ErrSuperseded) {
+				switch _, err := p.put(ctx); {
+				case err == nil:
+					rest = inTurn(unlock, stored)
+					return
+				case errors.Is(err, ErrSuperseded):
 					return
 				}
 			}

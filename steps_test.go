@@ -161,6 +161,7 @@ func TestA3KitKeepsTheRefreshToken(t *testing.T) {
 			require.ErrorIs(t, err, ganbauth.ErrTokenFormat)
 			require.Contains(t, s.log.String(), "token_unsaved")
 			require.Contains(t, s.log.String(), "connection reset")
+			require.Contains(t, s.log.String(), "refresh_failed", "it is told when it happens")
 			_, err = s.token()
 			require.ErrorIs(t, err, ganbauth.ErrUnavailable)
 			require.Equal(t, 1, s.bank.Refreshes())
@@ -690,6 +691,9 @@ func TestA2UnsavedTokenMeetsOthers(t *testing.T) {
 			_, err := s.token()
 			require.ErrorIs(t, err, ganbauth.ErrLoginRequired)
 			require.NoError(t, s.kit.Shutdown(t.Context()))
+			s.up()
+			time.Sleep(time.Minute)
+			require.NotContains(t, s.log.String(), "token_refreshed", "nobody ever has it")
 		})
 	})
 	t.Run("a login", func(t *testing.T) {
