@@ -133,6 +133,11 @@ func testExpiryPager(t *testing.T, store ganbauth.TokenStore) {
 	if first := page(ganbauth.Expiry{}, end, 1); len(first) != 1 || first[0].At.After(start) {
 		t.Error("the zero Expiry is not before all others")
 	}
+	zero := base + "zero"
+	save(t, store, zero, other(sampleToken(), func(t *ganbauth.Token) { t.ExpiresAt, t.IssuedAt = time.Time{}, time.Time{} }))
+	if got := page(ganbauth.Expiry{Key: base}, start, 1000); !slices.ContainsFunc(got, func(e ganbauth.Expiry) bool { return e.Key == zero }) {
+		t.Error("a token without an expiry is in no page: SetToken may store one")
+	}
 	if err := store.Delete(soon(t), all[10].Key); err != nil {
 		t.Fatalf("Delete: %v", err)
 	}

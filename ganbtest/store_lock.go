@@ -95,6 +95,11 @@ func testLocker(t *testing.T, newStore func() ganbauth.TokenStore) {
 		unlock()
 		wantToken(t, store, key, sampleToken())
 	})
+	t.Run("keys of any content are told apart", func(t *testing.T) {
+		for _, key := range oddKeys(uniqueKey()) {
+			lock(t, one, key)
+		}
+	})
 	t.Run("many locks at once", func(t *testing.T) { testManyLocks(t, newStore) })
 }
 

@@ -37,6 +37,7 @@ var storeFaults = map[string]string{
 	"folds case":                  "differs from the one that was saved",
 	"trims keys":                  "differs from the one that was saved",
 	"cuts keys":                   "differs from the one that was saved",
+	"cuts the longest keys":       "differs from the one that was saved",
 
 	"swap compares nothing":          "want ErrSuperseded",
 	"swap compares the access token": "want ErrSuperseded",
@@ -51,6 +52,7 @@ var storeFaults = map[string]string{
 	"locks nothing":                  "two values of the store hold the lock",
 	"locks each value for itself":    "two values of the store hold the lock", // G6
 	"locks all keys at once":         "Lock: ",
+	"cuts the names of locks":        "Lock: ",
 	"a lock holds a connection":      "does a lock hold a connection?", // G6
 	"a lock ends with its context":   "the lock ended with its context",
 	"a lock waits forever":           "does not end with its context",
@@ -69,6 +71,7 @@ var storeFaults = map[string]string{
 	"pages need the entry to be there":  "the page behind an entry",
 	"pages begin with what is expiring": "pages of",
 	"pages need a key":                  "a time and no key",
+	"pages lack what has no expiry":     "without an expiry",
 }
 
 // TestStore fails for each of them, in a process of its own.
@@ -243,6 +246,8 @@ func (s *store) key(key string) string {
 		return strings.TrimSpace(key)
 	case "cuts keys":
 		return key[:min(len(key), 43)]
+	case "cuts the longest keys":
+		return key[:min(len(key), 1023)]
 	}
 	return key
 }
@@ -330,6 +335,8 @@ func (s *store) lock(ctx context.Context, key, name string) (fingerprint string,
 		locker = lease.New(s.own, 0)
 	case "locks all keys at once":
 		name = "all"
+	case "cuts the names of locks":
+		name = name[:min(len(name), 64)]
 	case "a lock waits forever":
 		waiting = context.WithoutCancel(ctx)
 	case "a lock deletes the record":
@@ -395,6 +402,10 @@ func (s *store) ExpiringAfter(ctx context.Context, after ganbauth.Expiry, before
 		}
 	case "pages are too large":
 		limit++
+	case "pages lack what has no expiry":
+		if after.At.IsZero() {
+			after = ganbauth.Expiry{At: time.Time{}.Add(time.Second)}
+		}
 	case "pages are short, which is none":
 		limit = min(limit, 3)
 	case "pages begin with what is expiring":
