@@ -44,8 +44,8 @@ type Event struct {
 	//     WG_ERR_300
 	//   - any other refusal of the bank: rate_limited, status_4xx, status_5xx, bank_error
 	//   - an answer that cannot be used: token_format, invalid_id_token, other_subject
-	//   - no answer of the bank: canceled, timeout, network
-	//   - no answer of the store, the sessions or a lock: unavailable
+	//   - no answer, of the bank, the store, the sessions or a lock: canceled, timeout, network
+	//   - any other failure of the store, the sessions or a lock: unavailable
 	//   - anything else: internal
 	ErrorClass string
 }
