@@ -556,13 +556,7 @@ func TestTabsInAnyOrder(t *testing.T) {
 // at the bank, nor its connection.
 func TestTabsOfTwoKits(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
-		o := a.options
-		o.Name, o.RedirectURI = "corp", appURL+"/corp/callback"
-		corp, err := ganbauth.New(a.connector(nil), a.sessions, o)
-		require.NoError(t, err)
-		a.mux.Handle("/corp/login", corp.LoginHandler())
-		a.mux.Handle("/corp/callback", corp.CallbackHandler())
-		a.mux.Handle("/corp/p", corp.RequireToken(a.next))
+		a.mountCorp()
 		a.mux.HandleFunc("/app", func(_ http.ResponseWriter, r *http.Request) { a.sessions.Put(r.Context(), "app", "its own") })
 		b := a.browser()
 		b.get("/app")
@@ -585,13 +579,7 @@ func TestTabsOfTwoKits(t *testing.T) {
 func TestLoginProlongsTheSession(t *testing.T) {
 	inBubble(t, setup{}, func(t *testing.T, a *app) {
 		site(a)
-		o := a.options
-		o.Name, o.RedirectURI = "corp", appURL+"/corp/callback"
-		corp, err := ganbauth.New(a.connector(nil), a.sessions, o)
-		require.NoError(t, err)
-		a.mux.Handle("/corp/login", corp.LoginHandler())
-		a.mux.Handle("/corp/callback", corp.CallbackHandler())
-		a.mux.Handle("/corp/logout", corp.LogoutHandler())
+		a.mountCorp()
 		b := a.browser()
 		b.get("/app/login?u=alice")
 		b.loginAt("/corp/login")

@@ -116,6 +116,18 @@ func newApp(t *testing.T, s setup) *app {
 	return a
 }
 
+// mountCorp mounts a second kit on the same sessions, at /corp/.
+func (a *app) mountCorp() {
+	o := a.options
+	o.Name, o.RedirectURI = "corp", appURL+"/corp/callback"
+	corp, err := ganbauth.New(a.connector(nil), a.sessions, o)
+	require.NoError(a.t, err)
+	a.mux.Handle("/corp/login", corp.LoginHandler())
+	a.mux.Handle("/corp/callback", corp.CallbackHandler())
+	a.mux.Handle("/corp/logout", corp.LogoutHandler())
+	a.mux.Handle("/corp/p", corp.RequireToken(a.next))
+}
+
 func (a *app) connector(change func(*ganbauth.Config)) *ganbauth.Connector {
 	cfg := a.bank.Config()
 	if change != nil {

@@ -584,12 +584,7 @@ func TestSessionsFailAtALogout(t *testing.T) {
 func TestLogoutOfOneKitDuringALoginOfAnother(t *testing.T) {
 	a := newApp(t, setup{})
 	site(a)
-	other, err := ganbauth.New(a.connector(nil), a.sessions, ganbauth.Options{
-		Name: "corp", RedirectURI: appURL + "/corp/callback", Scopes: []string{"private:account"}, Logger: discard, DefaultReturn: "/home",
-	})
-	require.NoError(t, err)
-	a.mux.Handle("/corp/login", other.LoginHandler())
-	a.mux.Handle("/corp/callback", other.CallbackHandler())
+	a.mountCorp()
 	b := a.browser()
 	b.get("/app/login?u=alice")
 	b.login()
