@@ -17,11 +17,12 @@ import (
 // before.
 func setHeaders(w http.ResponseWriter) {
 	h := w.Header()
-	maps.DeleteFunc(h, func(name string, _ []string) bool { return slices.Contains(ofTheOtherAnswer, name) })
+	maps.DeleteFunc(h, func(name string, _ []string) bool { return slices.Contains(handlersHeaders, name) })
 	set(h, "Cache-Control", "no-store", "Referrer-Policy", "no-referrer", "X-Content-Type-Options", "nosniff")
 }
 
-var ofTheOtherAnswer = []string{
+// handlersHeaders describe the answer that a handler meant to give.
+var handlersHeaders = []string{
 	"Content-Length", "Content-Disposition", "Content-Range", "Etag", "Last-Modified",
 	"Expires", "Pragma", "Age", "Cdn-Cache-Control", "Surrogate-Control",
 }
