@@ -513,20 +513,20 @@ func (p *placement) keepPutting(ctx context.Context, err error, begun time.Time,
 		p.event(ctx, EventTokenUnsaved, took, err)
 		go func() {
 			defer p.place.leave()
-			rest := unlock
+			isStored := false
 			defer func() {
-				if rest != nil {
-					rest()
+				if isStored && stored != nil {
+					stored()
 				}
 			}()
+			if unlock != nil {
+				defer unlock()
+			}
 			defer p.place.drop() // an unlock may take its time
 			for pause := minPause; ; pause = min(2*pause, maxPause) {
 				time.Sleep(pause)
-				switch _, err := p.put(ctx); {
-				case err == nil:
-					rest = inTurn(unlock, stored)
-					return
-				case errors.Is(err, ErrSuperseded):
+				_, err := p.put(ctx)
+				if isStored = err == nil; isStored || errors.Is(err, ErrSuperseded) {
 					return
 				}
 			}
