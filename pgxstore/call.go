@@ -66,7 +66,8 @@ func read[T any](ctx context.Context, s *Store, fn statement[T]) (value T, err e
 	bounded := s.bounds.join(ctx)
 	waiting, leave := context.WithCancel(bounded)
 	defer leave()
-	defer context.AfterFunc(ctx, leave)()
+	stop := context.AfterFunc(ctx, leave)
+	defer stop()
 	value, err = run(bounded, waiting, s, fn)
 	if err != nil && ctx.Err() != nil {
 		err = ctx.Err()
