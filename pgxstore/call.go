@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -96,7 +97,8 @@ func (p *pulse) steady() bool {
 // beat tells how a read has ended.
 func (p *pulse) beat(err error) {
 	now := time.Since(epoch)
-	if last := p.last.Swap(int64(now)); err == nil && now-time.Duration(last) < maxGap {
+	answered := err == nil || errors.Is(err, pgx.ErrNoRows)
+	if last := p.last.Swap(int64(now)); answered && now-time.Duration(last) < maxGap {
 		p.beats.Add(1)
 	} else {
 		p.beats.Store(0)

@@ -3,6 +3,7 @@ package pgxstore
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -19,7 +20,7 @@ const (
 	// number is arbitrary.
 	migrationLock = 0x67616e6261757468
 
-	// Whether anything is missing, and whether the table is there: in the schema where it
+	// Whether the table, its indexes and its columns are there: in the schema where it
 	// would be created, as another application's may be in a later one of the search path.
 	// Without a look first, each start would ask for a lock on the table, behind which
 	// everybody waits during a backup.
@@ -27,9 +28,8 @@ const (
 WITH own AS (SELECT quote_ident(current_schema()) || '.ganbauth_tokens' AS name)
 SELECT
     to_regclass(name) IS NOT NULL,
-    to_regclass(name || '_touched_at') IS NOT NULL
-        AND to_regclass(name || '_buried') IS NOT NULL
-        AND to_regclass(name || '_expires_at') IS NOT NULL,
+    3 = (SELECT count(*) FROM pg_index WHERE indrelid = to_regclass(name) AND indexrelid IN (
+        to_regclass(name || '_touched_at'), to_regclass(name || '_buried'), to_regclass(name || '_expires_at'))),
     EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(name) AND attname = 'fingerprint')
 FROM own`
 
@@ -45,7 +45,8 @@ ALTER TABLE ganbauth_tokens SET (fillfactor = 70)`
 // Migrate creates the table and its indexes in the first schema of the connection's search
 // path, and adds the columns that a table of an earlier version lacks. It may run at every
 // start, in several processes at once: where nothing is missing it changes nothing and locks
-// nothing.
+// nothing. A table that has been renamed keeps the names of its indexes: rename them, too,
+// or Migrate fails.
 func (s *Store) Migrate(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", int64(migrationLock)); err != nil {
@@ -63,7 +64,13 @@ func (s *Store) Migrate(ctx context.Context) error {
 		if table && indexes {
 			return nil
 		}
-		_, err := tx.Exec(ctx, Schema, pgx.QueryExecModeSimpleProtocol)
+		if _, err := tx.Exec(ctx, Schema, pgx.QueryExecModeSimpleProtocol); err != nil {
+			return err
+		}
+		err := tx.QueryRow(ctx, stateSQL).Scan(&table, &indexes, &columns)
+		if err == nil && !indexes { // CREATE INDEX IF NOT EXISTS looks at names alone
+			err = errors.New("an index of another table has the name of one of ganbauth_tokens: rename it")
+		}
 		return err
 	})
 	if err != nil {

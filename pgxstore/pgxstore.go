@@ -240,7 +240,7 @@ func (s *Store) Cleanup(ctx context.Context, every time.Duration) error {
 // deleteAll deletes what is older than age, in batches that hold up nobody.
 func (s *Store) deleteAll(ctx context.Context, sql string, age time.Duration) {
 	for {
-		tag, err := s.pool.Exec(ctx, sql, int64(age/time.Second))
+		tag, err := s.pool.Exec(ctx, sql, age.Milliseconds())
 		if err != nil || tag.RowsAffected() == 0 {
 			return
 		}

@@ -117,6 +117,13 @@ func TestMigrate(t *testing.T) {
 
 	_, err = p.Exec(t.Context(), "ALTER TABLE ganbauth_tokens RENAME TO kept") // whose indexes keep their names
 	require.NoError(t, err)
+	for range 2 {
+		require.ErrorContains(t, s.Migrate(t.Context()), "pgxstore: migrate: an index of another table has the name")
+	}
+	for _, index := range []string{"touched_at", "buried", "expires_at"} {
+		_, err = p.Exec(t.Context(), fmt.Sprintf("ALTER INDEX ganbauth_tokens_%s RENAME TO kept_%[1]s", index))
+		require.NoError(t, err)
+	}
 	require.NoError(t, s.Migrate(t.Context()))
 	require.NoError(t, s.Save(t.Context(), "k", storetest.Token("a")))
 }

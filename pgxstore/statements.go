@@ -102,12 +102,12 @@ ORDER BY expires_at, key LIMIT $4`
 	buriedSQL = `
 DELETE FROM ganbauth_tokens WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM ganbauth_tokens
-    WHERE access_token IS NULL AND touched_at < now() - $1::bigint * interval '1 second'
+    WHERE access_token IS NULL AND touched_at < now() - $1::bigint * interval '1 millisecond'
     LIMIT 1000 FOR UPDATE SKIP LOCKED))`
 	oldSQL = `
 DELETE FROM ganbauth_tokens WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM ganbauth_tokens
-    WHERE touched_at < now() - $1::bigint * interval '1 second'
+    WHERE touched_at < now() - $1::bigint * interval '1 millisecond'
     LIMIT 1000 FOR UPDATE SKIP LOCKED))`
 
 	// How old a row without a record must be. A lock that is held is touched in that time.
