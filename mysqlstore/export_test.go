@@ -2,6 +2,9 @@ package mysqlstore
 
 import "github.com/ganbauth/ganbauth/lease"
 
-var PageSQL = pageSQL
+var (
+	PageSQL = pageSQL
+	Seconds = seconds
+)
 
 func EngineOf(s *Store) lease.Engine { return engine{s} }

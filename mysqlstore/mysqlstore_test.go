@@ -389,6 +389,8 @@ func TestCleanup(t *testing.T) {
 		cancel()
 		require.ErrorIs(t, <-done, context.Canceled, "the loop stops")
 	}
+	require.EqualValues(t, 2, mysqlstore.Seconds(1001*time.Millisecond), "no token goes early")
+	require.EqualValues(t, 1, mysqlstore.Seconds(time.Second))
 	forever, hour := mysqlstore.New(db, mysqlstore.Options{}), mysqlstore.New(db, mysqlstore.Options{TTL: time.Hour})
 	for _, key := range []string{"live", "old", "deleted", "just deleted"} {
 		require.NoError(t, forever.Save(ctx, key, storetest.Token("a")))

@@ -24,10 +24,10 @@ func literal(value string) string { return "x'" + hex.EncodeToString([]byte(valu
 // there is the condition for a record that is there: one that is younger than the TTL, if
 // there is one.
 func (s *Store) there() string {
-	if s.ttl == 0 {
+	if s.ttl <= 0 {
 		return "recorded = 1"
 	}
-	return fmt.Sprintf("recorded = 1 AND touched_at > UNIX_TIMESTAMP() - %d", int64(s.ttl/time.Second))
+	return fmt.Sprintf("recorded = 1 AND touched_at > UNIX_TIMESTAMP() - %d", seconds(s.ttl))
 }
 
 // same is the condition for a record that is old.
@@ -126,8 +126,11 @@ func pageSQL(after ganbauth.Expiry, before time.Time, limit int) string {
 // one.
 func buriedSQL(recorded int, age time.Duration) string {
 	return fmt.Sprintf("DELETE FROM ganbauth_tokens WHERE recorded = %d AND touched_at < UNIX_TIMESTAMP() - %d ORDER BY touched_at LIMIT 1000",
-		recorded, int64(age/time.Second))
+		recorded, seconds(age))
 }
+
+// seconds rounds up: no token goes early.
+func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
 // isDuplicate reports whether a row of the key is there already.
 func isDuplicate(err error) bool {
