@@ -197,9 +197,9 @@ func validParameter(name, value string) bool {
 }
 
 // transferRequest takes any JSON object for a transfer, and moves no money. The same
-// Idempotency-Key is given the same number.
+// Idempotency-Key of a user's is given the same number for 24 hours.
 func (s *Server) transferRequest(w http.ResponseWriter, r *http.Request) {
-	b, _ := s.books(r)
+	b, now := s.books(r)
 	body := struct {
 		AccountID string `json:"accountId"`
 	}{b.accounts[0].AccountID}
@@ -211,24 +211,37 @@ func (s *Server) transferRequest(w http.ResponseWriter, r *http.Request) {
 		writeBadParameter(w, "accountId")
 		return
 	}
-	key := r.Header.Get("Idempotency-Key")
+	g, _ := GrantFromContext(r.Context())
+	key := idempotencyKey{g.Subject, r.Header.Get("Idempotency-Key")}
 	writeJSON(w, http.StatusCreated, map[string]any{
-		"accountId": body.AccountID, "resultCode": "2", "applyNo": s.transferNumber(key),
+		"accountId": body.AccountID, "resultCode": "2", "applyNo": s.transferNumber(key, now),
 	})
 }
 
+// idempotencyKey is the header's value, which a user may leave out.
+type idempotencyKey struct{ subject, value string }
+
+// transfer is one that was requested with an Idempotency-Key.
+type transfer struct {
+	number string
+	at     time.Time
+}
+
+// keyLifetime is how long the bank knows an Idempotency-Key.
+const keyLifetime = 24 * time.Hour
+
 // transferNumber returns the number of the transfer with this Idempotency-Key, a new one
 // if there is none.
-func (s *Server) transferNumber(key string) string {
+func (s *Server) transferNumber(key idempotencyKey, now time.Time) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if number, again := s.numbers[key]; again {
-		return number
+	if t, again := s.byKey[key]; again && now.Sub(t.at) < keyLifetime {
+		return t.number
 	}
 	s.transfers++
 	number := strconv.Itoa(2018_0000_0000_0000 + s.transfers)
-	if key != "" {
-		s.numbers[key] = number
+	if key.value != "" {
+		s.byKey[key] = transfer{number, now}
 	}
 	return number
 }

@@ -25,6 +25,11 @@ func apiCall(t *testing.T, s *ganbtest.Server, token *ganbauth.Token, method, pa
 	req, err := http.NewRequest(method, s.APIBase()+path, strings.NewReader(body))
 	require.NoError(t, err)
 	req.Header.Set("x-access-token", token.AccessToken)
+	return apiAnswer(t, s, req)
+}
+
+func apiAnswer(t *testing.T, s *ganbtest.Server, req *http.Request) (int, map[string]any) {
+	t.Helper()
 	resp, err := s.Client().Do(req)
 	require.NoError(t, err)
 	defer resp.Body.Close()
@@ -155,6 +160,30 @@ func TestAccountsAsTheBankDocumentsThem(t *testing.T) {
 		require.Equal(t, "WG_ERR_110", answer["errorCode"], request)
 		errorFields.check(t, answer)
 	}
+}
+
+// The bank knows a user's Idempotency-Key for 24 hours.
+func TestIdempotencyKeys(t *testing.T) {
+	now := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+	s := ganbtest.NewServer(ganbtest.Options{InProcess: true, Lifetime: 48 * time.Hour, Now: func() time.Time { return now }})
+	one, another := s.Token("private:account"), s.Token("private:account")
+	number := func(token *ganbauth.Token, key string) any {
+		req, err := http.NewRequest("POST", s.APIBase()+"/transfer/request", strings.NewReader("{}"))
+		require.NoError(t, err)
+		req.Header.Set("x-access-token", token.AccessToken)
+		req.Header.Set("Idempotency-Key", key)
+		_, answer := apiAnswer(t, s, req)
+		return answer["applyNo"]
+	}
+	first := number(one, "k")
+	require.NotEqual(t, first, number(another, "k"))
+	require.NotEqual(t, number(one, ""), number(one, ""))
+	now = now.Add(24*time.Hour - 1)
+	require.Equal(t, first, number(one, "k"))
+	now = now.Add(1)
+	second := number(one, "k")
+	require.NotEqual(t, first, second)
+	require.Equal(t, second, number(one, "k"))
 }
 
 func TestTransactions(t *testing.T) {

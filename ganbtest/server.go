@@ -139,7 +139,7 @@ type state struct {
 	rate        rate
 	maintenance []Window
 	transfers   int
-	numbers     map[string]string // of transfers, by Idempotency-Key
+	byKey       map[idempotencyKey]transfer
 }
 
 const basePath = "/ganb/api"
@@ -160,7 +160,7 @@ func NewServer(opts Options) *Server {
 			requests:    requestLog{keep: opts.KeepRequests, counts: map[Endpoint]int{}, statuses: map[answered]int{}},
 			rate:        rate{RateLimit: opts.RateLimit},
 			maintenance: slices.Clone(opts.Maintenance),
-			numbers:     map[string]string{},
+			byKey:       map[idempotencyKey]transfer{},
 		},
 	}
 	if s.ClientID == "" {
