@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -172,6 +173,8 @@ func checkBaseURL(s string) error {
 		return errors.New("ganbauth: config: AuthBaseURL must not contain userinfo")
 	case u.Host == "" || strings.ContainsAny(s, "?#"):
 		return errors.New("ganbauth: config: AuthBaseURL must be an absolute URL without a query or a fragment")
+	case !hasHost(u):
+		return errors.New("ganbauth: config: AuthBaseURL must have a host, and a port from 1 to 65535 if it has one")
 	case !secureURL(u):
 		return errors.New("ganbauth: config: AuthBaseURL must be https (http only on a loopback address)")
 	}
@@ -188,6 +191,13 @@ func checkPath(field, path string) error {
 		return fmt.Errorf("ganbauth: config: %s must be a path without a fragment", field)
 	}
 	return nil
+}
+
+// hasHost reports whether u has a host, and a port that there is if it has one.
+func hasHost(u *url.URL) bool {
+	port := u.Port()
+	n, err := strconv.ParseUint(port, 10, 16)
+	return u.Hostname() != "" && (err == nil && n > 0 || port == "" && !strings.HasSuffix(u.Host, ":"))
 }
 
 // secureURL reports whether a secret may be sent to u.

@@ -47,6 +47,8 @@ func TestNewConnectorRefuses(t *testing.T) {
 		"a query before the path":   {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL += "?" }, "without a query"},
 		"a path that is no URL":     {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.TokenPath = "/%zz" }, "TokenPath must be a path"},
 		"no URL":                    {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "https://[" }, "no URL"},
+		"a port that there is not":  {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "https://bank.test:65536/a" }, "a port from 1 to 65535"},
+		"a port without a host":     {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthBaseURL = "https://:443" }, "must have a host"},
 		"fragment":                  {clientID, clientSecret, ganbauth.AuthBasic, func(c *ganbauth.Config) { c.AuthPath = "/a#b" }, "fragment"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -13,7 +13,6 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -240,7 +239,7 @@ func (s *settings) checkRedirectURI() error {
 		return fault("RedirectURI must be an absolute URL without a fragment")
 	case u.User != nil:
 		return fault("RedirectURI must not contain userinfo")
-	case u.Hostname() == "" || !isPort(u):
+	case !hasHost(u):
 		return fault("RedirectURI must have a host, and a port from 1 to 65535 if it has one")
 	case !secureURL(u):
 		return fault("RedirectURI must be https (http only on a loopback address)")
@@ -264,15 +263,6 @@ func (s *settings) checkRedirectURI() error {
 	s.redirect = u
 	u.Path = cmp.Or(u.Path, "/") // as browsers ask for it
 	return nil
-}
-
-// isPort reports whether u has a port that there is, or none.
-func isPort(u *url.URL) bool {
-	if u.Port() == "" {
-		return !strings.HasSuffix(u.Host, ":")
-	}
-	n, err := strconv.ParseUint(u.Port(), 10, 16)
-	return err == nil && n > 0
 }
 
 // checkDefaultReturn follows checkRedirectURI.
@@ -310,7 +300,7 @@ func (s *settings) checkAPIHosts(c *Connector) error {
 	s.hosts = []string{hostPort(c.authURL)}
 	for _, host := range s.APIHosts {
 		u, err := url.Parse("https://" + host)
-		if err != nil || u.Host != host || u.Hostname() == "" || !isPort(u) {
+		if err != nil || u.Host != host || !hasHost(u) {
 			errs = append(errs, fault("APIHosts: %q is not a host", host))
 			continue
 		}
