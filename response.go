@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"mime"
 	"net/http"
 	"slices"
@@ -118,7 +117,7 @@ func parseToken(r tokenResponse, a assumed) (tokenAnswer, error) {
 		}
 	}
 	issued := r.asked.UTC().Truncate(time.Second)
-	t := &Token{TokenType: "Bearer", IssuedAt: issued, ExpiresAt: issued.Add(lifetime(o["expires_in"]))}
+	t := &Token{TokenType: "Bearer", IssuedAt: issued, ExpiresAt: issued.Add(lifetime(o))}
 	var tokenType, idToken string
 	for _, m := range []struct {
 		name  string
@@ -166,7 +165,7 @@ func checkMember(name, value string, limit int) error {
 		return fmt.Errorf("%w: access_token begins with %q", ErrTokenFormat, sealedPrefix)
 	case len(value) > limit:
 		return fmt.Errorf("%w: %s is longer than %d bytes", ErrTokenFormat, name, limit)
-	case !isVisible(value, name == "scope"):
+	case !isVisible(value, name == "scope" || name == "subject"):
 		return fmt.Errorf("%w: %s has a character that is not visible ASCII", ErrTokenFormat, name)
 	}
 	return nil
@@ -175,9 +174,10 @@ func checkMember(name, value string, limit int) error {
 // lifetime reads expires_in: a number of seconds, or a string of one, because the bank's
 // SDKs disagree. A value that is missing, unusable or not positive counts as an hour,
 // never as no expiry. More than a year counts as a year.
-func lifetime(raw json.RawMessage) time.Duration {
-	seconds, _ := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64) // 0 of what is no number
-	if math.IsNaN(seconds) || seconds < 1 {
+func lifetime(o object) time.Duration {
+	number, _, err := member[json.Number](o, "expires_in") // which reads a string, too
+	seconds, _ := number.Float64()                         // infinite if it is too large
+	if err != nil || seconds < 1 {
 		return defaultLifetime
 	}
 	return time.Duration(min(seconds, maxLifetime.Seconds())) * time.Second

@@ -183,7 +183,7 @@ func TestExpiresIn(t *testing.T) {
 		`3600`: time.Hour, `"3600"`: time.Hour, `"2592000"`: 720 * time.Hour,
 		`3600.0`: time.Hour, `3.6e3`: time.Hour, `300.5`: 300 * time.Second,
 		`null`: time.Hour, `""`: time.Hour, `"soon"`: time.Hour, `[]`: time.Hour, `true`: time.Hour,
-		`0`: time.Hour, `"0"`: time.Hour, `-1`: time.Hour, `-4294963696`: time.Hour, `"NaN"`: time.Hour,
+		`0`: time.Hour, `"0"`: time.Hour, `-1`: time.Hour, `-4294963696`: time.Hour, `"NaN"`: time.Hour, `"Infinity"`: time.Hour, `"-Infinity"`: time.Hour, `"0x7000"`: time.Hour,
 		`9223372036`: year, `9223372037`: year, `9223372036854775808`: year, `1e18`: year, `1e400`: year,
 		`30`: 30 * time.Second,
 	} {
