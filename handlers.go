@@ -211,7 +211,9 @@ func (k *Kit) finishLogin(w http.ResponseWriter, r *http.Request, c callback, mi
 	if err != nil {
 		return k.loginFailed(r, c, err)
 	}
-	k.event(k.about(r.Context(), connected.owner), EventLoginSucceeded, time.Since(c.start), nil)
+	if !connected.told.Swap(true) { // by another delivery
+		k.event(k.about(r.Context(), connected.owner), EventLoginSucceeded, time.Since(c.start), nil)
+	}
 	redirect(w, returnTo, false)
 	return nil
 }

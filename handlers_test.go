@@ -1455,3 +1455,26 @@ func TestLoginThatADeadlineCutsShort(t *testing.T) {
 		require.Equal(t, "/p", b.get(callback).Header.Get("Location"))
 	})
 }
+
+// A callback that is delivered twice at once is one login, of which both get the outcome.
+func TestTwoDeliveriesAreOneLogin(t *testing.T) {
+	inBubble(t, setup{options: ganbauth.Options{TokenRate: 0.2}}, func(t *testing.T, a *app) {
+		a.browser().login() // the next one waits for five seconds
+		b := a.browser()
+		r := mustRequest("GET", b.callbackURL("/bank/login"))
+		r.Header = with(navigate, "Cookie", b.cookieHeader())
+		var both sync.WaitGroup
+		for range 2 {
+			both.Go(func() {
+				resp, err := b.client.Transport.RoundTrip(r.Clone(t.Context()))
+				if err != nil || resp.Header.Get("Location") != "/home" {
+					t.Error(resp, err)
+				}
+			})
+		}
+		both.Wait()
+		require.Equal(t, []ganbauth.EventType{
+			ganbauth.EventLoginStarted, ganbauth.EventLoginSucceeded, ganbauth.EventLoginStarted, ganbauth.EventLoginSucceeded,
+		}, a.eventTypes())
+	})
+}

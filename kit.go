@@ -238,8 +238,8 @@ func checkToken(t *Token) error {
 	if t.RefreshToken == "" && t.ExpiresAt.IsZero() {
 		return fmt.Errorf("%w: SetToken needs a RefreshToken or an ExpiresAt", ErrTokenFormat)
 	}
-	if len(t.Subject) > maxSubject {
-		return fmt.Errorf("%w: the subject is longer than %d bytes", ErrTokenFormat, maxSubject)
+	if time.Until(t.ExpiresAt) > maxLifetime { // as when milliseconds are taken for seconds
+		return fmt.Errorf("%w: ExpiresAt is more than a year ahead", ErrTokenFormat)
 	}
 	if t.IDToken != "" {
 		if _, err := readLogin(t.IDToken); err != nil { // the next refresh could not compare with it
@@ -250,6 +250,7 @@ func checkToken(t *Token) error {
 		checkMember("access_token", t.AccessToken, maxReceived),
 		checkMember("refresh_token", t.RefreshToken, maxReceived),
 		checkMember("scope", t.Scope, maxReceived),
+		checkMember("subject", t.Subject, maxSubject),
 		checkMember("id_token", t.IDToken, maxIDToken),
 	)
 }
@@ -268,7 +269,7 @@ func (k *Kit) Disconnect(ctx context.Context, key string, connection ...string) 
 }
 
 // KeepAlive keeps every token of the Store alive: the bank stops its webhooks for a user
-// whose token lapses. It returns the error of ctx when that ends, or one that wraps
+// whose token lapses. It returns the cause of ctx when that ends, or one that wraps
 // [context.Canceled] when [Kit.Shutdown] is called. Run it in every process, in a
 // goroutine of its own:
 //
@@ -358,6 +359,7 @@ func (k *Kit) Shutdown(ctx context.Context) error {
 type connection struct {
 	owner
 	attached atomic.Bool // the session has its handle, may have had it before, or needs none
+	told     atomic.Bool // as login_succeeded
 }
 
 // maxRemembered is how many logins may be remembered for one that has failed to be:

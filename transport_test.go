@@ -1038,6 +1038,8 @@ func TestSetToken(t *testing.T) {
 			{&ganbauth.Token{AccessToken: strings.Repeat("a", 4097), RefreshToken: "r"}, "access_token"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Scope: "\x00"}, "scope"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Subject: strings.Repeat("s", 256)}, "subject"},
+			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", Subject: "s\n"}, "subject"},
+			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", ExpiresAt: time.Unix(time.Now().UnixMilli(), 0)}, "ExpiresAt is more than a year ahead"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: "a.b.c"}, "id_token"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: "abc"}, "id_token: not a compact JWS"},
 			{&ganbauth.Token{AccessToken: "a", RefreshToken: "r", IDToken: strings.Repeat("a", 16384) + ".e30.a"}, "id_token is longer"},
