@@ -457,15 +457,13 @@ func (ke *keeping) takesNoWrites() error {
 }
 
 // due reports whether t is to be refreshed now. RefreshExpiring does not refresh a token
-// again that was issued since it began, unless half of the token's life is over.
+// again that was issued since it began: with many tokens of a short life it would never end.
 func (ke *keeping) due(storeKey string, t *Token) bool {
 	switch {
 	case ke.before.IsZero():
 		return isDue(t)
 	case !t.ExpiresAt.Before(ke.before):
 		return false
-	case isDue(t):
-		return true
 	}
 	ke.mu.Lock()
 	defer ke.mu.Unlock()

@@ -304,10 +304,10 @@ func (k *Kit) KeepAlive(ctx context.Context) error {
 // with less to get wrong. Its order, its pace, its lock and what it needs of the Store
 // are KeepAlive's.
 //
-// A token whose refresh fails is left for the next call. If the bank is away for
-// everybody, or the Store fails, RefreshExpiring ends with that error. If the Store or the
-// Locker fails for some tokens only, it refreshes the others and returns an error at the
-// end. While another process or call keeps the tokens alive, it waits for 30 seconds,
+// It refreshes each token once, and leaves one whose refresh fails for the next call. If
+// the bank is away for everybody, or the Store fails, it ends with that error. If the Store
+// or the Locker fails for some tokens only, it refreshes the others and returns an error at
+// the end. While another process or call keeps the tokens alive, it waits for 30 seconds,
 // which is longer than the lease of a process that has died, and then returns an
 // [ErrUnavailable]. It ends with ctx.
 func (k *Kit) RefreshExpiring(ctx context.Context, within time.Duration) (n int, err error) {
