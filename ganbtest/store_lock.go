@@ -95,6 +95,20 @@ func testLocker(t *testing.T, newStore func() ganbauth.TokenStore) {
 		unlock()
 		wantToken(t, store, key, sampleToken())
 	})
+	t.Run("a lock holds up no other call", func(t *testing.T) { // as a refresh makes them under its own lock
+		store, key := newStore(), uniqueKey()
+		lock(t, one, key)
+		save(t, store, key, sampleToken())
+		wantToken(t, store, key, sampleToken())
+		if s, ok := store.(ganbauth.Swapper); ok {
+			if err := s.Swap(soon(t), key, sampleToken(), sampleMark()); err != nil {
+				t.Errorf("Swap under a lock: %v", err)
+			}
+		}
+		if err := store.Delete(soon(t), key); err != nil {
+			t.Errorf("Delete under a lock: %v", err)
+		}
+	})
 	t.Run("keys of any content are told apart", func(t *testing.T) {
 		for _, key := range oddKeys(uniqueKey()) {
 			lock(t, one, key)

@@ -57,6 +57,9 @@ var storeFaults = map[string]string{
 	"a lock ends with its context":   "the lock ended with its context",
 	"a lock waits forever":           "does not end with its context",
 	"a lock deletes the record":      "Load: ",
+	"save takes the lock":            "Save: ",
+	"swap takes the lock":            "Swap under a lock: ",
+	"delete takes the lock":          "Delete under a lock: ",
 	"an earlier fingerprint":         "LockRecord returns the fingerprint",
 	"no fingerprint":                 "LockRecord returns the fingerprint",
 	"another lock for records":       "do not exclude each other",
@@ -216,6 +219,11 @@ func (s *store) Save(ctx context.Context, key string, t *ganbauth.Token) error {
 			t = &c
 		}
 	}
+	unlock, err := s.takesLock(ctx, key, "save")
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fault == "shares memory" {
@@ -235,6 +243,11 @@ func (s *store) Delete(ctx context.Context, key string) error {
 	case s.fault == "does not delete":
 		return nil
 	}
+	unlock, err := s.takesLock(ctx, key, "delete")
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	return s.base.Delete(ctx, s.key(key))
 }
 
@@ -293,11 +306,24 @@ func (s *store) Swap(ctx context.Context, key string, old, new *ganbauth.Token) 
 			old, _ = s.base.Load(ctx, key)
 		}
 	}
+	unlock, err := s.takesLock(ctx, key, "swap")
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	err = s.base.(ganbauth.Swapper).Swap(ctx, key, old, new)
 	if s.fault == "swap fails otherwise" && err != nil {
 		return errors.New("conflict")
 	}
 	return err
+}
+
+// takesLock takes the lock that a call with a fault takes.
+func (s *store) takesLock(ctx context.Context, key, call string) (unlock func(), err error) {
+	if s.fault != call+" takes the lock" {
+		return func() {}, nil
+	}
+	return s.Lock(ctx, key)
 }
 
 func (s *store) Lock(ctx context.Context, key string) (unlock func(), err error) {
