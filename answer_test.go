@@ -502,7 +502,7 @@ func TestH4WhatPagesSay(t *testing.T) {
 	})
 	t.Run("nobody logged in to the application", func(t *testing.T) {
 		a := newApp(t, setup{options: ganbauth.Options{Store: ganbauth.NewMemoryStore(),
-			Key: func(*http.Request) (string, error) { return "", nil }}})
+			Key: keyIs("")}})
 		for _, path := range []string{"/p", "/bank/login"} {
 			resp := a.browser().get(path)
 			require.Contains(t, text(resp), "Please log in first")

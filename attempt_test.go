@@ -82,7 +82,7 @@ func ordinaryPaths(n int) (paths []string) {
 // would show.
 func TestD1CookiesByTheThousand(t *testing.T) {
 	a := newApp(t, setup{bare: true, options: ganbauth.Options{
-		Key:   func(*http.Request) (string, error) { return "u", nil },
+		Key:   keyIs("u"),
 		Store: ganbauth.NewMemoryStore(), Logger: discard, Observe: func(context.Context, ganbauth.Event) {},
 	}})
 	b := a.browser()
@@ -878,7 +878,7 @@ func TestNewWithoutAnAttemptKey(t *testing.T) {
 	require.NoError(t, err)
 	_, err = ganbauth.New(c, nil, ganbauth.Options{
 		Scopes: []string{"a"}, RedirectURI: appURL + "/bank/callback", DefaultReturn: "/",
-		Store: ganbauth.NewMemoryStore(), Key: func(*http.Request) (string, error) { return "u", nil },
+		Store: ganbauth.NewMemoryStore(), Key: keyIs("u"),
 	})
 	require.ErrorContains(t, err, "attempt cookie: ")
 }

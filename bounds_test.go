@@ -93,7 +93,7 @@ func TestD3NobodyWaitsLonger(t *testing.T) {
 					store := &slowCalls{TokenStore: ganbauth.NewMemoryStore()}
 					s := setup{options: ganbauth.Options{Store: store}}
 					if keyed {
-						s.options.Key = func(*http.Request) (string, error) { return "u", nil }
+						s.options.Key = keyIs("u")
 					}
 					inBubble(t, s, func(t *testing.T, a *app) {
 						timed := func(what string, request func() *http.Response) {
@@ -249,7 +249,7 @@ func TestI5BrowserLeavesAtEachStepOfACallback(t *testing.T) {
 				}
 			}}
 			if keyed {
-				s.options.Key = func(*http.Request) (string, error) { return "u", nil }
+				s.options.Key = keyIs("u")
 			}
 			s.config = func(c *ganbauth.Config) {
 				next := c.HTTPClient.Transport

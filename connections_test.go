@@ -176,14 +176,14 @@ func TestKeyFromContext(t *testing.T) {
 // about. A request without a token has no client.
 func TestKeyFromContextOfNobody(t *testing.T) {
 	fails := errors.New("the tenant is not known")
-	user := func(*http.Request) (string, error) { return "u", nil }
+	user := keyIs("u")
 	for name, c := range map[string]struct {
 		options ganbauth.Options
 		key     string
 		status  int
 	}{
 		"no session": {ganbauth.Options{}, "", 401},
-		"no user":    {ganbauth.Options{Key: func(*http.Request) (string, error) { return "", nil }}, "", 401},
+		"no user":    {ganbauth.Options{Key: keyIs("")}, "", 401},
 		"Key fails":  {ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", fails }}, "", 500},
 		"Connection fails": {
 			ganbauth.Options{Key: user, Connection: func(*http.Request) (string, error) { return "c", fails }}, "", 500,
@@ -221,7 +221,7 @@ func TestKeyFromContextOfAnotherKit(t *testing.T) {
 	connect(t, bank, store, "u")
 	fails := errors.New("the tenant is not known")
 	for name, change := range map[string]func(*ganbauth.Options){
-		"no user":          func(o *ganbauth.Options) { o.Key = func(*http.Request) (string, error) { return "", nil } },
+		"no user":          func(o *ganbauth.Options) { o.Key = keyIs("") },
 		"Connection fails": func(o *ganbauth.Options) { o.Connection = func(*http.Request) (string, error) { return "", fails } },
 	} {
 		heard := 0
@@ -287,7 +287,7 @@ func TestConnectionOfNobody(t *testing.T) {
 func TestConnectionThatFailsBehindTheMiddleware(t *testing.T) {
 	var fails error
 	a := newApp(t, setup{options: ganbauth.Options{
-		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Key:        keyIs("u"),
 		Connection: func(*http.Request) (string, error) { return "", fails },
 	}})
 	require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}))
@@ -374,7 +374,7 @@ func expire(t *testing.T, a *app, key, connection string) {
 func TestConnectionByPathBehindTheMux(t *testing.T) {
 	var served, errs []string
 	a := newApp(t, setup{options: ganbauth.Options{
-		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Key:        keyIs("u"),
 		Connection: func(r *http.Request) (string, error) { return r.PathValue("client"), nil },
 	}})
 	for _, client := range []string{"", "acme"} {
@@ -409,7 +409,7 @@ func TestConnectionByPathBehindTheMux(t *testing.T) {
 func TestScopesOfEachConnection(t *testing.T) {
 	a := newApp(t, setup{options: ganbauth.Options{
 		Scopes:     []string{"openid", "offline_access"},
-		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Key:        keyIs("u"),
 		Connection: func(r *http.Request) (string, error) { return strings.Trim(r.URL.Path, "/"), nil },
 	}})
 	scopes := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -499,7 +499,7 @@ func TestKeyAndConnectionFail(t *testing.T) {
 		errors.New("the users' database says nothing of use"): 500,
 	} {
 		fails := func(*http.Request) (string, error) { return "", err }
-		user := func(*http.Request) (string, error) { return "u", nil }
+		user := keyIs("u")
 		for _, opts := range []ganbauth.Options{{Key: fails}, {Key: user, Connection: fails}} {
 			a := newApp(t, setup{options: opts})
 			require.Equal(t, status, a.browser().do("GET", "/p", program).StatusCode, err)

@@ -116,7 +116,7 @@ func TestDay(t *testing.T) {
 		for i := range kits {
 			kits[i], err = ganbauth.New(c, nil, ganbauth.Options{
 				RedirectURI: appURL + "/cb", Scopes: []string{"openid", "offline_access"}, Store: badStore{memory, day}, Locker: locker,
-				Key: func(*http.Request) (string, error) { return "", nil }, Logger: discard,
+				Key: keyIs(""), Logger: discard,
 			})
 			require.NoError(t, err)
 		}

@@ -1150,7 +1150,7 @@ func TestCallbackAgainAfterLogout(t *testing.T) {
 	}{
 		"LogoutHandler": {nil, func(_ *app, b *browser) { require.Equal(t, 303, b.post("/bank/logout").StatusCode) }},
 		"Disconnect": {
-			func(*http.Request) (string, error) { return "u", nil },
+			keyIs("u"),
 			func(a *app, _ *browser) { require.NoError(t, a.kit.Disconnect(t.Context(), "u")) },
 		},
 	} {
@@ -1193,7 +1193,7 @@ func TestFailedLoginLeavesNothing(t *testing.T) {
 func TestLoginThatGetsNoTurn(t *testing.T) {
 	for name, key := range map[string]func(*http.Request) (string, error){
 		"of a session": nil,
-		"by Key":       func(*http.Request) (string, error) { return "u", nil },
+		"by Key":       keyIs("u"),
 	} {
 		inBubble(t, setup{options: ganbauth.Options{Key: key, TokenRate: 0.1}}, func(t *testing.T, a *app) {
 			b := a.browser()
@@ -1303,7 +1303,7 @@ func TestCallbackWhoseSessionIsGone(t *testing.T) {
 // A callback that is over, at a store that fails, is not said to be over.
 func TestCallbackAgainWhileTheStoreFails(t *testing.T) {
 	store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
-	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: func(*http.Request) (string, error) { return "u", nil }}})
+	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: keyIs("u")}})
 	b := a.browser()
 	callback := b.callbackURL("/bank/login")
 	require.Equal(t, 303, b.get(callback).StatusCode)
@@ -1319,7 +1319,7 @@ func TestFailedLoginNamesItsConnection(t *testing.T) {
 	var seen []string
 	a := newApp(t, setup{options: ganbauth.Options{
 		Store:      ganbauth.NewMemoryStore(),
-		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Key:        keyIs("u"),
 		Connection: byClient,
 		Observe: func(ctx context.Context, e ganbauth.Event) {
 			key, connection, _ := ganbauth.KeyFromContext(ctx)
@@ -1404,7 +1404,7 @@ func TestStatusOfTokens(t *testing.T) {
 // The log tells of what an operator can mend, and of nobody who is not connected or has left.
 func TestWhatRefusalsAreLogged(t *testing.T) {
 	store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
-	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: func(*http.Request) (string, error) { return "u", nil }}})
+	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: keyIs("u")}})
 	require.Equal(t, 401, a.browser().do("GET", "/p", program).StatusCode)
 	require.NotContains(t, a.log.String(), "refused")
 	store.set(errStep, nil, nil)

@@ -138,6 +138,11 @@ func (a *app) connector(change func(*ganbauth.Config)) *ganbauth.Connector {
 	return c
 }
 
+// keyIs is an Options.Key of an application with one user.
+func keyIs(user string) func(*http.Request) (string, error) {
+	return func(*http.Request) (string, error) { return user, nil }
+}
+
 func (a *app) eventTypes() (types []ganbauth.EventType) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -647,7 +647,7 @@ func TestLogoutDuringALoginOfAnotherConnection(t *testing.T) {
 		left int
 	}{
 		"of a session": {nil, 0},
-		"by Key":       {func(*http.Request) (string, error) { return "u", nil }, 2},
+		"by Key":       {keyIs("u"), 2},
 	} {
 		for _, again := range []bool{false, true} {
 			inBubble(t, setup{options: ganbauth.Options{Key: c.key, Connection: byClient}}, func(t *testing.T, a *app) {
@@ -701,7 +701,7 @@ func TestLogoutWhileATokenIsStored(t *testing.T) {
 func TestLogoutByKeyWhenAnotherTokenIsStored(t *testing.T) {
 	store := &stepping{TokenStore: ganbauth.NewMemoryStore()}
 	inBubble(t, setup{options: ganbauth.Options{
-		Store: store, Key: func(*http.Request) (string, error) { return "u", nil }, Connection: byClient,
+		Store: store, Key: keyIs("u"), Connection: byClient,
 	}}, func(t *testing.T, a *app) {
 		b := a.browser()
 		b.loginAt("/bank/login?client=a")
@@ -790,7 +790,7 @@ func TestLogoutThatFailsEndsNoLogin(t *testing.T) {
 // A logout leaves a session alone that has nothing of the kit's, unless a login is under way
 // in it.
 func TestLogoutLeavesTheSessionAlone(t *testing.T) {
-	key := func(*http.Request) (string, error) { return "u", nil }
+	key := keyIs("u")
 	for name, c := range map[string]struct {
 		key          func(*http.Request) (string, error)
 		begun, stays bool
@@ -817,7 +817,7 @@ func TestLogoutLeavesTheSessionAlone(t *testing.T) {
 
 // A logout of a user who is not connected is no event.
 func TestLogoutOfNobodyIsNoEvent(t *testing.T) {
-	a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}})
+	a := newApp(t, setup{options: ganbauth.Options{Key: keyIs("u")}})
 	require.Equal(t, 303, a.browser().post("/bank/logout").StatusCode)
 	require.Empty(t, a.eventTypes())
 }
@@ -842,7 +842,7 @@ func TestH5ErrorsOfACallbackNameTheConnection(t *testing.T) {
 	var sick atomic.Bool
 	inBubble(t, setup{options: ganbauth.Options{
 		Store:      &unreadableStore{ganbauth.NewMemoryStore(), &sick},
-		Key:        func(*http.Request) (string, error) { return "u", nil },
+		Key:        keyIs("u"),
 		Connection: byClient,
 		Observe:    func(ctx context.Context, e ganbauth.Event) { tell(ctx, string(e.Type)) },
 		OnError: func(w http.ResponseWriter, r *http.Request, err error) {

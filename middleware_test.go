@@ -216,7 +216,7 @@ func TestScopes(t *testing.T) {
 			options: ganbauth.Options{
 				Scopes: []string{"offline_access", "private:account"},
 				Store:  ganbauth.NewMemoryStore(),
-				Key:    func(*http.Request) (string, error) { return "u", nil },
+				Key:    keyIs("u"),
 			},
 		})
 		require.NoError(t, a.kit.SetToken(t.Context(), "u", &ganbauth.Token{
@@ -333,14 +333,14 @@ func TestKey(t *testing.T) {
 		require.Equal(t, 500, a.browser().get("/p").StatusCode)
 	})
 	t.Run("an application that has no session gets none", func(t *testing.T) {
-		a, _ := newKeyed(t, func(*http.Request) (string, error) { return "alice", nil })
+		a, _ := newKeyed(t, keyIs("alice"))
 		b := a.browser()
 		b.login()
 		require.True(t, b.connected())
 		require.Empty(t, b.cookie("session"))
 	})
 	t.Run("the default store with the application's keys", func(t *testing.T) {
-		a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "alice", nil }}})
+		a := newApp(t, setup{options: ganbauth.Options{Key: keyIs("alice")}})
 		a.browser().login()
 		require.True(t, a.browser().connected())
 	})
@@ -713,7 +713,7 @@ func TestRemedies(t *testing.T) {
 
 // A token is gone if the session names one, and the store says that it is not there.
 func TestTokenIsGone(t *testing.T) {
-	some := func(*http.Request) (string, error) { return "u", nil }
+	some := keyIs("u")
 	for name, c := range map[string]struct {
 		key, connection       func(*http.Request) (string, error)
 		handle, stored, fails bool
@@ -799,7 +799,7 @@ func TestScopesThatNobodyCanGrant(t *testing.T) {
 	var met []error
 	broken := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
 	a := newApp(t, setup{options: ganbauth.Options{
-		Store: broken, Key: func(*http.Request) (string, error) { return "u", nil },
+		Store: broken, Key: keyIs("u"),
 		OnError: func(w http.ResponseWriter, _ *http.Request, err error) {
 			met = append(met, err)
 			w.WriteHeader(ganbauth.StatusCode(err))
@@ -897,7 +897,7 @@ func TestConnectionThatTheAPIRefuses(t *testing.T) {
 // follows the mark.
 func TestMarkOfARefusedConnection(t *testing.T) {
 	store := ganbauth.NewMemoryStore()
-	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: func(*http.Request) (string, error) { return "u", nil }}})
+	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: keyIs("u")}})
 	var refuse error
 	a.next.serve = func(w http.ResponseWriter, r *http.Request) {
 		if refuse != nil {

@@ -215,7 +215,7 @@ func TestTransportsAreApart(t *testing.T) {
 		kit, err := ganbauth.New(newConnector(t, ganbauth.AuthBasic, ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s", HTTPClient: c.client}), nil,
 			ganbauth.Options{
 				RedirectURI: appURL + "/cb", Scopes: []string{"a"}, Logger: discard, Store: ganbauth.NewMemoryStore(),
-				Key: func(*http.Request) (string, error) { return "u", nil },
+				Key: keyIs("u"),
 			})
 		require.NoError(t, err)
 		tokens, api := ganbauth.Transports(kit)

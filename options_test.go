@@ -151,14 +151,14 @@ func TestNewRefuses(t *testing.T) {
 			require.ErrorContains(t, err, "scs.New")
 		}
 		o := good
-		o.Key = func(*http.Request) (string, error) { return "", nil }
+		o.Key = keyIs("")
 		_, err = ganbauth.New(connector, nil, o)
 		require.ErrorContains(t, err, "Store and Key")
 		o = good
 		o.Store = ganbauth.NewMemoryStore()
 		_, err = ganbauth.New(connector, nil, o)
 		require.ErrorContains(t, err, "Store and Key")
-		o.Key = func(*http.Request) (string, error) { return "", nil }
+		o.Key = keyIs("")
 		_, err = ganbauth.New(connector, nil, o)
 		require.NoError(t, err)
 	})
@@ -273,7 +273,7 @@ func TestE7Warns(t *testing.T) {
 	}
 	t.Run("Key without Store", func(t *testing.T) {
 		_, log := newKit(func(_ *scs.SessionManager, o *ganbauth.Options) {
-			o.Key = func(*http.Request) (string, error) { return "u", nil }
+			o.Key = keyIs("u")
 		})
 		require.Contains(t, log.String(), "no longer than a session lives")
 		require.Contains(t, log.String(), "lifetime=24h0m0s")

@@ -52,7 +52,7 @@ func (l promptApart) Lock(ctx context.Context, key string) (func(), error) {
 // are.
 func TestPromptStoreNeedsNoGoroutine(t *testing.T) {
 	direct := func(t *testing.T, opts ganbauth.Options, store *promptStore) (methods []string) {
-		opts.Key = func(*http.Request) (string, error) { return "alice", nil }
+		opts.Key = keyIs("alice")
 		a := newApp(t, setup{options: opts})
 		require.NoError(t, a.kit.SetToken(t.Context(), "alice", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}))
 		_, err := a.kit.Token(t.Context(), "alice")
@@ -89,7 +89,7 @@ func (e slowEngine) Find(token string) ([]byte, bool, error) {
 // An engine that the sessions get after the kit is left after a few seconds, too, and keeps
 // the tokens.
 func TestEngineSetAfterNew(t *testing.T) {
-	inBubble(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}}, func(t *testing.T, a *app) {
+	inBubble(t, setup{options: ganbauth.Options{Key: keyIs("u")}}, func(t *testing.T, a *app) {
 		late := memstore.NewWithCleanupInterval(0)
 		a.sessions.Store = late
 		require.NoError(t, a.kit.SetToken(t.Context(), "u", a.bank.Token()))
@@ -143,7 +143,7 @@ func TestLockerIsTheOneThatIsGiven(t *testing.T) {
 			clear(store.stacks)
 			clear(other.stacks)
 			a := newApp(t, setup{options: ganbauth.Options{Store: c.store, Locker: c.locker,
-				Key: func(*http.Request) (string, error) { return "alice", nil }}})
+				Key: keyIs("alice")}})
 			require.NoError(t, a.kit.SetToken(t.Context(), "alice", &ganbauth.Token{AccessToken: "a", ExpiresAt: time.Now().Add(time.Hour)}))
 			for _, s := range []*promptStore{store, other} {
 				require.Equal(t, s == c.locks, s.stacks["Lock"] != "")

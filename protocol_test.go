@@ -117,7 +117,7 @@ func (s swapStore) Swap(ctx context.Context, key string, old, new *ganbauth.Toke
 // B5: a logout that has answered wins over a login whose code is still at the bank.
 func TestB5LogoutDuringACallback(t *testing.T) {
 	inBubble(t, setup{options: ganbauth.Options{
-		Store: ganbauth.NewMemoryStore(), Key: func(*http.Request) (string, error) { return "u", nil },
+		Store: ganbauth.NewMemoryStore(), Key: keyIs("u"),
 	}}, func(t *testing.T, a *app) {
 		b := a.browser()
 		callback := b.callbackURL("/bank/login")
@@ -142,7 +142,7 @@ func TestB5LogoutBesideALoginsFirstWrite(t *testing.T) {
 		for _, after := range []bool{false, true} {
 			store := &stepping{TokenStore: ganbauth.NewMemoryStore()}
 			inBubble(t, setup{options: ganbauth.Options{
-				Store: store, Key: func(*http.Request) (string, error) { return "u", nil },
+				Store: store, Key: keyIs("u"),
 			}}, func(t *testing.T, a *app) {
 				beside := func(do func()) {
 					require.NoError(t, a.kit.Disconnect(t.Context(), "u"))
@@ -207,7 +207,7 @@ func TestB5TokenThatNoSessionHas(t *testing.T) {
 // The mark of a login that has failed is about to end when the next one begins: it lasts
 // for as long as that one takes.
 func TestMarkNearItsEnd(t *testing.T) {
-	user := func(*http.Request) (string, error) { return "u", nil }
+	user := keyIs("u")
 	inBubble(t, setup{options: ganbauth.Options{Key: user}}, func(t *testing.T, a *app) {
 		b := a.browser()
 		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.InvalidGrant, 1)
@@ -320,11 +320,11 @@ func TestC6NoKeyOpens(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store := ganbauth.NewMemoryStore()
 			before := newApp(t, setup{options: ganbauth.Options{
-				Store: store, EncryptionKeys: [][]byte{key(1)}, Key: func(*http.Request) (string, error) { return "u", nil },
+				Store: store, EncryptionKeys: [][]byte{key(1)}, Key: keyIs("u"),
 			}})
 			before.browser().login()
 			a := newApp(t, setup{options: ganbauth.Options{
-				Store: store, EncryptionKeys: other, Key: func(*http.Request) (string, error) { return "u", nil },
+				Store: store, EncryptionKeys: other, Key: keyIs("u"),
 			}})
 			require.Equal(t, 503, a.browser().get("/p").StatusCode, "no redirect to the bank")
 			require.Contains(t, a.log.String(), "level=ERROR")
@@ -518,7 +518,7 @@ func TestH6Forget(t *testing.T) {
 // login or a logout, also if a login that began on it has failed.
 func TestSealedStoreMeetsARecordInClear(t *testing.T) {
 	inBubble(t, setup{options: ganbauth.Options{
-		Store: ganbauth.NewMemoryStore(), EncryptionKeys: [][]byte{key(1)}, Key: func(*http.Request) (string, error) { return "u", nil },
+		Store: ganbauth.NewMemoryStore(), EncryptionKeys: [][]byte{key(1)}, Key: keyIs("u"),
 	}}, func(t *testing.T, a *app) {
 		inClear := backgroundKit(t, a.bank, a.store(), nil)
 		for range 2 {
@@ -645,7 +645,7 @@ func TestI5CallersThatLeave(t *testing.T) {
 	leaving := func(t *testing.T, method string, skip int, call func(ctx context.Context, a *app, b *browser)) (connected bool) {
 		ctx, leave := context.WithCancel(t.Context())
 		var armed atomic.Bool
-		s := setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}}
+		s := setup{options: ganbauth.Options{Key: keyIs("u")}}
 		s.options.Store = obedientStore{callStore{ganbauth.NewMemoryStore(), func(called, _ string) {
 			if called == method && armed.Load() {
 				if skip--; skip < 0 {

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -113,7 +112,7 @@ func (e faultyContext) DeleteCtx(_ context.Context, name string) error {
 // The default store compares and writes with one look, and its marks end by themselves.
 func TestSCSCalls(t *testing.T) {
 	e := &faultyEngine{MemStore: memstore.NewWithCleanupInterval(0)}
-	s := setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}}
+	s := setup{options: ganbauth.Options{Key: keyIs("u")}}
 	s.sessions = func(m *scs.SessionManager) { m.Store = e }
 	inBubble(t, s, func(t *testing.T, a *app) {
 		e.said()
@@ -144,7 +143,7 @@ func TestI1EngineFailsAtEachCall(t *testing.T) {
 							s := setup{bare: true, bank: rotating}
 							s.options.Store = nil
 							if keyed {
-								s.options.Key = func(*http.Request) (string, error) { return "u", nil }
+								s.options.Key = keyIs("u")
 							}
 							s.sessions = func(m *scs.SessionManager) { m.Store = engineOf(e) }
 							inBubble(t, s, func(t *testing.T, a *app) { met = failAt(t, a, e, step, n, after) })

@@ -75,8 +75,8 @@ func newForgetfulApp(t *testing.T, n int, fault error) (a *app, arm func(), met 
 func TestSessionConnectsAgain(t *testing.T) {
 	for name, connection := range map[string]func(*http.Request) (string, error){
 		"one connection":         nil,
-		"the unnamed of several": func(*http.Request) (string, error) { return "", nil },
-		"a named one":            func(*http.Request) (string, error) { return "c", nil },
+		"the unnamed of several": keyIs(""),
+		"a named one":            keyIs("c"),
 	} {
 		for _, bare := range []bool{false, true} {
 			a := newApp(t, setup{bare: bare, options: ganbauth.Options{Connection: connection}})
@@ -207,7 +207,7 @@ func (e tenantEngine) DeleteCtx(ctx context.Context, name string) error {
 // A store key has at most 1,024 bytes, with the kit's name, and two owners never share one.
 func TestI12StoreKeys(t *testing.T) {
 	memory := ganbauth.NewMemoryStore()
-	a := newApp(t, setup{options: ganbauth.Options{Store: memory, Key: func(*http.Request) (string, error) { return "u", nil }}})
+	a := newApp(t, setup{options: ganbauth.Options{Store: memory, Key: keyIs("u")}})
 	token := a.bank.Token()
 	for _, c := range []struct {
 		key        string
@@ -283,7 +283,7 @@ func (u *sessionUser) request() *http.Request {
 // for an answer.
 func TestSessionsFail(t *testing.T) {
 	text := func(s string, err error) (any, error) { return s, err }
-	key := func(*http.Request) (string, error) { return "u", nil }
+	key := keyIs("u")
 	for name, c := range map[string]struct {
 		handle              string
 		keyOf, connectionOf func(*http.Request) (string, error)
@@ -428,7 +428,7 @@ func TestWhoHasBegun(t *testing.T) {
 		require.NoError(t, err)
 		return began
 	}
-	key := func(*http.Request) (string, error) { return "u", nil }
+	key := keyIs("u")
 	for beginner, want := range map[string][2]bool{"now": {true, true}, "ancestor": {true, false}, "another": {false, false}} {
 		require.Equal(t, want[0], ask(nil, beginner), beginner)
 		require.Equal(t, want[1], ask(key, beginner), "%s, by Key", beginner)
@@ -443,7 +443,7 @@ func TestWhoHasBegun(t *testing.T) {
 // A login gives the session its handle, unless another tab's login has renewed the session
 // since the request came: the connections of that one are worth more.
 func TestAttachMeetsAnotherTab(t *testing.T) {
-	key := func(*http.Request) (string, error) { return "u", nil }
+	key := keyIs("u")
 	for name, c := range map[string]struct {
 		handle              string
 		keyOf, connectionOf func(*http.Request) (string, error)
@@ -498,7 +498,7 @@ func TestAttachMeetsAnotherTab(t *testing.T) {
 
 // The look for another tab's login ends with the request's deadline.
 func TestAttachIsBounded(t *testing.T) {
-	u := newSessionUser(t, "", nil, func(*http.Request) (string, error) { return "", nil })
+	u := newSessionUser(t, "", nil, keyIs(""))
 	session, err := u.sessions.Load(t.Context(), u.cookie.Value)
 	require.NoError(t, err)
 	var deadlines []any
@@ -514,7 +514,7 @@ func TestAttachIsBounded(t *testing.T) {
 	defer cancel()
 	deadline, _ := bounded.Deadline()
 	require.Equal(t, deadline, ask(bounded))
-	u = newSessionUser(t, "", nil, func(*http.Request) (string, error) { return "", nil })
+	u = newSessionUser(t, "", nil, keyIs(""))
 	session, err = u.sessions.Load(t.Context(), u.cookie.Value)
 	require.NoError(t, err)
 	u.sessions.Store = notingEngine{faultyContext{u.engine}, &deadlines}
@@ -538,7 +538,7 @@ func (e notingEngine) FindCtx(ctx context.Context, name string) ([]byte, bool, e
 
 // A connection whose store key would be too long is refused.
 func TestLoginKeyIsTooLong(t *testing.T) {
-	for _, several := range []func(*http.Request) (string, error){nil, func(*http.Request) (string, error) { return "", nil }} {
+	for _, several := range []func(*http.Request) (string, error){nil, keyIs("")} {
 		u := newSessionUser(t, ";A", nil, several)
 		storeKey, _, err := u.LoginKey(u.request(), strings.Repeat("c", 1024))
 		require.ErrorContains(t, err, "1024")

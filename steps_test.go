@@ -534,7 +534,7 @@ func TestTokenRequestThatPanics(t *testing.T) {
 				held := 0
 				kit, err := ganbauth.New(connector, nil, ganbauth.Options{
 					RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid"}, Store: s.stepping, Logger: textLogger(s.log),
-					Key: func(*http.Request) (string, error) { return "u", nil },
+					Key: keyIs("u"),
 					Locker: lockerFunc(func(context.Context, string) (func(), error) {
 						held++
 						return func() { held-- }, nil
@@ -716,7 +716,7 @@ const bankUser = "user-1"
 func loginSteps(t *testing.T, test func(t *testing.T, a *app, s *stepping)) {
 	s := &stepping{TokenStore: ganbauth.NewMemoryStore()}
 	inBubble(t, setup{bank: ganbtest.Options{Subject: bankUser}, options: ganbauth.Options{
-		Store: s, Key: func(*http.Request) (string, error) { return "u", nil },
+		Store: s, Key: keyIs("u"),
 	}}, func(t *testing.T, a *app) {
 		test(t, a, s)
 		time.Sleep(time.Hour)

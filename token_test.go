@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -33,7 +32,7 @@ func TestNothingSecretIsPrinted(t *testing.T) {
 	require.NoError(t, err)
 	opts := ganbauth.Options{
 		RedirectURI: "https://app.example/cb", Scopes: []string{"a"}, EncryptionKeys: [][]byte{[]byte("S3CRET-key-of-thirty-two-bytes!!")},
-		Store: ganbauth.NewMemoryStore(), Key: func(*http.Request) (string, error) { return "k", nil },
+		Store: ganbauth.NewMemoryStore(), Key: keyIs("k"),
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	kit, err := ganbauth.New(connector, nil, opts)

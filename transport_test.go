@@ -67,7 +67,7 @@ func connectedClient(t *testing.T, opts ganbtest.Options, change ...func(*ganbau
 	require.NoError(t, err)
 	o := ganbauth.Options{
 		RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid", "offline_access"}, Store: ganbauth.NewMemoryStore(),
-		Key: func(*http.Request) (string, error) { return "u", nil }, Logger: discard,
+		Key: keyIs("u"), Logger: discard,
 	}
 	for _, f := range change {
 		f(&o)
@@ -595,7 +595,7 @@ func (c *closeSpy) Close() error { c.closed++; return errors.New("closed") }
 // The body of a request that is not sent is closed, as [http.RoundTripper] demands.
 func TestClientClosesWhatItDoesNotSend(t *testing.T) {
 	store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
-	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: func(*http.Request) (string, error) { return "u", nil }}})
+	a := newApp(t, setup{options: ganbauth.Options{Store: store, Key: keyIs("u")}})
 	store.set(errors.New("away"), nil, nil)
 	for name, c := range map[string]struct {
 		client *http.Client
@@ -717,7 +717,7 @@ func TestClientClosesIdleConnections(t *testing.T) {
 	cfg := ganbauth.Config{AuthBaseURL: "https://bank.test", Salt: "s", HTTPClient: &http.Client{Transport: closingTransport{&closed}}}
 	kit, err := ganbauth.New(newConnector(t, ganbauth.AuthBasic, cfg), nil, ganbauth.Options{
 		RedirectURI: appURL + "/cb", Scopes: []string{"a"}, Logger: discard, Store: ganbauth.NewMemoryStore(),
-		Key: func(*http.Request) (string, error) { return "u", nil },
+		Key: keyIs("u"),
 	})
 	require.NoError(t, err)
 	kit.ClientFor("u").CloseIdleConnections()
@@ -762,7 +762,7 @@ func TestClientRefreshesInTime(t *testing.T) {
 
 // A job that names nobody is told so, and not that a user has to connect.
 func TestClientForNobody(t *testing.T) {
-	a := newApp(t, setup{options: ganbauth.Options{Key: func(*http.Request) (string, error) { return "u", nil }}})
+	a := newApp(t, setup{options: ganbauth.Options{Key: keyIs("u")}})
 	for says, client := range map[string]*http.Client{
 		"the key is empty":                  a.kit.ClientFor(""),
 		"more than one connection is named": a.kit.ClientFor("u", "a", "b"),
@@ -1202,7 +1202,7 @@ func clientOfAPI(t *testing.T, api string, lent *http.Client) *http.Client {
 	require.NoError(t, err)
 	kit, err := ganbauth.New(c, nil, ganbauth.Options{
 		RedirectURI: appURL + "/cb", Scopes: []string{"offline_access"}, Logger: discard, APIHosts: []string{mustParse(api).Host},
-		Store: ganbauth.NewMemoryStore(), Key: func(*http.Request) (string, error) { return "u", nil },
+		Store: ganbauth.NewMemoryStore(), Key: keyIs("u"),
 	})
 	require.NoError(t, err)
 	require.NoError(t, kit.SetToken(t.Context(), "u", bank.Token("offline_access")))
