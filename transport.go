@@ -113,18 +113,20 @@ func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error
 // join returns a request's context that ends with the Client's, too: at a deadline of it as
 // at the request's own.
 func (t *transport) join(ctx context.Context) (joined context.Context, release func()) {
-	joined, cancel := context.WithCancel(joinedContext{ctx, t.ctx})
+	ctx = joinedContext{ctx, t.ctx}
+	var end context.CancelFunc
 	deadline, hasDeadline := t.ctx.Deadline()
-	end := cancel
 	if hasDeadline {
-		joined, cancel = context.WithDeadline(joined, deadline)
+		joined, end = context.WithDeadline(ctx, deadline)
+	} else {
+		joined, end = context.WithCancel(ctx)
 	}
 	stop := context.AfterFunc(t.ctx, func() {
 		if !hasDeadline || !errors.Is(t.ctx.Err(), context.DeadlineExceeded) {
 			end()
 		}
 	})
-	return joined, func() { stop(); cancel(); end() }
+	return joined, func() { stop(); end() }
 }
 
 func refuseRequest(req *http.Request, err error) (*http.Response, error) {

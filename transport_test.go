@@ -693,19 +693,24 @@ func TestClientQuotesNoAnswer(t *testing.T) {
 	require.NotContains(t, err.Error(), "S3CRET")
 }
 
-// A connection that has changed its protocol can be written to.
+// A connection that has changed its protocol can be written to, if its body can.
 func TestClientUpgrades(t *testing.T) {
 	client, _, g := connectedClient(t, ganbtest.Options{})
-	for status, writable := range map[int]bool{101: true, 200: false} {
+	conn, _ := net.Pipe()
+	for _, c := range []struct {
+		status   int
+		body     io.ReadCloser
+		writable bool
+	}{{101, conn, true}, {200, conn, false}, {101, http.NoBody, false}} {
 		g.hosts["bank.test"] = func(r *http.Request) (*http.Response, error) {
-			resp := response(r, status, "")
-			resp.Body, _ = net.Pipe()
+			resp := response(r, c.status, "")
+			resp.Body = c.body
 			return resp, nil
 		}
 		resp, err := client.Transport.RoundTrip(mustRequest("GET", "https://bank.test/stream"))
 		require.NoError(t, err)
 		_, ok := resp.Body.(io.Writer)
-		require.Equal(t, writable, ok, status)
+		require.Equal(t, c.writable, ok, c)
 		require.NoError(t, resp.Body.Close())
 		require.Error(t, g.last().Context().Err())
 	}
@@ -970,7 +975,7 @@ func TestClientEndsWithItsContext(t *testing.T) {
 		require.Equal(t, 61*time.Second, time.Since(start))
 	})
 	for _, target := range []string{"https://bank.test/hangs", "https://other.test/hangs"} {
-		t.Run("a deadline is one, to "+target, func(t *testing.T) {
+		t.Run("a context with a deadline, to "+target, func(t *testing.T) {
 			s := setup{config: func(c *ganbauth.Config) {
 				next := c.HTTPClient.Transport
 				c.HTTPClient = &http.Client{Transport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
@@ -988,6 +993,12 @@ func TestClientEndsWithItsContext(t *testing.T) {
 					_, err := a.kit.Client(ctx).Get(target)
 					require.ErrorIs(t, err, context.DeadlineExceeded)
 					require.Equal(t, time.Second, time.Since(start))
+
+					ctx, cancel = context.WithTimeout(r.Context(), time.Hour)
+					time.AfterFunc(time.Second, cancel)
+					_, err = a.kit.Client(ctx).Get(target)
+					require.ErrorIs(t, err, context.Canceled)
+					require.Equal(t, 2*time.Second, time.Since(start))
 				}
 				b := a.browser()
 				b.login()
