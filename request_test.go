@@ -559,6 +559,12 @@ func TestMarksThatComeTwice(t *testing.T) {
 		_, reloads, _ := ganbauth.CutMarks("bank", "ganb.bank.reloaded="+count)
 		require.Equal(t, want, reloads, count)
 	}
+	longest := "ganb.bank.reloaded=2&x="
+	longest += strings.Repeat("x", 16<<10-len(longest))
+	for query, want := range map[string]int{longest: 2, longest + "x": 0} {
+		_, reloads, _ := ganbauth.CutMarks("bank", query)
+		require.Equal(t, want, reloads, len(query))
+	}
 }
 
 // Of Japanese and English the one that is preferred, the first one of equals, and English if
