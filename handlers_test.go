@@ -1300,6 +1300,52 @@ func TestCallbackWhoseSessionIsGone(t *testing.T) {
 	}
 }
 
+// A session that is gone when its login ends may have been renewed by another tab. The callback
+// is asked again, three times at most.
+func TestCallbackWhoseSessionGoes(t *testing.T) {
+	for reloads, again := range map[int]bool{2: true, 3: false} {
+		var a *app
+		var session string
+		a = newApp(t, setup{config: func(c *ganbauth.Config) {
+			next := c.HTTPClient.Transport
+			c.HTTPClient = &http.Client{Transport: roundTripFunc(func(r *http.Request) (*http.Response, error) {
+				require.NoError(t, a.sessions.Store.Delete(session))
+				return next.RoundTrip(r)
+			})}
+		}})
+		session = storeSession(t, a.sessions, "cart", "full")
+		b := a.browser()
+		b.client.Jar.SetCookies(mustParse(appURL), []*http.Cookie{{Name: "session", Value: session, Secure: true}})
+		resp := b.get(fmt.Sprint(b.callbackURL("/bank/login"), "&ganb.bank.reloaded=", reloads))
+		require.Equal(t, again, resp.Header.Get("Refresh") != "", reloads)
+		require.Equal(t, again, resp.StatusCode == 200, reloads)
+		require.Equal(t, again, resp.StatusCode != 503, reloads)
+	}
+}
+
+// A callback comes again when the user is not connected: it is reloaded once, because the
+// application's cookie may come then, and after that it is said to be over. Nothing changes.
+func TestCallbackThatIsOver(t *testing.T) {
+	var failed error
+	a := newApp(t, setup{options: ganbauth.Options{
+		Key: keyIs("u"),
+		OnError: func(w http.ResponseWriter, _ *http.Request, err error) {
+			failed = err
+			w.WriteHeader(ganbauth.StatusCode(err))
+		},
+	}})
+	b := a.browser()
+	callback := b.callbackURL("/bank/login")
+	require.Equal(t, 303, b.get(callback).StatusCode)
+	require.NoError(t, a.kit.Disconnect(t.Context(), "u"))
+	require.NotEmpty(t, b.get(callback).Header.Get("Refresh"))
+	resp := b.get(callback + "&ganb.bank.reloaded=1")
+	require.Equal(t, 400, resp.StatusCode)
+	require.Empty(t, resp.Cookies())
+	require.ErrorIs(t, failed, ganbauth.ErrInvalidState)
+	require.ErrorContains(t, failed, "this login is over")
+}
+
 // A callback that is over, at a store that fails, is not said to be over.
 func TestCallbackAgainWhileTheStoreFails(t *testing.T) {
 	store := &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
