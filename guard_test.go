@@ -681,6 +681,20 @@ func TestGuardBreaker(t *testing.T) {
 		next.Finish(nil, time.Time{})
 		require.NoError(t, g.Away())
 	})
+	withGuard(t, "a request that has hung, and then fails, counts once", 0, func(t *testing.T, g ganbauth.Guard) {
+		slow := turn(t, g, "slow", 'u')
+		slow.Sent()
+		time.Sleep(time.Minute)
+		g.Send("well", nil, time.Time{})
+		slow.Answered(away, time.Time{})
+		slow.Leave()
+		for i := range ganbauth.FewAway - 1 {
+			g.Send(fmt.Sprint(i), away, time.Time{})
+		}
+		require.NoError(t, g.Away())
+		g.Send("one more", away, time.Time{})
+		require.Error(t, g.Away())
+	})
 	withGuard(t, "probes keep to TokenRate", 0.1, func(t *testing.T, g ganbauth.Guard) {
 		var sent time.Time
 		for i := range 20 {
