@@ -304,9 +304,6 @@ func Transports(k *Kit) (tokens, api http.RoundTripper) {
 	return k.connector.http.Transport, k.api.base
 }
 
-// ForgetFailedLogin is told of a login that has ended with err.
-func ForgetFailedLogin(k *Kit, err error) { k.forgetLogin(nil, err) }
-
 // room counts the keys of m, and an empty map as one: a map does not shrink.
 func room[K comparable, V any](m map[K]V) int {
 	if m == nil {
@@ -337,7 +334,7 @@ func FailingSince(k *Kit, storeKey string) time.Time { return k.keeper.coolDowns
 // Flights are flights with strings for outcomes.
 type Flights struct{ flights[string] }
 
-func NewFlights(keep func(string, error) time.Duration, most int, forgotten func(string, error)) *Flights {
+func NewFlights(keep func(string, error) time.Duration, most int, forgotten func(string, bool)) *Flights {
 	return &Flights{flights[string]{keep: keep, most: most, forgotten: forgotten}}
 }
 
@@ -347,6 +344,10 @@ func (f *Flights) Do(ctx context.Context, key string, admit func(context.Context
 }
 func (f *Flights) Age(key string) time.Duration   { return f.age(key) }
 func (f *Flights) Wait(ctx context.Context) error { return f.wait(ctx) }
+func (f *Flights) Remembered() []string           { return f.remembered() }
+func (f *Flights) Refuse(key string, err error) (value string, known bool) {
+	return f.refuse(key, err)
+}
 
 // Held counts what takes room.
 func (f *Flights) Held() int {

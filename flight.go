@@ -20,8 +20,9 @@ type flights[V any] struct {
 	keep func(V, error) time.Duration
 	// most is how many flights there may be for one that has failed to be remembered.
 	most int
-	// forgotten is told of an outcome that is not remembered any more. It may be nil.
-	forgotten func(V, error)
+	// forgotten is told of a value that is not remembered any more, or that was refused
+	// before anybody had it. It may be nil.
+	forgotten func(value V, refused bool)
 
 	mu     sync.Mutex
 	m      map[string]*flight[V]   // to join
@@ -78,7 +79,8 @@ func (f *flights[V]) do(ctx context.Context, key string, admit func(context.Cont
 
 // refuse has the flight of key end with err for all who wait for it and all who join it,
 // whatever its outcome is. One that has not begun does not begin. If it has ended well, some
-// have its value already, which is returned.
+// have its value already, which is returned; if it ends well after this, nobody has it, and
+// it is forgotten.
 func (f *flights[V]) refuse(key string, err error) (value V, known bool) {
 	c, mine := f.join(key)
 	if mine {
@@ -202,21 +204,37 @@ func (f *flights[V]) land(key string, c *flight[V], leave, rest func()) {
 	} else {
 		f.forget(key, c)
 	}
-	if rest == nil {
-		f.end(c) // first, so that those who wait are woken once
-		close(c.done)
-		return
+	if rest = f.tell(c, rest); rest != nil {
+		defer f.end(c)
+		rest()
 	}
-	defer f.end(c)
+}
+
+// tell gives those who wait the outcome, and returns what is left to do. An outcome that has
+// been refused nobody gets, so it is forgotten.
+func (f *flights[V]) tell(c *flight[V], rest func()) func() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if rest == nil && c.err == nil && c.refusal != nil && f.forgotten != nil {
+		rest = func() { f.forgotten(c.value, true) }
+	}
+	if rest == nil {
+		f.retire(c) // first, so that those who wait are woken once
+	}
 	close(c.done)
-	rest()
+	return rest
 }
 
 // end is the last that is heard of a flight.
 func (f *flights[V]) end(c *flight[V]) {
-	close(c.rested)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.retire(c)
+}
+
+// retire ends a flight that leaves nothing to do. The caller holds f.mu.
+func (f *flights[V]) retire(c *flight[V]) {
+	close(c.rested)
 	delete(f.active, c)
 	if len(f.active) == 0 {
 		f.active = nil // a map does not shrink
@@ -238,8 +256,8 @@ func (f *flights[V]) forget(key string, c *flight[V]) {
 	f.mu.Lock()
 	f.remove(key, c)
 	f.mu.Unlock()
-	if f.forgotten != nil {
-		f.forgotten(c.value, c.err)
+	if f.forgotten != nil && c.err == nil {
+		f.forgotten(c.value, false)
 	}
 }
 

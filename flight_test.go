@@ -3,7 +3,9 @@ package ganbauth_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -209,6 +211,46 @@ func TestFlightOutlivesItsRequest(t *testing.T) {
 	})
 }
 
+// A flight that is refused at the last moment has an outcome that nobody gets. It is forgotten.
+func TestFlightIsRefusedAsItLands(t *testing.T) {
+	refused := errors.New("refused")
+	for name, err := range map[string]error{"it ends well": nil, "it fails": errStep} {
+		synctest.Test(t, func(t *testing.T) {
+			var f *ganbauth.Flights
+			var forgotten []string
+			f = ganbauth.NewFlights(func(string, error) time.Duration {
+				_, known := f.Refuse("a", refused)
+				require.False(t, known, name)
+				return time.Hour
+			}, 1, func(value string, refused bool) { forgotten = append(forgotten, fmt.Sprint(value, refused)) })
+			_, got := f.Do(t.Context(), "a", nil, func(context.Context) (string, func(), error) { return "x", nil, err })
+			require.ErrorIs(t, got, refused, name)
+			synctest.Wait()
+			require.Equal(t, err == nil, slices.Equal(forgotten, []string{"xtrue"}), name)
+			_, got = f.Do(t.Context(), "a", nil, nil)
+			require.ErrorIs(t, got, refused, name)
+			time.Sleep(time.Hour)
+		})
+	}
+}
+
+// Who has waited for a flight finds its outcome.
+func TestFlightIsRememberedWhenItHasEnded(t *testing.T) {
+	for range 2000 {
+		f := ganbauth.NewFlights(func(string, error) time.Duration { return time.Hour }, 1, nil)
+		begun := make(chan struct{})
+		go func() {
+			_, _ = f.Do(t.Context(), "a", nil, func(context.Context) (string, func(), error) {
+				close(begun)
+				return "x", nil, nil
+			})
+		}()
+		<-begun
+		require.NoError(t, f.Wait(t.Context()))
+		require.Equal(t, []string{"x"}, f.Remembered())
+	}
+}
+
 func TestFlightIsAdmitted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f ganbauth.Flights
@@ -273,9 +315,9 @@ func TestFlightIsRemembered(t *testing.T) {
 					}
 					require.Equal(t, test.err, err)
 					return test.keep
-				}, 3, func(value string, err error) {
+				}, 3, func(value string, refused bool) {
+					require.False(t, refused)
 					if value != "of another" {
-						require.Equal(t, test.err, err)
 						forgotten = append(forgotten, value)
 					}
 				})
@@ -299,7 +341,7 @@ func TestFlightIsRemembered(t *testing.T) {
 					time.Sleep(time.Nanosecond)
 					synctest.Wait()
 				}
-				require.Equal(t, []string{"x"}, forgotten)
+				require.Equal(t, test.err == nil, slices.Equal(forgotten, []string{"x"}))
 				do()
 				require.Equal(t, 2, runs)
 				others.Wait()

@@ -376,9 +376,10 @@ func rememberLogin(_ *connection, err error) time.Duration {
 	return attemptLifetime
 }
 
-// forgetLogin deletes a token that no session has asked for.
-func (k *Kit) forgetLogin(c *connection, err error) {
-	if err == nil && !c.attached.Load() {
+// forgetLogin deletes a token that no session has asked for, or whose login a logout refused
+// while the token was stored.
+func (k *Kit) forgetLogin(c *connection, refused bool) {
+	if refused && k.keyOf == nil || !c.attached.Load() {
 		_, _ = k.keeper.drop(context.Background(), c.storeKey)
 	}
 }
@@ -395,7 +396,7 @@ func (k *Kit) forgetUnattached(ctx context.Context) {
 	}
 	var gone sync.WaitGroup
 	for _, c := range k.exchanges.remembered() {
-		gone.Go(func() { k.forgetLogin(c, nil) })
+		gone.Go(func() { k.forgetLogin(c, false) })
 	}
 	until(ctx, gone.Wait)
 }

@@ -197,11 +197,6 @@ func (k *Kit) obtain(ctx context.Context, c *connection, begun login, name strin
 		t, err := exchange(ctx)
 		return t, cmp.Or(err, k.exchanges.refused(name))
 	})
-	if err == nil && k.keyOf == nil {
-		if err = k.exchanges.refused(name); err != nil { // while the token was stored
-			c.attached.Store(false)
-		}
-	}
 	if err == nil || c.attached.Load() {
 		return nil, err
 	}

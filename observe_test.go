@@ -2,7 +2,6 @@ package ganbauth_test
 
 import (
 	"context"
-	"errors"
 	"net/http/httptest"
 	"testing"
 
@@ -40,10 +39,4 @@ func TestObserveOutlivesTheRequest(t *testing.T) {
 	r.Header = navigate.Clone()
 	a.kit.LoginHandler().ServeHTTP(httptest.NewRecorder(), r)
 	require.Equal(t, []error{nil}, heard)
-}
-
-// A login that has failed leaves nothing to delete.
-func TestFailedLoginIsForgotten(t *testing.T) {
-	a := newApp(t, setup{})
-	require.NotPanics(t, func() { ganbauth.ForgetFailedLogin(a.kit, errors.New("refused")) })
 }
