@@ -385,6 +385,21 @@ func TestRefreshFailures(t *testing.T) {
 			})
 		})
 	}
+	t.Run("the gateway ends it when it refuses the same token again", func(t *testing.T) {
+		inBubble(t, setup{}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Status: 401, Header: jsonType, Body: `{"errorCode":"WG_ERR_105"}`}, 2)
+			time.Sleep(61 * time.Minute)
+			require.Equal(t, 503, b.do("GET", "/p", program).StatusCode)
+			require.Equal(t, 1, tokens(t, a))
+			time.Sleep(time.Minute)
+			require.Equal(t, 401, b.do("GET", "/p", program).StatusCode)
+			require.Zero(t, tokens(t, a))
+			require.Equal(t, 2, a.bank.Refreshes())
+			require.Contains(t, a.eventTypes(), ganbauth.EventTokenLost)
+		})
+	})
 	t.Run("the answer was lost after the bank had processed the refresh", func(t *testing.T) {
 		inBubble(t, setup{bank: rotating}, func(t *testing.T, a *app) {
 			b, other := a.browser(), a.browser()

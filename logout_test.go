@@ -1,6 +1,7 @@
 package ganbauth_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -731,6 +732,20 @@ func TestLoginWhoseBrowserHasGone(t *testing.T) {
 	})
 }
 
+// A record that cannot be read is a connection to whoever logs out.
+func TestLogoutOfARecordThatCannotBeRead(t *testing.T) {
+	store := ganbauth.NewMemoryStore()
+	options := ganbauth.Options{Store: store, Key: keyIs("u"), EncryptionKeys: [][]byte{bytes.Repeat([]byte{1}, 32)}}
+	a := newApp(t, setup{options: options})
+	a.browser().login()
+	options.EncryptionKeys = [][]byte{bytes.Repeat([]byte{2}, 32)}
+	other := newApp(t, setup{options: options})
+	require.Equal(t, 303, other.browser().post("/bank/logout").StatusCode)
+	require.Equal(t, []ganbauth.EventType{ganbauth.EventLogout}, other.eventTypes())
+	_, err := store.Load(t.Context(), "bank/u")
+	require.ErrorIs(t, err, ganbauth.ErrTokenNotFound)
+}
+
 // A logout of many connections takes no longer than that of one while the Locker is away.
 func TestLogoutOfManyConnectionsWithoutALocker(t *testing.T) {
 	var away atomic.Bool
@@ -747,6 +762,20 @@ func TestLogoutOfManyConnectionsWithoutALocker(t *testing.T) {
 		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
 		require.Less(t, time.Since(begun), 10*time.Second)
 		require.Zero(t, tokens(t, a))
+	})
+}
+
+// A logout ends the sixteen newest connections of a session.
+func TestLogoutOfMoreConnectionsThanASessionHolds(t *testing.T) {
+	inBubble(t, setup{options: ganbauth.Options{Connection: byClient}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		for c := range 18 {
+			b.loginAt(fmt.Sprint("/bank/login?client=", c))
+			time.Sleep(time.Minute)
+		}
+		time.Sleep(40 * time.Minute) // the browser forgets its logins
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		require.Equal(t, 2, tokens(t, a))
 	})
 }
 

@@ -337,6 +337,23 @@ func TestSessionsFail(t *testing.T) {
 	}
 }
 
+// A session that fails is asked again, unless its request has ended.
+func TestSessionFailsWhenTheRequestHasEnded(t *testing.T) {
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	for n := 1; ; n++ {
+		u := newSessionUser(t, ";A", nil, nil)
+		met := u.engine.failNext(n, false)
+		err := u.Detach(httptest.NewRecorder(), u.request().WithContext(gone), "")
+		if met() == "" {
+			require.NoError(t, err)
+			require.Greater(t, n, 3)
+			break
+		}
+		require.ErrorIs(t, err, errEngine, "call %d", n)
+	}
+}
+
 // What the application's functions say of a request.
 func TestKeyAndConnectionAnswer(t *testing.T) {
 	fault := errors.New("the users' database is away")
