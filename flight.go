@@ -97,14 +97,12 @@ func (f *flights[V]) refuse(key string, err error) (value V, known bool) {
 	return value, false
 }
 
-// refused returns the error by which the flight of key is refused, or nil.
+// refused returns the error by which the flight of key, which is under way, is refused, or
+// nil.
 func (f *flights[V]) refused(key string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if c := f.m[key]; c != nil {
-		return c.refusal
-	}
-	return nil
+	return f.m[key].refusal
 }
 
 func (f *flights[V]) refusal(c *flight[V]) error {
@@ -210,7 +208,7 @@ func (f *flights[V]) land(key string, c *flight[V], leave, rest func()) {
 	}
 }
 
-// tell gives those who wait the outcome, and returns what is left to do. An outcome that has
+// tell gives those who wait the outcome, and returns what is left to do. A value that has
 // been refused nobody gets, so it is forgotten.
 func (f *flights[V]) tell(c *flight[V], rest func()) func() {
 	f.mu.Lock()

@@ -3,7 +3,6 @@ package ganbauth_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -211,31 +210,63 @@ func TestFlightOutlivesItsRequest(t *testing.T) {
 	})
 }
 
-// A flight that is refused at the last moment has an outcome that nobody gets. It is forgotten.
+// A flight that is refused at the last moment has a value that nobody gets. It is forgotten,
+// or what the flight has left to do is done.
 func TestFlightIsRefusedAsItLands(t *testing.T) {
 	refused := errors.New("refused")
-	for name, err := range map[string]error{"it ends well": nil, "it fails": errStep} {
+	for name, c := range map[string]struct {
+		err  error
+		rest bool
+		want string
+	}{
+		"it ends well":                    {nil, false, "forgotten"},
+		"it ends well, with things to do": {nil, true, "rest"},
+		"it fails":                        {errSick, false, ""},
+	} {
 		synctest.Test(t, func(t *testing.T) {
-			var f *ganbauth.Flights
-			var forgotten []string
-			f = ganbauth.NewFlights(func(string, error) time.Duration {
-				_, known := f.Refuse("a", refused)
-				require.False(t, known, name)
-				return time.Hour
-			}, 1, func(value string, refused bool) { forgotten = append(forgotten, fmt.Sprint(value, refused)) })
-			_, got := f.Do(t.Context(), "a", nil, func(context.Context) (string, func(), error) { return "x", nil, err })
-			require.ErrorIs(t, got, refused, name)
-			synctest.Wait()
-			require.Equal(t, err == nil, slices.Equal(forgotten, []string{"xtrue"}), name)
-			_, got = f.Do(t.Context(), "a", nil, nil)
-			require.ErrorIs(t, got, refused, name)
-			time.Sleep(time.Hour)
+			for _, tells := range []bool{true, false} {
+				var f *ganbauth.Flights
+				got := ""
+				forgotten := func(value string, refused bool) {
+					require.Equal(t, "x", value)
+					if refused {
+						got += "forgotten"
+					}
+				}
+				if !tells {
+					forgotten = nil
+				}
+				f = ganbauth.NewFlights(func(string, error) time.Duration {
+					_, known := f.Refuse("a", refused)
+					require.False(t, known, name)
+					return time.Hour
+				}, 1, forgotten)
+				var rest func()
+				if c.rest {
+					rest = func() { got += "rest" }
+				}
+				_, err := f.Do(t.Context(), "a", nil, func(context.Context) (string, func(), error) { return "x", rest, c.err })
+				require.ErrorIs(t, err, refused, name)
+				synctest.Wait()
+				if tells || c.rest {
+					require.Equal(t, c.want, got, name)
+				}
+				_, err = f.Do(t.Context(), "a", nil, nil)
+				require.ErrorIs(t, err, refused, name)
+				time.Sleep(time.Hour)
+			}
 		})
 	}
 }
 
-// Who has waited for a flight finds its outcome.
+// Who has waited for a flight finds its value. There is none before, or if the flight fails.
 func TestFlightIsRememberedWhenItHasEnded(t *testing.T) {
+	f := ganbauth.NewFlights(func(string, error) time.Duration { return time.Hour }, 1, nil)
+	_, _ = f.Do(t.Context(), "a", nil, func(context.Context) (string, func(), error) {
+		require.Empty(t, f.Remembered())
+		return "x", nil, errSick
+	})
+	require.Empty(t, f.Remembered())
 	for range 2000 {
 		f := ganbauth.NewFlights(func(string, error) time.Duration { return time.Hour }, 1, nil)
 		begun := make(chan struct{})
