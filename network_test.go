@@ -102,7 +102,7 @@ func TestHostileNetwork(t *testing.T) {
 		"a status that is none": hijack(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 RT-2\r\n\r\n") }),
 		"a length that is none": hijack(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: RT-2\r\n\r\n") }),
 		"a Location that is none": hijack(func(c net.Conn) {
-			io.WriteString(c, "HTTP/1.1 302 Found\r\nLocation: https://x/%zz?t=RT-2\r\nContent-Length: 0\r\n\r\n")
+			io.WriteString(c, "HTTP/1.1 302 Found\r\nLocation: https://x/%zz?t=RT-2\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
 		}),
 		"a trailer that is none": hijack(func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n2\r\n{}\r\n0\r\n"+strings.ReplaceAll(goodToken, ":", ";")+"\r\n\r\n")
