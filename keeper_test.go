@@ -398,6 +398,7 @@ func TestRefreshFailures(t *testing.T) {
 			require.Zero(t, tokens(t, a))
 			require.Equal(t, 2, a.bank.Refreshes())
 			require.Contains(t, a.eventTypes(), ganbauth.EventTokenLost)
+			require.Zero(t, ganbauth.KeysHeld(a.kit))
 		})
 	})
 	t.Run("the answer was lost after the bank had processed the refresh", func(t *testing.T) {
