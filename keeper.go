@@ -142,10 +142,7 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, begun time.T
 		return nil, fmt.Errorf("%w: the token has expired and there is no refresh token", ErrLoginRequired)
 	}
 	if k.unsaved.get(key) != nil {
-		if t.Valid() {
-			return t, nil // not to be spent before it is stored
-		}
-		return nil, unavailable("ganbauth: the new token is not stored yet")
+		return unstored(t)
 	}
 	wait := maxWait - time.Since(begun)
 	if serves() {
@@ -159,6 +156,14 @@ func (k *keeper) refresh(ctx context.Context, key string, t *Token, begun time.T
 		return t, nil
 	}
 	return next, err
+}
+
+// unstored returns t, which is not to be spent before it is stored, while it is valid.
+func unstored(t *Token) (*Token, error) {
+	if t.Valid() {
+		return t, nil
+	}
+	return nil, unavailable("ganbauth: the new token is not stored yet")
 }
 
 // refreshOrJoin is refresh without the fallback. An outcome that was decided before what

@@ -56,7 +56,11 @@ func (k *keeper) refreshing(key string, t *Token, needed func(*Token) bool, turn
 			}
 			// Somebody has refreshed it, logged in or logged out: go by what is there.
 			cur, err := k.load(ctx, key)
-			if err != nil || !needed(cur) || k.unsaved.get(key) != nil {
+			switch {
+			case err != nil || !needed(cur):
+				return cur, nil, err
+			case k.unsaved.get(key) != nil:
+				cur, err = unstored(cur)
 				return cur, nil, err
 			}
 			t = cur

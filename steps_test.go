@@ -3,6 +3,7 @@ package ganbauth_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"runtime"
 	"strings"
@@ -326,6 +327,49 @@ func TestSecondLookFindsAnotherRecord(t *testing.T) {
 	})
 }
 
+// A refresh finds the token of a login that the store has not taken yet. Such a token serves,
+// but only until it expires.
+func TestRefreshMeetsALoginThatIsNotStored(t *testing.T) {
+	for _, serves := range []bool{true, false} {
+		store := &stepping{TokenStore: ganbauth.NewMemoryStore()}
+		inBubble(t, setup{options: ganbauth.Options{Store: store, Key: keyIs("u")}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			b.login()
+			time.Sleep(expired)
+			callback, before := b.callbackURL("/bank/login"), int(store.swaps.Load())
+			store.before.set(func(n int) error {
+				switch n - before {
+				case 1: // the refresh
+					a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(response map[string]any) {
+						if !serves {
+							response["expires_in"] = 1
+						}
+					}}, 1)
+					require.Equal(t, 303, b.get(callback).StatusCode)
+					time.Sleep(time.Second)
+					store.put(t, a.bank.Token())
+					return nil
+				case 2: // the login begins
+					return nil
+				}
+				return errStep
+			})
+			token, err := a.kit.Token(t.Context(), "u")
+			if serves {
+				require.NoError(t, err)
+				require.True(t, token.Valid())
+			} else {
+				require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+			}
+			require.Zero(t, a.bank.Refreshes())
+			store.before.set(nil)
+			time.Sleep(time.Minute)
+			_, err = a.kit.Token(t.Context(), "u")
+			require.NoError(t, err)
+		})
+	}
+}
+
 type loadFails struct{ ganbauth.TokenStore }
 
 func (loadFails) Load(context.Context, string) (*ganbauth.Token, error) { return nil, errStep }
@@ -514,11 +558,8 @@ func TestMarksStay(t *testing.T) {
 // An HTTPClient that panics, or ends its goroutine, is as good as no answer. The lock is
 // given back, and the next request is served.
 func TestTokenRequestThatPanics(t *testing.T) {
-	for name, end := range map[string]func(*http.Request){
-		"panicked":                  func(r *http.Request) { panic(r) },
-		"runtime.Goexit was called": func(*http.Request) { runtime.Goexit() },
-	} {
-		t.Run(name, func(t *testing.T) {
+	test := func(name string, locks bool, end func(*http.Request)) {
+		t.Run(fmt.Sprint(name, ", with a Locker ", locks), func(t *testing.T) {
 			inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
 				config := s.bank.Config()
 				straight, ended := config.HTTPClient.Transport, false
@@ -532,13 +573,16 @@ func TestTokenRequestThatPanics(t *testing.T) {
 				connector, err := ganbauth.NewConnector(s.bank.ClientID, s.bank.ClientSecret, s.bank.AuthMethod, config)
 				require.NoError(t, err)
 				held := 0
-				kit, err := ganbauth.New(connector, nil, ganbauth.Options{
-					RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid"}, Store: s.stepping, Logger: textLogger(s.log),
-					Key: keyIs("u"),
-					Locker: lockerFunc(func(context.Context, string) (func(), error) {
+				var locker ganbauth.Locker
+				if locks {
+					locker = lockerFunc(func(context.Context, string) (func(), error) {
 						held++
 						return func() { held-- }, nil
-					}),
+					})
+				}
+				kit, err := ganbauth.New(connector, nil, ganbauth.Options{
+					RedirectURI: appURL + "/bank/callback", Scopes: []string{"openid"}, Store: s.stepping, Logger: textLogger(s.log),
+					Key: keyIs("u"), Locker: locker,
 				})
 				require.NoError(t, err)
 				_, err = kit.Token(t.Context(), "u")
@@ -551,6 +595,10 @@ func TestTokenRequestThatPanics(t *testing.T) {
 				require.NoError(t, err)
 			})
 		})
+	}
+	for _, locks := range []bool{true, false} {
+		test("panicked", locks, func(r *http.Request) { panic(r) })
+		test("runtime.Goexit was called", locks, func(*http.Request) { runtime.Goexit() })
 	}
 }
 
