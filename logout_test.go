@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -729,6 +730,42 @@ func TestLoginWhoseBrowserHasGone(t *testing.T) {
 		b.leave(b.callbackURL("/bank/login?client=b"))
 		time.Sleep(15 * time.Minute)
 		require.Equal(t, 200, b.do("GET", "/p?client=b", program).StatusCode)
+	})
+}
+
+// A logout whose first try had its effect, and no answer, has ended a connection.
+func TestLogoutWhoseAnswerIsLost(t *testing.T) {
+	store := &stepping{TokenStore: ganbauth.NewMemoryStore()}
+	inBubble(t, setup{options: ganbauth.Options{Store: store, Key: keyIs("u")}}, func(t *testing.T, a *app) {
+		b := a.browser()
+		b.login()
+		last := int(store.swaps.Load()) + 1
+		store.after.set(func(n int) error {
+			if n == last {
+				return errStep
+			}
+			return nil
+		})
+		require.Equal(t, 303, b.post("/bank/logout").StatusCode)
+		require.Equal(t, ganbauth.EventLogout, a.lastEvent().Type)
+		require.Zero(t, ganbauth.KeysHeld(a.kit))
+	})
+}
+
+// A logout that has to do without its Locker is none while the store fails, too.
+func TestLogoutWithoutLockerAndStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), &brokenStore{TokenStore: ganbauth.NewMemoryStore()}
+		connect(t, bank, store, "u")
+		var away atomic.Bool
+		away.Store(true)
+		kit := backgroundKit(t, bank, store, awayLocker{&away})
+		store.set(nil, nil, errStep)
+		err := kit.Disconnect(t.Context(), "u")
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.ErrorIs(t, err, errStep)
+		store.set(nil, nil, nil)
+		require.NoError(t, kit.Disconnect(t.Context(), "u"))
 	})
 }
 

@@ -517,7 +517,7 @@ func (p *placement) keepPutting(ctx context.Context, err error, begun time.Time,
 		p.event(ctx, EventTokenUnsaved, took, err)
 		go func() {
 			defer p.place.leave()
-			isStored := false
+			var isStored bool
 			defer func() {
 				if isStored && stored != nil {
 					stored()

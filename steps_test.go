@@ -327,6 +327,59 @@ func TestSecondLookFindsAnotherRecord(t *testing.T) {
 	})
 }
 
+// The mark of a login outlives it.
+func TestMarkOfALogin(t *testing.T) {
+	store := ganbauth.NewMemoryStore()
+	inBubble(t, setup{options: ganbauth.Options{Store: store, Key: keyIs("u")}}, func(t *testing.T, a *app) {
+		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Fault{Change: func(map[string]any) {
+			mark, err := store.Load(t.Context(), "bank/u")
+			require.NoError(t, err)
+			require.Equal(t, 2*ganbauth.AttemptLifetime, mark.ExpiresAt.Sub(mark.IssuedAt))
+		}}, 1)
+		a.browser().login()
+	})
+}
+
+// A store that fails is tried again after 50 ms, and then ever later: every five seconds with a
+// token that it does not take, and every second for a logout.
+func TestPausesBetweenTries(t *testing.T) {
+	for name, c := range map[string]struct {
+		do    func(s *stepTest) error
+		fails bool
+		want  []int // in milliseconds
+	}{
+		"a token": {
+			do:   func(s *stepTest) error { _, err := s.token(); return err },
+			want: []int{50, 100, 200, 400, 800, 1600, 3200, 5000, 5000},
+		},
+		"a logout": {
+			do:    func(s *stepTest) error { return s.kit.Disconnect(s.t.Context(), "u") },
+			fails: true,
+			want:  []int{50, 100, 200, 400, 800, 1000, 1000},
+		},
+	} {
+		inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+			var last time.Time
+			var pauses []int
+			s.before.set(func(n int) error {
+				if n == 1 && !c.fails {
+					return nil // the refresh may be sent
+				}
+				if !last.IsZero() {
+					pauses = append(pauses, int(time.Since(last).Milliseconds()))
+				}
+				last = time.Now()
+				return errStep
+			})
+			require.Equal(t, c.fails, c.do(s) != nil, name)
+			time.Sleep(time.Minute)
+			s.before.set(nil)
+			synctest.Wait()
+			require.Equal(t, c.want, pauses[:len(c.want)], name)
+		})
+	}
+}
+
 // A refresh finds the token of a login that the store has not taken yet. Such a token serves,
 // but only until it expires.
 func TestRefreshMeetsALoginThatIsNotStored(t *testing.T) {
