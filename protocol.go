@@ -364,7 +364,8 @@ func blank(epoch string) *Token {
 	return &Token{Epoch: epoch, IssuedAt: seconds(now), ExpiresAt: seconds(now.Add(markLifetime))}
 }
 
-func isBlank(t *Token) bool { return t.AccessToken == "" && t.Judged == "" && t.sealed == "" }
+// isBlank reports whether t is such a mark, or stands for a record that is not sealed.
+func isBlank(t *Token) bool { return t.AccessToken == "" && t.Judged == "" }
 
 // exchangeFailed returns nil if the code was refused because another process has used it,
 // as it has when a callback was delivered twice.

@@ -327,6 +327,34 @@ func TestSecondLookFindsAnotherRecord(t *testing.T) {
 	})
 }
 
+// A logout comes when a login begins: before its mark is there it ends nothing, and afterwards it
+// ends the login.
+func TestLogoutAsALoginBegins(t *testing.T) {
+	for _, since := range []bool{false, true} {
+		store := &stepping{TokenStore: ganbauth.NewMemoryStore()}
+		inBubble(t, setup{options: ganbauth.Options{Store: store, Key: keyIs("u")}}, func(t *testing.T, a *app) {
+			b := a.browser()
+			callback := b.callbackURL("/bank/login")
+			store.before.set(func(n int) error {
+				switch {
+				case n == 1:
+					return a.kit.Disconnect(t.Context(), "u")
+				case n == 2 && since:
+					return store.Delete(t.Context(), "bank/u")
+				case n == 2:
+					return nil
+				}
+				return errStep // a token that is not stored needs its place
+			})
+			require.Equal(t, since, b.get(callback).StatusCode == 401)
+			require.Equal(t, !since, b.connected())
+			store.before.set(nil)
+			time.Sleep(time.Minute)
+			require.Equal(t, !since, b.connected())
+		})
+	}
+}
+
 // The mark of a login outlives it.
 func TestMarkOfALogin(t *testing.T) {
 	store := ganbauth.NewMemoryStore()
