@@ -324,7 +324,10 @@ func KeysHeld(k *Kit) int {
 	defer k.keeper.refusals.mu.Unlock()
 	k.keeper.unsaved.mu.Lock()
 	defer k.keeper.unsaved.mu.Unlock()
-	return k.keeper.guard.held() + room(k.keeper.refreshes.m) + room(k.keeper.refreshes.active) + room(k.keeper.records.writing.m) +
+	k.keeper.guard.mu.Lock()
+	asked := len(k.keeper.guard.asked)
+	k.keeper.guard.mu.Unlock()
+	return k.keeper.guard.held() + asked + room(k.keeper.refreshes.m) + room(k.keeper.refreshes.active) + room(k.keeper.records.writing.m) +
 		room(k.keeper.coolDowns.m) + room(k.keeper.refusals.m) + room(k.keeper.unsaved.m)
 }
 

@@ -543,7 +543,7 @@ func (br *breaker) failed(now time.Time, t *turn, s sign, err error, failingSinc
 	if br.away && br.probe != t || !failingSince.IsZero() && failingSince.Before(br.answerAt) {
 		return false
 	}
-	old := !br.away && now.Sub(br.toldAt) > maxProbePause // it says nothing about this outage
+	old := now.Sub(br.toldAt) > maxProbePause // it says nothing about this outage
 	if at := now.Add(hintOf(err)); old || at.After(br.notUntil) {
 		br.notUntil, br.toldAt = at, now
 	}
