@@ -355,6 +355,23 @@ func TestLogoutAsALoginBegins(t *testing.T) {
 	}
 }
 
+// A bank that answers as those who wait give up has answered, or has not.
+func TestAnswerAtTheLastMoment(t *testing.T) {
+	for range 30 {
+		inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+			s.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(10*time.Second), 1)
+			token, err := s.token()
+			if err != nil {
+				require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+				synctest.Wait()
+				token, err = s.token()
+			}
+			require.NoError(t, err)
+			require.True(t, token.Valid())
+		})
+	}
+}
+
 // The mark of a login outlives it.
 func TestMarkOfALogin(t *testing.T) {
 	store := ganbauth.NewMemoryStore()
