@@ -58,14 +58,11 @@ func reload(w http.ResponseWriter, path string, pause time.Duration, japanese bo
 // setErrorHeaders sets the headers that the answer to err needs, in any format.
 func setErrorHeaders(w http.ResponseWriter, err error) {
 	h := w.Header()
-	switch about := kindOf(err); {
-	case about.status == http.StatusUnauthorized:
+	if kindOf(err).status == http.StatusUnauthorized {
 		set(h, "Www-Authenticate", `Bearer realm="bank"`)
-	case about.topic == topicScope:
-		if lacks, ok := find[*scopeError](err); ok {
-			set(h, "Www-Authenticate",
-				fmt.Sprintf(`Bearer realm="bank", error="insufficient_scope", scope=%q`, strings.Join(lacks.missing, " ")))
-		}
+	} else if lacks, ok := find[*scopeError](err); ok {
+		set(h, "Www-Authenticate",
+			fmt.Sprintf(`Bearer realm="bank", error="insufficient_scope", scope=%q`, strings.Join(lacks.missing, " ")))
 	}
 	if wait := retryAfter(err); wait > 0 {
 		set(h, "Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))

@@ -457,6 +457,31 @@ func TestWhoHasBegun(t *testing.T) {
 	require.True(t, began)
 }
 
+// A session remembers eight renewals, in which other tabs may have begun a login.
+func TestAncestorsOfASession(t *testing.T) {
+	u := newSessionUser(t, ";A 1 2 3 4 5 6 7 8 9", nil, nil)
+	ctx, err := u.sessions.Load(t.Context(), u.cookie.Value)
+	require.NoError(t, err)
+	_, err = u.Attach(httptest.NewRecorder(), u.request().WithContext(ctx), ";B", "0")
+	require.NoError(t, err)
+	handle := strings.Fields(u.sessions.GetString(ctx, "ganbauth.bank"))
+	require.Len(t, handle, 1+8)
+	require.Equal(t, "bank/;B", handle[0])
+	require.Equal(t, []string{"0", "1", "2", "3", "4", "5", "6"}, handle[2:])
+}
+
+// A session knows its connections by name.
+func TestNamesOfASession(t *testing.T) {
+	a := newApp(t, setup{options: ganbauth.Options{Connection: byClient}})
+	b := a.browser()
+	for _, client := range []string{"a", "b%20c"} {
+		b.loginAt("/bank/login?client=" + client)
+	}
+	ctx, err := a.sessions.Load(t.Context(), b.cookie("session"))
+	require.NoError(t, err)
+	require.Equal(t, "b+c a", a.sessions.GetString(ctx, "ganbauth:bank"))
+}
+
 // A login gives the session its handle, unless another tab's login has renewed the session
 // since the request came: the connections of that one are worth more.
 func TestAttachMeetsAnotherTab(t *testing.T) {
