@@ -355,6 +355,38 @@ func TestLogoutAsALoginBegins(t *testing.T) {
 	}
 }
 
+// A bank that has not been asked, or has answered, is not said to be silent when a request has
+// waited for something else.
+func TestWhatARefreshWaitsFor(t *testing.T) {
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		s.kit = backgroundKit(t, s.bank, s.stepping, lockerFunc(func(ctx context.Context, _ string) (func(), error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}))
+		_, err := s.token()
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.NotErrorAs(t, err, new(*ganbauth.TokenError))
+		time.Sleep(time.Minute)
+	})
+	inSteps(t, ganbtest.Options{}, expired, func(t *testing.T, s *stepTest) {
+		hangs := func(int) error { time.Sleep(6 * time.Second); return errStep }
+		s.before.set(func(n int) error {
+			if n > 1 {
+				s.load.set(hangs)
+				return hangs(n)
+			}
+			time.Sleep(time.Second) // or the request would not wait for the second hanging call
+			return nil
+		})
+		_, err := s.token()
+		require.ErrorIs(t, err, ganbauth.ErrUnavailable)
+		require.NotErrorAs(t, err, new(*ganbauth.TokenError))
+		require.Equal(t, 1, s.bank.Refreshes())
+		s.up()
+		time.Sleep(time.Minute)
+	})
+}
+
 // A bank that answers as those who wait give up has answered, or has not.
 func TestAnswerAtTheLastMoment(t *testing.T) {
 	for range 30 {
