@@ -78,7 +78,7 @@ func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error
 		return refuseRequest(req, &applicationError{errors.New("ganbauth: a request to the bank's API has no URL or no Header")})
 	}
 	ours := t.api.owns(req.URL) && !t.api.cameFromElsewhere(req)
-	if !ours && t.api.wantsHTTPS(req.URL) {
+	if t.api.wantsHTTPS(req.URL) {
 		return refuseRequest(req, &applicationError{errors.New("ganbauth: the bank's API is https only")})
 	}
 	ctx, release := t.join(req.Context())
@@ -276,7 +276,7 @@ func (a *bankAPI) owns(u *url.URL) bool {
 // wantsHTTPS reports whether u leads to a host of the bank without encryption.
 func (a *bankAPI) wantsHTTPS(u *url.URL) bool {
 	isBank := func(host string) bool {
-		return slices.Contains(a.hosts, hostPort(&url.URL{Scheme: "https", Host: host}))
+		return slices.Contains(a.hosts, hostPort(&url.URL{Host: host}))
 	}
 	return !secureURL(u) && (isBank(u.Host) || isBank(strings.TrimSuffix(u.Host, ":80"))) // the port of http
 }
