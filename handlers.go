@@ -326,7 +326,7 @@ func (k *Kit) dropAll(ctx context.Context, gone map[owner]bool, start time.Time)
 	for who := range gone {
 		under.Go(func() {
 			was, dropErr := k.keeper.drop(ctx, who.storeKey)
-			if was && dropErr == nil {
+			if was {
 				k.event(k.about(ctx, who), EventLogout, time.Since(start), nil)
 			}
 			mu.Lock()
@@ -399,7 +399,13 @@ func (k *Kit) peek(r *http.Request, connection string) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := k.keeper.load(r.Context(), who.storeKey)
+	return k.usableToken(r.Context(), who.storeKey)
+}
+
+// usableToken returns the token under a key of the store, if it is live or can be refreshed,
+// and nil if there is none.
+func (k *Kit) usableToken(ctx context.Context, storeKey string) (*Token, error) {
+	t, err := k.keeper.load(ctx, storeKey)
 	if errors.Is(err, ErrLoginRequired) || err == nil && !t.Valid() && t.RefreshToken == "" {
 		return nil, nil
 	}

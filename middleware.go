@@ -294,11 +294,11 @@ func (k *Kit) tokenIsGone(r *http.Request) bool {
 	if k.keyOf != nil || k.connectionOf != nil {
 		return false // a login keeps the name
 	}
-	who, err := k.whoseConnection(r, "")
-	if err != nil || who.storeKey == "" {
+	who, _ := k.whoseConnection(r, "") // an error names nobody
+	if who.storeKey == "" {
 		return false
 	}
-	t, err := k.peek(r, "")
+	t, err := k.usableToken(r.Context(), who.storeKey)
 	return err == nil && t == nil
 }
 
