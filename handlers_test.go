@@ -1524,3 +1524,18 @@ func TestTwoDeliveriesAreOneLogin(t *testing.T) {
 		}, a.eventTypes())
 	})
 }
+
+// A callback that comes too late says so, forgets its login and spends no code.
+func TestCallbackThatIsLate(t *testing.T) {
+	inBubble(t, setup{}, func(t *testing.T, a *app) {
+		b := a.browser()
+		callback := b.callbackURL("/bank/login")
+		time.Sleep(ganbauth.AttemptLifetime + time.Second)
+		resp := b.get(callback)
+		require.Equal(t, 400, resp.StatusCode)
+		require.Contains(t, body(resp), "more than ten minutes ago")
+		require.Zero(t, a.bank.Count(ganbtest.TokenEndpoint))
+		require.Equal(t, 400, b.get(callback).StatusCode)
+		require.NotContains(t, b.cookieHeader(), "ganb", "nothing is left of it")
+	})
+}

@@ -969,6 +969,7 @@ func TestShutdownLeavesNoTokenBehind(t *testing.T) {
 func TestShutdownDuringACallback(t *testing.T) {
 	e := &standingEngine{MemStore: memstore.NewWithCleanupInterval(0)}
 	inBubble(t, setup{sessions: func(m *scs.SessionManager) { m.Store = e }}, func(t *testing.T, a *app) {
+		a.browser().login()
 		b := a.browser()
 		callback := b.callbackURL("/bank/login")
 		a.bank.Fail(ganbtest.TokenEndpoint, ganbtest.Slow(2*time.Second), 1)
@@ -980,8 +981,26 @@ func TestShutdownDuringACallback(t *testing.T) {
 		require.NoError(t, a.kit.Shutdown(t.Context()))
 		wg.Wait()
 		require.True(t, b.connected())
-		require.Equal(t, 1, tokens(t, a))
+		require.Equal(t, 2, tokens(t, a))
 	})
+}
+
+// A callback whose answer nobody reads leaves its login as it is. So does one that the bank
+// has refused: the outcome is the reload's.
+func TestDenialWhoseBrowserHasGone(t *testing.T) {
+	a := newApp(t, setup{})
+	b := a.browser()
+	denial := a.bank.Deny(b.authorizationURL("/bank/login"))
+	r := mustRequest("GET", denial)
+	r.Header = with(navigate, "Cookie", b.cookieHeader())
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	resp, err := b.client.Transport.RoundTrip(r.WithContext(ctx))
+	require.NoError(t, err)
+	require.Empty(t, resp.Cookies())
+	resp = b.get(denial)
+	require.Equal(t, 403, resp.StatusCode)
+	require.NotEmpty(t, resp.Cookies(), "the login is over")
 }
 
 // The context of a callback may end with its server's, and the browser read the answer: it

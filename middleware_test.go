@@ -399,6 +399,22 @@ func TestZeroKit(t *testing.T) {
 	require.False(t, ok)
 }
 
+// OnError is not called again for what a handler of the kit refuses while OnError runs.
+func TestOnErrorCallsAHandler(t *testing.T) {
+	var logout http.Handler
+	calls := 0
+	a := newApp(t, setup{options: ganbauth.Options{OnError: func(w http.ResponseWriter, r *http.Request, _ error) {
+		if calls++; calls < 5 {
+			logout.ServeHTTP(w, r)
+		}
+	}}})
+	logout = a.kit.LogoutHandler()
+	resp := a.browser().do("GET", "/p", program)
+	require.Equal(t, 405, resp.StatusCode)
+	require.Contains(t, body(resp), `"code":"refused"`, "not by OnError")
+	require.Equal(t, 1, calls)
+}
+
 func TestOnError(t *testing.T) {
 	var got []error
 	a := newApp(t, setup{options: ganbauth.Options{OnError: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -918,6 +934,10 @@ func TestMarkOfARefusedConnection(t *testing.T) {
 			require.Equal(t, strings.Contains(link, "refused="), atBank)
 		}
 	}
+	refuse = expired
+	resp := b.do("POST", "/p", with(navigate, "Sec-Fetch-Site", "same-origin"))
+	require.Equal(t, 401, resp.StatusCode)
+	require.NotContains(t, body(resp), "refused=", "there is no page to mark")
 }
 
 // A login_url that another site has made up sends nobody anywhere: with a Strict session the

@@ -513,8 +513,9 @@ func TestH6Forget(t *testing.T) {
 	require.Zero(t, tokens(t, a))
 	require.Equal(t, 400, b.get(begun).StatusCode, "a login that was under way is over, too")
 	require.ErrorContains(t, (*ganbauth.Kit)(nil).Forget(nil, nil), "New")
-	_, err := (*ganbauth.Kit)(nil).Status(nil)
+	status, err := (*ganbauth.Kit)(nil).Status(nil)
 	require.ErrorContains(t, err, "New")
+	require.NotNil(t, status.Scopes, "JSON says [], not null")
 }
 
 // A record in clear below a sealed store that compares does not stand in the way of a

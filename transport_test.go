@@ -127,12 +127,12 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 	})
 	t.Run("I3 with the port of https, or with a port of its own, http is refused as well", func(t *testing.T) {
 		client, _, g := connectedClient(t, ganbtest.Options{}, func(o *ganbauth.Options) {
-			o.APIHosts = []string{"api3.bank.test:8443", "api4.bank.test"}
+			o.APIHosts = []string{"api3.bank.test:8443", "api4.bank.test", "api5.bank.test:80"}
 		})
 		before := len(g.seen)
 		for _, target := range []string{
 			"http://bank.test:443/accounts", "http://bank.test:80/accounts", "http://api3.bank.test:8443/",
-			"http://api4.bank.test/", "http://api4.bank.test:443/",
+			"http://api4.bank.test/", "http://api4.bank.test:443/", "http://api5.bank.test:80/",
 		} {
 			_, err := client.Get(target)
 			require.ErrorContains(t, err, "https only", target)
@@ -258,6 +258,10 @@ func TestClientSendsTheTokenToTheBankOnly(t *testing.T) {
 			require.NoError(t, err, "net/http's would quote it")
 			require.Equal(t, status, resp.StatusCode)
 		}
+		bank.Fail(ganbtest.API, ganbtest.Fault{Status: 201, Header: header("Location", "/%zz")}, 1)
+		resp, err := client.Get(bank.APIBase() + "/accounts")
+		require.NoError(t, err)
+		require.Equal(t, "/%zz", resp.Header.Get("Location"), "of no redirect")
 	})
 	t.Run("a redirect without end is handed on after ten", func(t *testing.T) {
 		client, bank, _ := connectedClient(t, ganbtest.Options{})
@@ -999,6 +1003,12 @@ func TestClientEndsWithItsContext(t *testing.T) {
 					_, err = a.kit.Client(ctx).Get(target)
 					require.ErrorIs(t, err, context.Canceled)
 					require.Equal(t, 2*time.Second, time.Since(start))
+
+					ctx, cancel = context.WithTimeout(r.Context(), time.Second)
+					defer cancel()
+					_, err = a.kit.Client(undated{ctx}).Get(target)
+					require.Error(t, err)
+					require.Equal(t, 3*time.Second, time.Since(start))
 				}
 				b := a.browser()
 				b.login()
@@ -1448,3 +1458,8 @@ func TestClientLeavesNothingWithItsContext(t *testing.T) {
 	b.login()
 	require.Equal(t, 200, b.get("/many").StatusCode)
 }
+
+// undated is a context that does not tell its deadline.
+type undated struct{ context.Context }
+
+func (undated) Deadline() (time.Time, bool) { return time.Time{}, false }
