@@ -258,9 +258,6 @@ func (ke *keeping) forever(ctx context.Context) error {
 		now := seconds(time.Now()) // as stores keep times
 		complete, err := ke.pass(ctx, Expiry{}, now.Add(reach))
 		if complete && reach < maxLead {
-			if near := now.Add(reach); near.After(seen) {
-				seen = near
-			}
 			complete, err = ke.pass(ctx, Expiry{At: seen}, now.Add(maxLead))
 		}
 		if away := (*awayError)(nil); errors.As(err, &away) {
@@ -422,7 +419,7 @@ func (ke *keeping) refreshed(ctx context.Context, storeKey string, t *Token, tur
 		if err == nil {
 			ke.n++
 		}
-	case err != nil && kindOf(err).topic == topicUnavailable:
+	case kindOf(err).topic == topicUnavailable:
 		ke.unbegun++
 		ke.fault, ke.why = err, err
 	} // else another process or a user's request has refreshed it

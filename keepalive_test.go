@@ -51,6 +51,20 @@ func TestRefreshExpiring(t *testing.T) {
 			require.Equal(t, 5, bank.Refreshes())
 		})
 	})
+	t.Run("users who log out as their turn comes hold up nobody", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			bank, store := ganbtest.NewServer(ganbtest.Options{InProcess: true}), &secondLook{TokenStore: ganbauth.NewMemoryStore(), looks: map[string]int{}}
+			for u := range 20 {
+				connect(t, bank, store, fmt.Sprint(u))
+			}
+			clear(store.looks)
+			store.leaves = true
+			n, err := backgroundKit(t, bank, store, nil).RefreshExpiring(t.Context(), 2*time.Hour)
+			require.NoError(t, err)
+			require.Zero(t, n)
+			require.Zero(t, bank.Refreshes())
+		})
+	})
 	t.Run("users who have to connect again hold up nobody", func(t *testing.T) {
 		prepare(t, func(t *testing.T, bank *ganbtest.Server, store ganbauth.TokenStore) {
 			kit := backgroundKit(t, bank, store, nil)
@@ -461,6 +475,25 @@ func TestKeepAliveLog(t *testing.T) {
 		require.Equal(t, 3, strings.Count(o.log.String(), "again_in=1s"), o.log.String())
 		require.Equal(t, 3, strings.Count(o.log.String(), "again_in=2s"))
 	})
+	inWatchedOffice(t, "while only what is new cannot be listed", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
+		o.connect(1, 0)
+		var broken atomic.Bool
+		s.list = func(after ganbauth.Expiry) ([]ganbauth.Expiry, error) {
+			switch {
+			case broken.Load() && !after.At.IsZero():
+				return nil, errUnlistable
+			case broken.Load():
+				return nil, nil
+			}
+			return o.store.ExpiringAfter(t.Context(), after, time.Now().Add(24*time.Hour), 100)
+		}
+		end := o.keepAlive(o.kitOn(s))
+		time.Sleep(10 * time.Minute) // it has seen what there is
+		broken.Store(true)
+		time.Sleep(10 * time.Minute)
+		require.ErrorIs(t, end(), context.Canceled)
+		require.Contains(t, o.log.String(), `msg="ganbauth: tokens are not kept alive"`)
+	})
 	inWatchedOffice(t, "while the bank is away, nothing of its own", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
 		o.connect(20, 0)
 		time.Sleep(45 * time.Minute)
@@ -570,13 +603,15 @@ func TestKeepAliveWarnsOfTheRate(t *testing.T) {
 		require.NotContains(t, o.log.String(), "level=WARN")
 	})
 	inWatchedOffice(t, "not of a token whose expiry is not known", ganbtest.Options{}, func(t *testing.T, o *keptOffice, s *watchedStore) {
-		token := o.bank.Token()
-		token.ExpiresAt, token.IssuedAt = time.Time{}, time.Time{} // another SDK's
 		kit := o.kitOn(s)
-		require.NoError(t, kit.SetToken(t.Context(), "user", token))
+		for u := range 100 {
+			token := o.bank.Token()
+			token.ExpiresAt, token.IssuedAt = time.Time{}, time.Time{} // another SDK's
+			require.NoError(t, kit.SetToken(t.Context(), fmt.Sprint(u), token))
+		}
 		end := o.keepAlive(kit)
-		time.Sleep(2 * time.Minute)
-		require.Equal(t, 1, o.bank.Refreshes())
+		time.Sleep(4 * time.Minute)
+		require.Equal(t, 100, o.bank.Refreshes())
 		require.NotContains(t, o.log.String(), "level=WARN")
 		require.ErrorIs(t, end(), context.Canceled)
 	})
@@ -1068,4 +1103,27 @@ func (l *keyLocker) Lock(ctx context.Context, key string) (func(), error) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// secondLook is a store whose tokens are gone when they are loaded for the second time.
+type secondLook struct {
+	ganbauth.TokenStore
+	mu     sync.Mutex
+	looks  map[string]int
+	leaves bool
+}
+
+func (s *secondLook) Load(ctx context.Context, key string) (*ganbauth.Token, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.looks[key]++; s.leaves && s.looks[key] == 2 {
+		if err := s.Delete(ctx, key); err != nil {
+			return nil, err
+		}
+	}
+	return s.TokenStore.Load(ctx, key)
+}
+
+func (s *secondLook) Expiring(ctx context.Context, before time.Time) ([]string, error) {
+	return s.TokenStore.(ganbauth.ExpiryLister).Expiring(ctx, before)
 }
