@@ -130,7 +130,7 @@ func buriedSQL(recorded int, age time.Duration) string {
 }
 
 // seconds rounds up: no token goes early.
-func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
+func seconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }
 
 // isDuplicate reports whether a row of the key is there already.
 func isDuplicate(err error) bool {
