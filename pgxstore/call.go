@@ -1,6 +1,7 @@
 package pgxstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,10 +71,7 @@ func read[T any](ctx context.Context, s *Store, fn statement[T]) (value T, err e
 	stop := context.AfterFunc(ctx, leave)
 	defer stop()
 	value, err = run(bounded, waiting, s, fn)
-	if err != nil && ctx.Err() != nil {
-		err = ctx.Err()
-	}
-	return value, err
+	return value, cmp.Or(ctx.Err(), err)
 }
 
 // pulse knows whether a process is busy: steadyBeats reads in a row have been answered, each

@@ -150,7 +150,8 @@ func TestBusyReads(t *testing.T) {
 	config, err := pgxpool.ParseConfig(strings.Replace(dsn, server.Addr, proxy.Addr, 1) + "&pool_max_conns=1")
 	require.NoError(t, err)
 	var hook func()
-	config.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { hook(); return true, nil }
+	var waiting context.Context
+	config.PrepareConn = func(ctx context.Context, _ *pgx.Conn) (bool, error) { waiting = ctx; hook(); return true, nil }
 	p, err := pgxpool.NewWithConfig(t.Context(), config)
 	require.NoError(t, err)
 	s := pgxstore.New(p, pgxstore.Options{})
@@ -160,15 +161,24 @@ func TestBusyReads(t *testing.T) {
 
 	busy := func(ctx context.Context) error {
 		pgxstore.Busy(s)
-		_, err := s.Load(ctx, "k")
+		token, err := s.Load(ctx, "k")
+		if err == nil {
+			require.Equal(t, "a", token.AccessToken)
+		}
 		return err
 	}
 	here := goroutine()
 	hook = func() { require.Equal(t, here, goroutine()) }
-	require.NoError(t, busy(t.Context()))
+	ctx := &waited{Context: t.Context(), done: make(chan struct{})}
+	require.NoError(t, busy(ctx))
+	require.Zero(t, ctx.waits, "nothing is left at a context that lives for long")
+	require.Error(t, waiting.Err(), "nor behind it")
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, busy(gone), context.Canceled)
+	hook = func() { require.NotEqual(t, here, goroutine(), "a read without an answer") }
+	_, err = s.Load(t.Context(), "k")
+	require.NoError(t, err)
 
 	hook = func() {}
 	conn, err := p.Acquire(t.Context())
@@ -197,6 +207,22 @@ func TestBusyReads(t *testing.T) {
 	require.Eventually(t, func() bool { return busy(t.Context()) == nil }, 10*time.Second, 10*time.Millisecond)
 	hook = func() { panic("a hook") }
 	require.ErrorContains(t, busy(t.Context()), "pgxstore: load: panic: a hook")
+}
+
+// waited counts what waits for its end, which never comes.
+type waited struct {
+	context.Context
+	done  chan struct{}
+	waits int
+}
+
+func (w *waited) Done() <-chan struct{} { return w.done }
+
+func (w *waited) Value(any) any { return nil }
+
+func (w *waited) AfterFunc(func()) (stop func() bool) {
+	w.waits++
+	return func() bool { w.waits--; return true }
 }
 
 // goroutine names the goroutine that calls it.
