@@ -428,17 +428,6 @@ func TestClientThatMayNotSend(t *testing.T) {
 	require.Equal(t, 500, ganbauth.StatusCode(err))
 }
 
-// A kit that New did not make answers 500, to what looks like a callback as well.
-func TestKitThatNewDidNotMake(t *testing.T) {
-	for _, kit := range []*ganbauth.Kit{nil, new(ganbauth.Kit)} {
-		for _, target := range []string{"/p", "/bank/callback?state=x"} {
-			w := httptest.NewRecorder()
-			kit.RequireToken(nil).ServeHTTP(w, mustRequest("GET", target))
-			require.Equal(t, 500, w.Code, target)
-		}
-	}
-}
-
 func TestErrUnavailable(t *testing.T) {
 	down := errors.New("down")
 	err := fmt.Errorf("x: %w", ganbauth.Unavailable(down))

@@ -373,11 +373,13 @@ func TestZeroKit(t *testing.T) {
 				kit.RequireToken(next), kit.RequireScopes("x")(next), kit.LoginHandler(), kit.CallbackHandler(), kit.LogoutHandler(), kit.StatusHandler(),
 			} {
 				for _, hdr := range []http.Header{navigate, program} {
-					w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil)
-					r.Header = hdr
-					h.ServeHTTP(w, r)
-					require.Equal(t, 500, w.Code)
-					require.NotContains(t, w.Body.String(), "login_url")
+					for _, target := range []string{"/", "/bank/callback?state=x"} {
+						w, r := httptest.NewRecorder(), httptest.NewRequest("GET", target, nil)
+						r.Header = hdr
+						h.ServeHTTP(w, r)
+						require.Equal(t, 500, w.Code, target)
+						require.NotContains(t, w.Body.String(), "login_url")
+					}
 				}
 			}
 			_, err := kit.Check(httptest.NewRequest("GET", "/", nil))
