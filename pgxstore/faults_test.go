@@ -89,6 +89,35 @@ func TestMigrateFails(t *testing.T) {
 	require.ErrorContains(t, waiting.Migrate(t.Context()), "lock timeout")
 }
 
+// What Migrate has added is not taken for done before it has seen it.
+func TestMigrateCannotSeeWhatItDid(t *testing.T) {
+	_, dsn := testenv.Postgres(t)
+	config, err := pgxpool.ParseConfig(dsn)
+	require.NoError(t, err)
+	config.ConnConfig.Tracer = &lastLook{}
+	p, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(p.Close)
+	require.ErrorIs(t, pgxstore.New(p, pgxstore.Options{}).Migrate(t.Context()), context.Canceled)
+}
+
+// lastLook ends the second statement that looks for the indexes, before it is sent.
+type lastLook struct{ looks int }
+
+func (l *lastLook) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(data.SQL, "pg_index") {
+		l.looks++
+		if l.looks == 2 {
+			ended, cancel := context.WithCancel(ctx)
+			cancel()
+			return ended
+		}
+	}
+	return ctx
+}
+
+func (*lastLook) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
 // A hook of the application's pool panics, or ends its goroutine. The call has an error, and
 // the process lives.
 func TestHooksOfThePool(t *testing.T) {
@@ -175,6 +204,7 @@ func TestBusyReads(t *testing.T) {
 	require.Error(t, waiting.Err(), "nor behind it")
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
+	hook = func() { t.Error("a connection for a caller that has gone") }
 	require.ErrorIs(t, busy(gone), context.Canceled)
 	hook = func() { require.NotEqual(t, here, goroutine(), "a read without an answer") }
 	_, err = s.Load(t.Context(), "k")

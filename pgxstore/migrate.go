@@ -61,17 +61,17 @@ func (s *Store) Migrate(ctx context.Context) error {
 				return err
 			}
 		}
-		if table && indexes {
+		if indexes {
 			return nil
 		}
 		if _, err := tx.Exec(ctx, Schema, pgx.QueryExecModeSimpleProtocol); err != nil {
 			return err
 		}
-		err := tx.QueryRow(ctx, stateSQL).Scan(&table, &indexes, &columns)
-		if err == nil && !indexes { // CREATE INDEX IF NOT EXISTS looks at names alone
-			err = errors.New("an index of another table has the name of one of ganbauth_tokens: rename it")
+		if err := tx.QueryRow(ctx, stateSQL).Scan(&table, &indexes, &columns); err != nil || indexes {
+			return err
 		}
-		return err
+		// CREATE INDEX IF NOT EXISTS looks at names alone.
+		return errors.New("an index of another table has the name of one of ganbauth_tokens: rename it")
 	})
 	if err != nil {
 		return fmt.Errorf("pgxstore: migrate: %w", err)
